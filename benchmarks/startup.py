@@ -1,0 +1,48 @@
+"""Processor time of the commands that a person waits for, as multiples of `python -c pass`.
+
+    python -m benchmarks.startup
+
+It makes a run of 12 trials and starts each command three times; the least time counts. Prints a Markdown table.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sweep.base.config import ROOT
+from tests.support.synthetic_run import make_run
+
+TIMES = 3
+WITH_HELP = ("", "run", "status", "summary", "report", "compare", "explain", "studies", "wandb", "rerun", "capacity")
+
+
+def processor_seconds(arguments: list[str]) -> float:
+    """Return the least user and system time of a command and its children, in seconds."""
+    times = []
+    for _ in range(TIMES):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = str(make_run(Path(folder) / "run", replicates=3, batches=(1, 8), workloads=("qa", "reasoning")).out)
+        commands = {"`import llm_sweep`": ["-c", "import llm_sweep"]}
+        for name in WITH_HELP:
+            commands[" ".join(filter(None, ("`sweep", name, "--help`")))] = ["-m", "sweep", *name.split(), "--help"]
+        commands["`sweep status RUN`"] = ["-m", "sweep", "status", run]
+        commands["`sweep summary RUN`"] = ["-m", "sweep", "summary", run]
+        bare = processor_seconds(["-c", "pass"])
+        print(f"| command | CPU, s | × `python -c pass` ({bare:.3f} s) |\n|---|---|---|")
+        for name, arguments in commands.items():
+            seconds = processor_seconds(arguments)
+            print(f"| {name} | {seconds:.2f} | {seconds / bare:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
