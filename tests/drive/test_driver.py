@@ -209,7 +209,7 @@ def test_a_loss_runs_again_what_has_no_row_and_only_that(tmp_path):
 def test_trials_of_a_launch_that_is_given_up_count_as_done(tmp_path, first):
     """None of them is retried any more, whether it failed before the launch was lost again and again, or with it."""
     executor = Scripted({"a": [[first, Lost("node died")]] + [[Lost("node died")]] * 20})
-    _, ledger = drive(make_plan(deployment("a", ["1", "2"])), tmp_path, executor)
+    _, ledger = drive(make_plan(deployment("a", ["1", "2"]), retry="in_run"), tmp_path, executor)
     assert executor.driver.states["a"].stage is Stage.GIVEN_UP
     assert set(outcomes(ledger).values()) == {"invalid"}
     assert executor.driver.display.counts() == "2/2"
