@@ -133,10 +133,25 @@ def _text_lines(path: Path) -> Iterator[FileRow]:
     return ({"prompt": line} for line in _lines(path) if line.strip())
 
 
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice, so that a reader would silently drop one of its values."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> FileRow:
+    """Return a JSON object from its keys and values. Raises RepeatedKeyError."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise RepeatedKeyError(f"key {shortened(repeated)} occurs twice in an object; expected different names")
+    return content
+
+
 def _json_lines(path: Path) -> Iterator[FileRow]:
     for number, line in enumerate(_lines(path), 1):
         try:
-            row = json.loads(line) if line.strip() else {}
+            row = json.loads(line, object_pairs_hook=_distinct) if line.strip() else {}
+        except RepeatedKeyError as error:
+            raise ValueError(f"line {number}: {error}") from None
         except (ValueError, RecursionError):  # also for a number of thousands of digits
             row = None
         yield from [_mapping(row, f"line {number}")] if row != {} else []
@@ -148,7 +163,7 @@ def _lines(path: Path) -> list[str]:
 
 def _json(path: Path) -> Iterator[FileRow]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig") or "[]")
+        content = json.loads(path.read_text(encoding="utf-8-sig") or "[]", object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error}); expected a list of mappings") from None
     if not isinstance(content, list):
@@ -164,6 +179,10 @@ def _mapping(entry: Any, where: str) -> FileRow:
 
 def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        if delimiter not in header and ";" in header:  # as spreadsheets write where a comma marks decimals
+            delimiter = ";"
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)  # strict: an open quote would hide rows
         number = 0
         try:

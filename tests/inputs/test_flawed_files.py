@@ -66,6 +66,7 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
     ("hole.csv", "prompt,output_tokens\na b c,4.0\nd e f g,\n", "workload.skip_unsendable=true", COUNTED[:1]),
     ("nan.jsonl", '{"prompt": "a b c", "output_tokens": NaN}\n', "workload.output_tokens=4", COUNTED[:1]),
     ("bom.csv", "\ufeffprompt,output_tokens\na b c,4\nd e f g,5\n", "", COUNTED),
+    ("semicolons.csv", "prompt;output_tokens\na b c;4\nd e f g;5\n", "", COUNTED),
     ("json.csv", JSON_CELLS, "", CHATS),
     ("json.parquet", JSON_CELLS, "", CHATS),
     ("python.csv", PYTHON_CELLS, "", CHATS),
@@ -152,6 +153,8 @@ ONE = '{"prompt": "a"}\n'
             "workload.output_tokens=4",
             "row 2: unexpected end of data; expec",
         ),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}\n', "workload.output_tokens=4", "line 1: key prompt occurs twice"),
+        ("p.json", '[{"prompt": "a", "prompt": "b"}]', "workload.output_tokens=4", "key prompt occurs twice in an objec"),
         ("p.csv", "prompt,prompt\na,b\n", "workload.output_tokens=4", "column prompt occurs twice; expected different"),
         (
             "m.jsonl",
