@@ -270,7 +270,7 @@ def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
 NOT_OF_A_ROW = {
     *("name", "out", "cluster", "tracking", "baseline", "replicates", "dry_run", "details", "fresh", "relock"),
     *("retry", "retry_failed", "patience", "durations", "study_differences", "attempts", "deadline", "relaunch"),
-    *("slo", "percentiles", "metrics", "cache_dir"),
+    *("form", "slo", "percentiles", "metrics", "cache_dir"),
 }
 
 
@@ -290,6 +290,7 @@ class Settings(Strict):
     baseline: dict[str, Any] | None = None
     replicates: int = Field(default=1, gt=0, le=10_000)
     seed: NonNegativeInt = 0
+    form: Literal["default", "published"] = "default"
     dry_run: bool = False
     details: bool = False
     fresh: bool = False

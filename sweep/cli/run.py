@@ -111,6 +111,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
         pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
         check_disk(settings, pending.runnable, nodes)
         print_plan(console, plan, pending, nodes, details=True)
+        _print_findings(console, plan)
         if settings.details:
             for line in point_details(plan):
                 console.print(line, markup=False, soft_wrap=True)
@@ -146,6 +147,14 @@ def _halted_by_full_disk(out: Path) -> Iterator[None]:
         if error.errno not in DISK_FULL:
             raise
         raise Halted(f"{os.strerror(error.errno)}: {error.filename or out}") from error
+
+
+def _print_findings(console: Console, plan: Plan) -> None:
+    """Print how many findings of its study the plan can decide."""
+    from analysis.studies.decidable import decidable_findings  # imports pandas, which a command may not need
+
+    if findings := decidable_findings(plan):
+        console.print(findings, markup=False, soft_wrap=True)
 
 
 class Planned(NamedTuple):
@@ -230,6 +239,8 @@ def _run_locked(
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
     print_plan(console, plan, pending, nodes, details=False)
+    if pending.launches:
+        _print_findings(console, plan)
     write_plan(paths, plan.entries(command))
     tracker = _tracker(plan.settings, paths) if pending.launches else None
     result = _drive(plan, pending, paths, ledger, nodes, console, tracker)

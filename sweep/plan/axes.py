@@ -34,6 +34,7 @@ class PlanSpec(Strict):
     when: dict[str, Assignments] = Field(default_factory=dict, description="{key: {axis: value}}")
     exclude: list[Assignments] = Field(default_factory=list, description="[{axis: value}]")
     without_gpu: Assignments = Field(default_factory=dict, description="{key: value}")
+    published: Assignments = Field(default_factory=dict, description="{key: value}")
 
     @field_validator("zip", mode="before")
     @classmethod
@@ -65,12 +66,8 @@ class PlanSpec(Strict):
         for where, key in keys:
             if not is_point_key(key):
                 raise ConfigError(f"{under}{where}.{key}: expected a key of {', '.join(POINT_GROUPS)}")
-        replaceable = {*FORMS, *Settings.model_fields} - {"without_gpu", *RUN_GROUPS}
-        for key in self.without_gpu:
-            if key not in replaceable and not is_point_key(key):
-                raise one_of("without_gpu", key, {*POINT_GROUPS, *replaceable})
-        if self.without_gpu:
-            PlanSpec.parse({key: self.without_gpu[key] for key in FORMS if key in self.without_gpu}, "without_gpu.")
+        for form, replacements in (("without_gpu", self.without_gpu), ("published", self.published)):
+            _check_replacements(form, replacements)
 
     def values(self) -> dict[str, list[Any]]:
         """Return each axis with all its values."""
@@ -135,6 +132,16 @@ class PlanSpec(Strict):
             steps[entry.step] = {**(steps[parent] if parent else {}), **entry.set}
             previous = entry.step
             yield {"ladder": entry.step, "ladder_parent": parent, **steps[entry.step]}
+
+
+def _check_replacements(form: str, replacements: Assignments) -> None:
+    """Raise ConfigError for a form's key that no experiment has, or a value that does not fit the key."""
+    replaceable = {*FORMS, *Settings.model_fields} - {"without_gpu", "published", "form", *RUN_GROUPS}
+    for key in replacements:
+        if key not in replaceable and not is_point_key(key):
+            raise one_of(form, key, {*POINT_GROUPS, *replaceable})
+    if replacements:
+        PlanSpec.parse({key: replacements[key] for key in FORMS if key in replacements}, f"{form}.")
 
 
 FORMS = {key: str(field.description) for key, field in PlanSpec.model_fields.items()}

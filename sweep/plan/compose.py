@@ -99,8 +99,12 @@ def compose_run(
         settings=_interpolated(_with_typed({key: base[key] for key in base if key in Settings.model_fields}, line)),
     )
     hardware = _hardware(request.settings, find_hardware, composer)
+    if request.settings["form"] == "published":
+        if not before.published:
+            raise ConfigError("form=published: the experiment has no separate published form; expected default")
+        _replace_keys(request, line, before.published)
     if hardware.platform == "cpu":
-        _without_gpu(request, line)
+        request.replaced += _replace_keys(request, line, before.without_gpu)
         _replace_unreachable("model", request, line, composer.options, obstacle)
     _replace_unreachable("workload", request, line, composer.options, obstacle)
     if any(map(is_point_key, line.typed)):
@@ -276,17 +280,18 @@ def _with_typed(settings: Mapping[str, Any], line: CommandLine) -> dict[str, Any
     return config
 
 
-def _without_gpu(request: _Request, line: CommandLine) -> None:
-    """Apply the plan's `without_gpu`, except to keys that the user typed; record each replacement as text."""
+def _replace_keys(request: _Request, line: CommandLine, replacements: Assignments) -> list[str]:
+    """Replace keys of the experiment, except those that the user typed; return each replacement as text."""
     plan = request.plan
     grid, parts = dict(plan.grid), plan.model_dump(exclude_unset=True)
+    replaced = []
 
     def put(target: dict[str, Any], key: str, value: Any) -> None:
         before = f" instead of {_in_sentence(target[key])}" if target.get(key) else ""
-        request.replaced.append(f"{key}: {_in_sentence(value)}{before}")
+        replaced.append(f"{key}: {_in_sentence(value)}{before}")
         target[key] = value
 
-    for key, value in plan.without_gpu.items():
+    for key, value in replacements.items():
         if key == "grid":
             for axis in value:
                 if axis not in line.typed:
@@ -299,11 +304,12 @@ def _without_gpu(request: _Request, line: CommandLine) -> None:
             put(parts, key, value)
         elif is_point_key(key):
             request.scalars[key] = value
-            request.replaced.append(f"{key}: {in_words(value)}")
+            replaced.append(f"{key}: {in_words(value)}")
         else:
             put(request.settings, key, value)
-    in_step = PlanSpec.parse({key: parts[key] for key in ("zip", "ladder") if key in plan.without_gpu}).values()
+    in_step = PlanSpec.parse({key: parts[key] for key in ("zip", "ladder") if key in replacements}).values()
     request.plan = PlanSpec.parse({**parts, "grid": {axis: grid[axis] for axis in grid if axis not in in_step}})
+    return replaced
 
 
 def _in_sentence(value: Any) -> str:

@@ -104,6 +104,17 @@ def test_the_command_line_goes_before_the_experiment_and_its_form_without_gpu():
     assert {point["model"]["name"] for point in composition.points} == {"tiny-llama"}
 
 
+def test_a_published_form_replaces_what_the_user_did_not_type(experiment):
+    text = "replicates: 3\npublished: {replicates: 1, workload.num_requests: 60}"
+    assert experiment(text).settings.replicates == 3
+    published = experiment(f"form: published\n{text}")
+    assert published.settings.replicates == 1
+    assert published.points[0]["workload"]["num_requests"] == 60
+    assert published.replaced == []
+    with pytest.raises(ConfigError, match="form=published: the experiment has no separate published form"):
+        composed("form=published")
+
+
 def test_a_flag_that_is_not_in_the_yaml_passes_through():
     composition = composed("backend=vllm", "backend.flags.max-num-seqs=7")
     assert composition.points[0]["backend"]["flags"]["max-num-seqs"] == 7
@@ -343,6 +354,7 @@ def experiment(tmp_path):
         ("without_gpu: {replicats: 1}", "without_gpu=replicats: unknown; did you mean replicates?"),
         ("without_gpu: {grid: {lod.batch_size: [1]}}", "without_gpu.grid.lod.batch_size: expected a key of backend,"),
         ("without_gpu: {without_gpu: {}}", "without_gpu=without_gpu: unknown; expected: "),
+        ("published: {form: published}", "published=form: unknown; expected: "),
         ("without_gpu: {zip: 3}", "without_gpu.zip=3: expected {axis: values}, or a list of such mappings"),
         ("when: {load.batch_sise: {load: b}}\ngrid: {load.batch_size: [1]}", "when.load.batch_sise: not an axis of"),
         ("exclude: [{backend: vlm}]", "backend=vlm: unknown; did you mean vllm?"),

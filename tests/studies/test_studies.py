@@ -145,10 +145,18 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
 }
 
 
+@pytest.mark.parametrize(("form", "decided"), [("default", "15 of"), ("published", "5 of")])
+def test_a_plan_says_how_many_findings_it_can_decide(plan, form, decided):
+    *_, line = plan("+experiment=completion_batches", "hardware=a100-80g", f"form={form}")
+    assert line.startswith(f"this plan can decide {decided} the study's 15 findings")
+    assert ("not vllm-fastest-at-batch-1" in line) is (form == "published")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "hardware"), PUBLISHED)
 def test_the_published_form_is_what_the_study_says(plan, experiment, hardware):
-    output = "\n".join(plan(f"+experiment={experiment}", f"hardware={hardware}", "details=true"))
+    form = ["form=published"] if experiment == "completion_batches" else []
+    output = "\n".join(plan(f"+experiment={experiment}", f"hardware={hardware}", "details=true", *form))
     assert [text for text in PUBLISHED[experiment, hardware] if text not in output] == []
     assert "is 1 batch" not in output
 
