@@ -29,6 +29,7 @@ import psutil
 from benchmarks.documents import markdown_table, publish
 from benchmarks.memory import peak_memory
 from sweep.base.config import ROOT
+from sweep.client.wire import LARGEST_EVENT
 from tests.support.gateway_stand import STREAM_HEAD, Received, Script, chunked, engine
 
 LIMIT = 1_000_000_000  # bytes
@@ -118,8 +119,8 @@ def endless_event(folder: Path) -> Peaks:
 
 
 def nested_event(folder: Path) -> Peaks:
-    """Events of 15 MiB: five million empty lists."""
-    event = b'data: {"choices": [' + b"[]," * (5 * MIB) + b"[]]}\n\n"
+    """Events just below the largest size, of more than a million empty lists."""
+    event = b'data: {"choices": [' + b"[]," * (LARGEST_EVENT // 3 - 20) + b"[]]}\n\n"
     return endpoint(folder, lambda connection: _stream(connection, iter([event] * 4)))
 
 

@@ -34,7 +34,8 @@ def _complete_points(plan: Plan, study: Study) -> pd.DataFrame:
     """Return the planned points that can run, with 1 for every quantity that a finding or the study's table uses."""
     quantities = {finding.check.column for finding in study.findings if finding.check.column}
     quantities |= {"memory_mean_bytes", "output_throughput", "peak_output_throughput"}
-    ends = ("new_launch_low", "new_launch_high") if plan.settings.replicates >= FEWEST_REPLICATES else ("ci_low", "ci_high")
+    interval = "new_launch_" if plan.settings.replicates >= FEWEST_REPLICATES else "ci_"
+    ends = (f"{interval}low", f"{interval}high")
     columns = [*quantities, *(f"{quantity}_{end}" for quantity in quantities for end in ends)]
     points = [
         {

@@ -54,7 +54,7 @@ PATHS: dict[str, str] = {
     **{name: dialect.path for name, dialect in TYPED_DIALECTS.items()},
     "tgi": "/generate_stream",
 }
-LARGEST_EVENT = 16 << 20  # bytes; if an event is longer, the answer is not a token stream
+LARGEST_EVENT = 4 << 20  # bytes, as of an event that repeats the ids of a prompt; more is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message that are kept in an error
 MOST_MODELS, LONGEST_MODEL = 8, 200  # maximum model names stored for an answer, and characters of each
 ENDLESS = 4, 64  # an answer is endless above this multiple of the requested tokens, and this number of token events

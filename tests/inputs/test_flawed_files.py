@@ -154,7 +154,12 @@ ONE = '{"prompt": "a"}\n'
             "row 2: unexpected end of data; expec",
         ),
         ("p.jsonl", '{"prompt": "a", "prompt": "b"}\n', "workload.output_tokens=4", "line 1: key prompt occurs twice"),
-        ("p.json", '[{"prompt": "a", "prompt": "b"}]', "workload.output_tokens=4", "key prompt occurs twice in an objec"),
+        (
+            "p.json",
+            '[{"prompt": "a", "prompt": "b"}]',
+            "workload.output_tokens=4",
+            "key prompt occurs twice in an objec",
+        ),
         ("p.csv", "prompt,prompt\na,b\n", "workload.output_tokens=4", "column prompt occurs twice; expected different"),
         (
             "m.jsonl",
