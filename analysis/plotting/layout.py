@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from analysis.headline import ASKED
 from analysis.load import Run
@@ -19,6 +19,7 @@ from analysis.statistics.standings import Standing
 from analysis.summary import key_columns
 from sweep.base.config import one_of
 from sweep.base.records import LOAD_COLUMNS
+from sweep.base.setting_labels import as_typed
 
 OF_STEP = ("backend", "gateway")  # prefixes of the keys that a ladder's steps set
 MOST_LINES = 21  # distinguishable by colour, marker and dash
@@ -35,7 +36,7 @@ def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
         by_step = points.groupby("ladder", dropna=False)
         varying = [key for key in varying if key.split(".")[0] not in OF_STEP or _differs(by_step[key])]
     x = _x_column(points, varying) if by is None else by
-    numeric = [key for key in varying if is_numeric_dtype(points[key])]
+    numeric = [key for key in varying if _is_number(points[key])]
     if by is not None and by not in numeric:
         raise one_of("by", by, numeric)
     if x in LOAD_COLUMNS:
@@ -47,7 +48,7 @@ def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
     zipped = [
         key
         for key in varying
-        if by_x is not None and key != x and is_numeric_dtype(points[key]) and _follows(points, key, by_x, x)
+        if by_x is not None and key != x and _is_number(points[key]) and _follows(points, key, by_x, x)
     ]
     rest = [key for key in varying if key != x and key not in zipped and not _of_workload(points, key)]
     of_task = [key for key in rest if key.split(".")[0] in ASKED]
@@ -68,6 +69,11 @@ def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
         zipped=zipped,
         coloured=_coloured_lines(points, lines, run.baseline),
     )
+
+
+def _is_number(values: "pd.Series[Any]") -> bool:
+    """Return whether a column holds numbers; switches, which are on or off, are none."""
+    return is_numeric_dtype(values) and not is_bool_dtype(values)
 
 
 def _follows(points: pd.DataFrame, key: str, by_x: Any, x: str | None) -> bool:
@@ -106,7 +112,7 @@ def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
     numeric = [
         key
         for key in varying
-        if is_numeric_dtype(points[key])
+        if _is_number(points[key])
         and points[key].nunique() > 1
         and not _of_workload(points, key)
         and (key in LOAD_COLUMNS or not _differs(points[key].isna().groupby([points["workload"], points["load"]])))
@@ -147,8 +153,8 @@ def _names(points: pd.DataFrame, columns: list[str], first: str) -> list[str]:
     prefixes = ["" if key == "ladder" else f"{spaced(key)}=" for key in columns]
 
     def name(values: Iterable[Any]) -> str:
-        parts = [f"{prefix}{value}" for prefix, value in zip(prefixes, values, strict=True) if pd.notna(value)]
-        return ", ".join(parts)
+        settings = [(prefix, value) for prefix, value in zip(prefixes, values, strict=True) if pd.notna(value)]
+        return ", ".join(f"{prefix}{as_typed(value)}" for prefix, value in settings)
 
     rest = map(name, points[columns].astype(object).itertuples(index=False, name=None))
     return [", ".join(filter(None, (str(value), suffix))) for value, suffix in zip(points[first], rest, strict=True)]

@@ -52,14 +52,16 @@ def _differs(settings: Sequence[Coordinates], key: str) -> bool:
     return _kinds(settings, [key]) > 1
 
 
+def as_typed(value: Any) -> str:
+    """Return a setting's value as a user types it: `true`, not `True`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:
     """Return `name=value` for each key that is set; for a ladder's step, only its name."""
     shared = Counter(map(short, keys))
-    return [
-        str(settings[key]) if key == LADDER else f"{short(key) if shared[short(key)] == 1 else key}={settings[key]}"
-        for key in keys
-        if settings.get(key) is not None
-    ]
+    names = {key: "" if key == LADDER else f"{short(key) if shared[short(key)] == 1 else key}=" for key in keys}
+    return [f"{name}{as_typed(settings[key])}" for key, name in names.items() if settings.get(key) is not None]
 
 
 def dotted(config: Mapping[str, Any]) -> dict[str, Any]:

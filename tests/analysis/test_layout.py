@@ -55,6 +55,11 @@ def test_an_axis_crossed_with_a_ladder_keeps_its_name(tmp_path: Path) -> None:
     ]
 
 
+def test_a_switch_is_part_of_a_line_and_no_axis(tmp_path: Path) -> None:
+    layout = layout_of(run_of(tmp_path, [{"backend.flags.enforce-eager": eager} for eager in (True, False)]))
+    assert (layout.x, layout.lines) == (None, ["vllm, enforce-eager=true", "vllm, enforce-eager=false"])
+
+
 def test_names_do_not_repeat_what_a_step_or_a_workload_sets(tmp_path: Path) -> None:
     """A ladder whose workloads have each a number of requests of their own, and whose last step sets a gateway."""
     points = [

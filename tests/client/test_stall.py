@@ -23,7 +23,7 @@ def test_an_engine_without_a_token_is_hung(tmp_path):
     began = time.monotonic()
     stalls = ("backend.faults={hang: 1.0}", "stall_timeout=1", "workload.output_tokens=4", "attempts=1")
     assert outcomes(tmp_path, *stalls) == (1, [["hung", "no token of any request for stall_timeout=1 s"]])
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60  # far below the default of 600 s; a busy machine takes a while to start
 
 
 def test_a_slow_trial_is_not_stalled(tmp_path):
