@@ -32,7 +32,7 @@ from backends.launch.engine_environment import ENGINE_ENVIRON, engine_environmen
 from backends.launch.gpus import find_gpu, gpus_show, used_memory
 from backends.prepare.fit import older
 from backends.tables.log_causes import cause_table
-from sweep.base.exits import Cause, Exit
+from sweep.base.exits import Blame, Cause, Exit
 from sweep.base.masking import masked, secret_values
 from sweep.base.records import API_VERSION, HTTP2_ONLY, Outcome, Proxy, proxy_of, tls_context, tls_remedy
 
@@ -158,7 +158,9 @@ class Engine:
             ending = f"exit status {self.exit_status}"
         reason = f"{message} ({ending})" if message else ending
         cause = self.backend.log.known_cause(message) or cause_table().find(ending)
-        return f"{reason}; {cause.remedy}" if cause and self.exit_status != -signal.SIGKILL else reason
+        if cause is None or (self.exit_status == -signal.SIGKILL and cause.whose != Blame.ITSELF):
+            return reason
+        return f"{reason}; {cause.remedy}"
 
     def words(self) -> str:
         """Return the engine's error message from its log."""

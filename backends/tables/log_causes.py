@@ -18,7 +18,7 @@ class KnownCause(Strict):
 
     cause: str
     words: str  # a regular expression
-    whose: Literal["engine", "user", "node", "outage", "memory"] = "engine"
+    whose: Literal["engine", "itself", "user", "node", "outage", "memory"] = "engine"
     remedy: str
 
 

@@ -57,8 +57,9 @@ class Cause(StrEnum):
 
 
 class Blame(StrEnum):
-    """Who caused a failure, if neither the engine nor an outage did."""
+    """Who caused a failure, if its signal or status alone would suggest another."""
 
+    ITSELF = "itself"  # the engine: its own watchdog killed it
     NODE = "node"  # part of the node is broken, or its memory for processes is full
     USER = "user"  # something is missing on the machine that its user can install
 

@@ -6,6 +6,7 @@ RULES defines what follows from an outcome; an Exit decides whose fault a failur
 | exit | a failed launch or trial | while a node is prepared |
 |---|---|---|
 | SIGKILL, SIGTERM; its supervisor was killed | surroundings: never final, not counted as a repetition | – |
+| likewise, but its log names its own watchdog (Blame.ITSELF) | engine: final once repeated | – |
 | a signal of ENGINE_SIGNALS | engine: final once repeated | – |
 | words of a broken node (Blame.NODE) | surroundings: the node is quarantined, not used again | an answer |
 | words of something that the user can fix (Blame.USER) | engine, never final | an answer, never final |
@@ -109,8 +110,8 @@ def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
 
 
 def was_killed(exit: Exit) -> bool:
-    """Return whether another process killed it: by a signal that programs do not raise themselves."""
-    return exit.signal is not None and exit.signal not in ENGINE_SIGNALS
+    """Return whether another program killed it: by a signal that programs do not raise themselves."""
+    return exit.signal is not None and exit.signal not in ENGINE_SIGNALS and exit.blames != Blame.ITSELF
 
 
 def is_outage(exit: Exit) -> bool:

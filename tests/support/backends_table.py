@@ -14,6 +14,7 @@ DOCUMENT = ROOT / "docs" / "backends.md"
 BEGIN, END = "<!-- {}: python -m tests.support.backends_table -->", "<!-- end of {} -->"
 FAULTS = {
     "engine": "the engine's, final once repeated",
+    "itself": "the engine's, also if it was killed",
     "user": "the engine's, never final: mend it and run the command again",
     "node": "the surroundings': another node",
     "outage": "the surroundings': later",
