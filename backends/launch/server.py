@@ -158,7 +158,7 @@ class Engine:
             ending = f"exit status {self.exit_status}"
         reason = f"{message} ({ending})" if message else ending
         cause = self.backend.log.known_cause(message) or cause_table().find(ending)
-        if cause is None or (self.exit_status == -signal.SIGKILL and cause.whose != Blame.ITSELF):
+        if cause is None or (self.exit_status == -signal.SIGKILL and cause.whose != Blame.ITSELF.value):
             return reason
         return f"{reason}; {cause.remedy}"
 
