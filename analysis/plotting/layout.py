@@ -36,7 +36,7 @@ def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
         by_step = points.groupby("ladder", dropna=False)
         varying = [key for key in varying if key.split(".")[0] not in OF_STEP or _differs(by_step[key])]
     x = _x_column(points, varying) if by is None else by
-    numeric = [key for key in varying if _is_number(points[key])]
+    numeric = [key for key in varying if _holds_numbers(points[key])]
     if by is not None and by not in numeric:
         raise one_of("by", by, numeric)
     if x in LOAD_COLUMNS:
@@ -48,7 +48,7 @@ def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
     zipped = [
         key
         for key in varying
-        if by_x is not None and key != x and _is_number(points[key]) and _follows(points, key, by_x, x)
+        if by_x is not None and key != x and _holds_numbers(points[key]) and _follows(points, key, by_x, x)
     ]
     rest = [key for key in varying if key != x and key not in zipped and not _of_workload(points, key)]
     of_task = [key for key in rest if key.split(".")[0] in ASKED]
@@ -71,7 +71,7 @@ def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
     )
 
 
-def _is_number(values: "pd.Series[Any]") -> bool:
+def _holds_numbers(values: "pd.Series[Any]") -> bool:
     """Return whether a column holds numbers; switches, which are on or off, are none."""
     return is_numeric_dtype(values) and not is_bool_dtype(values)
 
@@ -112,7 +112,7 @@ def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
     numeric = [
         key
         for key in varying
-        if _is_number(points[key])
+        if _holds_numbers(points[key])
         and points[key].nunique() > 1
         and not _of_workload(points, key)
         and (key in LOAD_COLUMNS or not _differs(points[key].isna().groupby([points["workload"], points["load"]])))

@@ -32,6 +32,7 @@ from sweep.base.exits import Outage
 from sweep.base.masking import masked_here, masked_message, secret_values
 from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
+from sweep.base.setting_labels import dotted
 from sweep.base.wording import count
 from sweep.cli.capacity import Search, all_claim_lines, check_search
 from sweep.cli.output import make_console
@@ -153,7 +154,23 @@ def _print_findings(console: Console, plan: Plan) -> None:
     """Print how many findings of its study the plan can decide."""
     from analysis.studies.decidable import decidable_findings  # imports pandas, which a command may not need
 
-    if findings := decidable_findings(plan):
+    configurations = [
+        [
+            {
+                **dotted(trial.config),
+                **trial.load_columns(),
+                **trial.coordinates,
+                "backend": deployment.backend.name,
+                "workload": trial.workload.name,
+            }
+            for trial, *_ in deployment.points()
+        ]
+        for deployment in plan.deployments
+        if not deployment.unavailable
+    ]
+    settings = plan.settings
+    findings = decidable_findings(settings.name, settings.hardware.name, settings.replicates, configurations)
+    if findings:
         console.print(findings, markup=False, soft_wrap=True)
 
 
