@@ -231,7 +231,7 @@ class Night:
             entry = json.loads(line)
             if entry["event"] == "text":
                 texts.add(entry)
-            elif entry["event"] == "trial" and entry["row"]["outcome"] in GOOD:
+            elif entry["event"] == "trial" and entry["row"]["outcome"] == "ok":
                 good[entry["row"]["trial_id"]] += 1
         rows = read_trials(paths.trials) if paths.trials.exists() else []
         measured = {row["trial_id"]: row for row in rows if row["outcome"] in GOOD}
