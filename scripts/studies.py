@@ -207,6 +207,7 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
         "are rough, so each run says how busy the machine was. The time of the launches runs from their submission",
         "to their end, with what had to be prepared first: environments, weights, references. Virtual cores differ",
         "by the hour: on these the main job once took a third longer.",
+        "Each block is what the commit named above it printed; later commits use other words and columns.",
         "`python scripts/studies.py` runs them all and writes this page.",
     )
     missing = [name for name in EXPERIMENTS if name not in runs and name not in earlier]
