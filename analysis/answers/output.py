@@ -59,7 +59,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("load", "the load chosen within an SLO", lambda row: row.configuration.load or None, kind="text"),
     Column("column", "the deciding column of trials.parquet", lambda row: row.answer.criterion.quantity.column),
     Column("value", "mean over the replicates", lambda row: row.configuration.figure.value, of_value="of `column`"),
-    view("figure", lambda row: figure(row.answer, row.configuration)),
+    view("value", lambda row: figure(row.answer, row.configuration)),
     Column("ci_low, ci_high", "95% interval for these launches", lambda row: row.ends[:2], of_value="of `column`"),
     Column(f"{NEW}_low, {NEW}_high", "95% interval for a new launch", lambda row: row.ends[2:], of_value="of `column`"),
     Column(
@@ -69,7 +69,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
         _headroom_cell,
         "share",
     ),
-    Column("best_over_it", BEST_OVER_IT, lambda row: row.configuration.ratio, _best_over_it, heading="best over it"),
+    Column("best_over_it", BEST_OVER_IT, lambda row: row.configuration.ratio, _best_over_it, heading="best / this"),
     Column(
         "best_over_it_ci_low, best_over_it_ci_high",
         "95% interval of that ratio, for all rivals at once",

@@ -70,7 +70,7 @@ def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
     columns = [
         view("task", lambda answer: answer.criterion.title, kind="text"),
         view("answer", _winner, kind="text"),
-        view("its figure", lambda answer: figure(answer, answer.best) if answer.best else NONE),
+        view("value", lambda answer: figure(answer, answer.best) if answer.best else NONE),
         view("headroom", best_headroom),
         view("runner-up", _runner_up, kind="text"),
         view("lead", lambda answer: advantage(answer, rival) if (rival := _rival(answer)) else NONE),
@@ -220,7 +220,7 @@ def _steady_figure(point: PointRow, name: str) -> str:
 def spread_table(results: RunResults) -> Table[Components] | None:
     """Return the main quantities' components of variance; None without replicates."""
     columns = [
-        view("figure", lambda spread: spread.quantity.short, kind="text"),
+        view("quantity", lambda spread: spread.quantity.short, kind="text"),
         view("trials", lambda spread: str(spread.trials)),
         view("launches", lambda spread: str(spread.launches)),
         view("nodes", lambda spread: str(spread.nodes)),

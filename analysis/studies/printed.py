@@ -22,7 +22,7 @@ JUDGED: tuple[Column[Judged], ...] = (
 )
 BESIDE: tuple[Column[Beside], ...] = (
     view("point", lambda figure: figure.point, **KEY),
-    view("figure", lambda figure: figure.column, **KEY),
+    view("quantity", lambda figure: figure.column, **KEY),
     view("published", lambda figure: _digits(figure.published)),
     view("× baseline", lambda figure: _digits(figure.published_ratio)),
     view("here", lambda figure: _digits(figure.measured)),
@@ -101,7 +101,7 @@ def run_parts(results: RunResults) -> list[Line | Table[Any]]:
 
 def repeated(study: Study, experiment: str) -> str:
     """Describe which part of a study an experiment repeats if the study published no values for it."""
-    return f"{experiment} repeats {study.without_figures[experiment]}. The study gives no figure or finding to compare."
+    return f"{experiment} repeats {study.without_figures[experiment]}. The study gives no value or finding to compare."
 
 
 def run_conditions(results: RunResults) -> str:

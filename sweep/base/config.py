@@ -224,7 +224,7 @@ class Durations(Strict):
 class CapacitySearch(Strict):
     """A search for the highest rate within the SLO, in place of a grid of loads."""
 
-    budget: float = Field(default=480.0, gt=0, allow_inf_nan=False)  # of measuring, s; typed as 90s, 8m or 2h
+    budget: float = Field(default=480.0, gt=0, allow_inf_nan=False)  # measuring time, s; typed as 90s, 8m or 2h
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -353,7 +353,7 @@ def cache_directory(setting: str | None) -> Path:
     """
     if setting:
         if any(len(os.fsencode(part)) > LONGEST_FOLDER_NAME for part in Path(setting).parts):
-            raise ConfigError(f"cache_dir={shortened(setting)}: a component has over {LONGEST_FOLDER_NAME} bytes")
+            raise ConfigError(f"cache_dir={shortened(setting)}: a folder name is over {LONGEST_FOLDER_NAME} bytes long")
         return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
 

@@ -1,4 +1,4 @@
-"""A search for a capacity: each probe is an ordinary trial, and the same command goes on from the rows."""
+"""A search for a capacity: each probe is an ordinary trial, and the same command continues from the rows."""
 
 import json
 import re
@@ -109,9 +109,9 @@ def check_search(plan: Plan) -> str:
     """Return the line that a plan has about its search. Raises ConfigError for what cannot be searched."""
     assert plan.settings.capacity is not None
     if plan.settings.replicates > 1:
-        raise ConfigError(f"replicates={plan.settings.replicates}: expected 1 for a capacity")
+        raise ConfigError(f"replicates={plan.settings.replicates}: expected 1 for a capacity search")
     if is_url(plan.settings.out):
-        raise ConfigError(f"out={plan.settings.out}: expected a folder for a capacity")
+        raise ConfigError(f"out={plan.settings.out}: expected a folder for a capacity search")
     for key in SEARCHED:
         axis = sorted({trial.coordinates[key] for trial in plan.trials if key in trial.coordinates})
         if len(axis) > 1:
@@ -119,31 +119,31 @@ def check_search(plan: Plan) -> str:
     for deployment in plan.deployments:
         if deployment.backend.launches:
             launched = f"backend={deployment.backend.name}: would be launched again for each probe"
-            raise ConfigError(f"{launched}; expected a running engine, backend=openai backend.url=URL, for a capacity")
+            raise ConfigError(f"{launched}; expected backend=openai backend.url=URL for a capacity search")
         for trial in deployment.trials:
             question_of(trial, plan.settings)
     budget = plan.settings.capacity.budget
-    longest = f"{duration_text(budget)} of measuring and {duration_text(OVERTIME * budget)} in all"
+    longest = f"{duration_text(budget)} of measurement and {duration_text(OVERTIME * budget)} in total"
     return f"capacity: {count(len(plan.trials), 'point')}, each at most {longest}; a probe is a trial"
 
 
 def claim_lines(claim: Claim) -> Iterator[str]:
     """Yield the claim, what limits it, and how sure it is: a line each."""
     low, high = number(claim.lower), number(claim.upper)
-    limit, sure = f"{claim.limit} is reached first" if claim.limit else "unknown", ""
+    limit, sure = f"{claim.limit} is exceeded first" if claim.limit else "unknown", ""
     match claim.status:
         case "impossible":
-            shown, limit = "none: a single request misses the bound", claim.limit
+            shown, limit = "none: a single request exceeds the bound", claim.limit
         case "above":
-            shown, limit = f"more than {low} requests/s", "no bound is met before the deployment is saturated"
+            shown, limit = f"more than {low} requests/s", "the deployment is saturated before any bound is exceeded"
         case "confirmed":
             shown, sure = f"{low} requests/s (between {low} and {high})", f"{RISK}; "
         case _:
             shown = f"between {low} and {high} requests/s" if claim.lower else "unknown"
             shown += f", at most {high} requests/s" if claim.upper and not claim.lower else ""
             sure = f"the search ended early: {claim.ended or 'its budget is spent'}; "
-    sure += f"of this launch while it was measured; {count(claim.probes, 'probe')}, {duration_text(claim.seconds)}"
-    yield from (f"capacity: {shown}", f"limit:    {limit}", f"how sure: {sure} of measuring")
+    sure += f"valid for this launch at this time; {count(claim.probes, 'probe')}, {duration_text(claim.seconds)}"
+    yield from (f"capacity: {shown}", f"limit:    {limit}", f"how sure: {sure} of measurement")
 
 
 def all_claim_lines(paths: RunPaths) -> list[str]:
@@ -170,7 +170,7 @@ def arguments_of_run(url: str, slo: str, budget: str, overrides: Sequence[str]) 
     if refused := sorted(typed & options.keys()):
         raise ConfigError(f"{refused[0]}: {options[refused[0]]}")
     if stored := [override for override in overrides if override.startswith("out=") and is_url(override[4:])]:
-        raise ConfigError(f"{stored[0]}: expected a folder for a capacity")
+        raise ConfigError(f"{stored[0]}: expected a folder for a capacity search")
     lengths = {} if "workload" in typed else LENGTHS
     keys = ENDPOINT | lengths | {"backend.url": url, "slo": slo, "out": folder_of("capacity", url)}
     keys |= {"capacity.budget": budget} | dict(override.split("=", 1) for override in overrides)

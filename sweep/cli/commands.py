@@ -36,9 +36,9 @@ usage: sweep COMMAND ...
 {choices}
 
 sweep COMMAND --help explains a command; sweep backends NAME lists the keys of a backend; sweep --version.
-Exit status: 0 finished; 1 finished, and trials failed; 2 bad input; 75 issue the same command again; 130 interrupted.
-Status 75 means that the run had to stop, or that the deadline left trials pending.
-sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
+Exit status: 0 finished; 1 finished, and trials failed; 2 bad input; 75 run the same command again; 130 interrupted.
+Status 75 means that the run had to stop, or that trials are pending after the deadline.
+sweep reissue ARGUMENTS runs sweep run ARGUMENTS, and runs it again after status 75."""
 RUN_HELP = "a results folder, its name under results/, or s3://bucket/run"
 NOT_JUDGED = 3  # exit status of `compare`: no --fail-if is met, and at least one could not be decided everywhere
 ARGUMENTS_OF_RUN = "[--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ..."
@@ -46,8 +46,8 @@ RUN = """\
 usage: sweep run {arguments}
 
 Runs an experiment, or without +experiment the single configuration of backend, model, workload and load. A list of
-values makes (or replaces) an axis. The same command again runs only what is not yet done. With dry_run=true the command
-prints the plan and starts nothing.
+values makes (or replaces) an axis. Running the same command again measures only what is not yet done. With dry_run=true
+the command prints the plan and starts nothing.
 
 {choices}
 
@@ -82,7 +82,7 @@ def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace
 def _printed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of a command that prints an Output, including its format and an optional file."""
     parser.add_argument("--format", metavar="FORMAT", default="text", help=f"{', '.join(FORMATS)}; default: text")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: print to standard output")
     options = _of_all_rows(parser, arguments)
     if options.format not in FORMATS:
         raise ConfigError(f"--format {options.format}: expected one of {', '.join(FORMATS)}")
@@ -152,7 +152,7 @@ def reissue(arguments: list[str]) -> int:
 
 
 def status(arguments: list[str]) -> int:
-    """Print what is done, what runs where, what failed and why, and how much time is left."""
+    """Print what is done, what is running where, what failed and why, and how much time is left."""
     parser = Parser(globals()["status"])
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--json", action="store_true", help="as JSON, for scripts")
@@ -172,13 +172,13 @@ def status(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary.
+    """Rebuild summary.csv, the charts and report.html of a run from its files, and print the summary.
 
     sweep report results/night
     sweep report s3://bucket/night --output night
     sweep report monday tuesday s3://bucket/wednesday --output week
 
-    For several runs it writes one report into FOLDER: the conclusion over all runs, their points in one figure, and
+    For several runs it writes one report into FOLDER: the conclusion over all runs, their points in one chart, and
     comparisons of the first run with every other run. With --metrics vllm it also prints what `vllm bench serve` would
     print: all points side by side, then each trial's block.
     """
@@ -237,10 +237,10 @@ def summary(arguments: list[str]) -> int:
     with an SLO, each at the load where it does best within the bounds.
     """
     parser = Parser(summary)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more runs")
     parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="ttft=200ms,tpot.p90=0.05s; default: the run's slo")
-    parser.add_argument("--table", action="store_true", help="show all points, with the figures that decide")
-    parser.add_argument("--all", action="store_true", help="show all figures, spreads, failures and warnings")
+    parser.add_argument("--table", action="store_true", help="show all points, with the columns that decide the answer")
+    parser.add_argument("--all", action="store_true", help="show all values, spreads, failures and warnings")
     options = _printed(parser, arguments)
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
@@ -273,21 +273,21 @@ def summary(arguments: list[str]) -> int:
 
 
 def capacity(arguments: list[str]) -> int:
-    """Find the highest request rate that a running endpoint holds within an SLO, with an interval and a stated risk.
+    """Find the highest request rate that a running endpoint sustains within an SLO, with an interval and a stated risk.
 
     sweep capacity http://127.0.0.1:8000 --slo ttft=500ms,tpot.p95=50ms workload.input_tokens=2000
 
-    A bound without a percentile is on p90. Each probe is a trial in a results folder; the same
-    command goes on where it was stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
+    A bound without a percentile applies to p90. Each probe is a trial in a results folder; the same
+    command continues where it stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
     """
     from sweep.cli.capacity import arguments_of_run
     from sweep.cli.run import run
     from sweep.disk.run_files import RunPaths
 
     parser = Parser(capacity)
-    parser.add_argument("url", metavar="URL", help="of a running engine")
+    parser.add_argument("url", metavar="URL", help="URL of a running engine")
     parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", required=True, help="ttft=500ms,tpot.p90=0.05s")
-    parser.add_argument("--budget", default="8m", help="of measuring: 90s, 20m, 2h (default: 8m)")
+    parser.add_argument("--budget", default="8m", help="measuring time, e.g. 90s, 20m or 2h (default: 8m)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, arguments = _config_dirs(arguments)
@@ -301,19 +301,19 @@ def capacity(arguments: list[str]) -> int:
 
 
 def quick(arguments: list[str]) -> int:
-    """Say in about two minutes what a running engine serves, how fast it is, and how much load it holds.
+    """Show in about two minutes what a running engine serves, how fast it is, and how much load it sustains.
 
     sweep quick                            the only server at a usual local port
     sweep quick http://127.0.0.1:8000 --slo ttft=500ms workload.input_tokens=2000
 
-    Without --slo the bounds are 1 s to the first token and 50 ms for each further one, or more where a single request
-    is slow. Each command measures anew and moves older results aside. Ctrl-C prints what is known so far.
+    Without --slo the bounds are 1 s to the first token and 50 ms for each further token, or more if a single request
+    is slow. Each run measures again and moves older results aside. Ctrl-C prints what has been measured so far.
     """
     from sweep.cli.quick import look
 
     parser = Parser(quick)
     parser.add_argument("words", metavar="[URL] [KEY=VALUE ...]", nargs="*", help="keys of sweep run")
-    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="as of sweep capacity")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="as for sweep capacity")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
     urls = [word for word in options.words if "://" in word.partition("=")[0]]
@@ -333,7 +333,7 @@ def rerun(arguments: list[str]) -> int:
 
     The row provides configuration, seeds, settings and the lockfile of the engine's environment. It runs without Ray in
     a separate folder; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced;
-    1 it differs, or has no result now; 2 bad input; 3 it is uncertain.
+    1 the result differs, or the trial has no result now; 2 bad input; 3 cannot tell.
     """
     parser = Parser(rerun)
     parser.add_argument("source", metavar="RUN#TRIAL", help="RUN#TRIAL, RUN, or a file with a capsule")
@@ -384,7 +384,7 @@ def wandb(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--project", help="default: the project that tracked the run, else sweep")
     parser.add_argument("--entity", help="team or user (default: the run's, else the login's)")
-    parser.add_argument("--no-trials", dest="trials", action="store_false", help="skip the trials (W&B has them)")
+    parser.add_argument("--no-trials", dest="trials", action="store_false", help="skip the trials (if W&B already has them)")
     options = parser.parse_args(arguments)
     from analysis.tracking import publish
 
@@ -407,9 +407,9 @@ def compare(arguments: list[str]) -> int:
     """
     percentage = _checked(Annotated[float, Field(gt=0, lt=100)], "percentages above 0 and below 100")
     parser = Parser(compare)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more; the first is the reference")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more runs; the first is the reference")
     parser.add_argument("--metric", action="append", metavar="COLUMN", help="default: the headline quantities")
-    parser.add_argument("--margin", type=percentage, default=3, help="%% within which figures count as equal (3)")
+    parser.add_argument("--margin", type=percentage, default=3, help="%% within which values count as equal (3)")
     parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
     parser.add_argument("--noise", metavar="RUN", help="launches of one configuration on the same machine (A/A)")
     options = _printed(parser, arguments)
@@ -591,7 +591,7 @@ def import_(arguments: list[str]) -> int:
     `client_stamp_source` of each row, and every comparison, names the tool that measured it.
     """
     parser = Parser(import_)
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="or a folder with files")
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="a result file, or a folder of them")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new results folder")
     pairs = [each for each in arguments if "=" in each and not each.startswith("-") and not Path(each).exists()]
     options = parser.parse_args([argument for argument in arguments if argument not in pairs])

@@ -1,4 +1,4 @@
-"""`sweep quick`: one short run and a short search for a capacity, told in five lines."""
+"""`sweep quick`: one short run and a short search for a capacity, printed in five lines."""
 
 import contextlib
 import io
@@ -106,7 +106,7 @@ def _latencies(row: Mapping[str, Any]) -> str:
     ttft, tpot, e2el = (f"{number(1000 * (row[f'{name}_p50'] or math.nan))} ms" for name in ("ttft", "tpot", "e2el"))
     sizes = [row[f"{side}_length_mean"] for side in ("input", "output")]
     lengths = " ({:,.0f} tokens in, {:,.0f} out)".format(*sizes) if all(sizes) else ""
-    return f"first token after {ttft}, then one in {tpot}, {e2el} in all{lengths}"
+    return f"first token after {ttft}, then one in {tpot}, {e2el} in total{lengths}"
 
 
 def _throughput(out: str) -> str:

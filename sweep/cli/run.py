@@ -409,7 +409,7 @@ def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
         return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
     folder = tempfile.gettempdir()
     if settings.cluster.kind == "local" and len(os.fsencode(folder)) > LONGEST_TMPDIR:
-        problem = "Ray puts its sockets in this folder, and a socket's path has at most 107 bytes"
+        problem = "Ray puts its sockets in this folder, and a socket's path can be at most 107 bytes long"
         raise ConfigError(f"TMPDIR={shortened(folder)}: {problem}; expected at most {LONGEST_TMPDIR}, e.g. TMPDIR=/tmp")
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor

@@ -110,7 +110,7 @@ def read_rows(
     if not path.is_file():
         raise ConfigError(f"{key}: no such file; expected a file ending in {', '.join(READERS)}{or_else}")
     if (size := path.stat().st_size) > LARGEST_FILE:
-        raise ConfigError(f"{key}: has {size:,} bytes; expected at most {LARGEST_FILE:,}")
+        raise ConfigError(f"{key}: is {size:,} bytes long; expected at most {LARGEST_FILE:,}")
     return _parse_rows(path, key, path.stat().st_mtime_ns, first)
 
 

@@ -179,13 +179,13 @@ def _share(part: float, total: float) -> float:
 def low_agreement(agreement: float, coarser_format: str | None = None) -> Evidence | None:
     """Fewer than 90% of the greedy tokens agree with the reference, and no coarser format explains it."""
     low = agreement < LOW_AGREEMENT and coarser_format is None
-    return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if low else None
+    return Evidence(agreement, f"agreement with the reference is {agreement:.0%}") if low else None
 
 
 @_warning(lowest_is_worst=True)
 def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Evidence | None:
     """Fewer than 90% of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
-    message = f"agreement {agreement:.0%} with the reference in {coarser_format}"
+    message = f"agreement with the reference is {agreement:.0%} in {coarser_format}"
     return Evidence(agreement, message) if agreement < LOW_AGREEMENT else None
 
 
@@ -193,13 +193,13 @@ def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Ev
 def inexact_agreement(agreement: float) -> Evidence | None:
     """Some greedy tokens, at most 10%, differ from the reference's."""
     inexact = LOW_AGREEMENT <= agreement < 1
-    return Evidence(agreement, f"agreement {agreement:.1%} with the reference") if inexact else None
+    return Evidence(agreement, f"agreement with the reference is {agreement:.1%}") if inexact else None
 
 
 @_warning(("quality",), lowest_is_worst=True)
 def low_quality(quality: float, quality_high: float) -> Evidence | None:
     """The engine's likelihood per token of bundled text is below 98% of the reference's, by more than its interval."""
-    return Evidence(quality, f"quality {quality:.1%} of the reference's") if quality_high < LOW_QUALITY else None
+    return Evidence(quality, f"quality is {quality:.1%} of the reference's") if quality_high < LOW_QUALITY else None
 
 
 @_warning(LATENCIES)
@@ -261,8 +261,8 @@ def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
 @_warning()
 def cached_input(cached_share: float) -> Evidence | None:
     """According to the answers' usage, the server had more than 5% of the input in its prompt cache."""
-    share = cached_share
-    return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
+    message = f"{cached_share:.0%} of the input was cached, according to the answers' usage"
+    return Evidence(cached_share, message) if cached_share > CACHED else None
 
 
 @_warning()
@@ -276,7 +276,8 @@ def steady_state_differs(*figures: float | None) -> Evidence | None:
     """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10% from the steady state's."""
     pairs = zip(_PAIRED, figures[: len(_PAIRED)], figures[len(_PAIRED) :], strict=True)
     share, worst = max((off_steady(whole, steady), name) for name, whole, steady in pairs)
-    return Evidence(share, f"{worst} over the whole run is {share:.0%} off the steady state") if share else None
+    message = f"{worst} over the whole run differs by {share:.0%} from the steady state's"
+    return Evidence(share, message) if share else None
 
 
 def off_steady(whole: float | None, steady: float | None) -> float:
@@ -342,7 +343,8 @@ def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> E
 def shared_timestamps(buffered_share: float) -> Evidence | None:
     """Between 1 and 10% of the events arrived together with another event of the same answer."""
     shared = SHARED_EVENTS < buffered_share <= BUFFERED
-    return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another event") if shared else None
+    message = f"{buffered_share:.1%} of the events arrived together with another"
+    return Evidence(buffered_share, message) if shared else None
 
 
 @_severe()
@@ -396,13 +398,14 @@ def unverified_tokens(
 def buffered_stream(buffered_share: float) -> Evidence | None:
     """More than 10% of the events arrived together with another event of the answer, or in an answer held back."""
     buffered = buffered_share > BUFFERED
-    return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another event") if buffered else None
+    message = f"{buffered_share:.0%} of the events arrived together with another"
+    return Evidence(buffered_share, message) if buffered else None
 
 
 @_severe((*TOKEN_COLUMNS, *STREAMED))
 def uncounted_tokens(token_source: str) -> Evidence | None:
     """The server did not count its output tokens, and neither could the model's tokenizer."""
-    return Evidence(1, "nobody counted the output tokens") if "events" in token_source.split(", ") else None
+    return Evidence(1, "the output tokens were not counted") if "events" in token_source.split(", ") else None
 
 
 @_warning(TOKEN_COLUMNS)
@@ -440,7 +443,7 @@ def other_lengths(output_length_ratio: float) -> Evidence | None:
     """Answers are shorter or longer than requested: the engine ignores ignore_eos, or does not support it."""
     other = abs(output_length_ratio - 1)
     return (
-        Evidence(other, f"answers have {output_length_ratio:.1%} of the requested tokens")
+        Evidence(other, f"answers contain {output_length_ratio:.1%} of the requested tokens")
         if other > LEAST_DEVIATION
         else None
     )
@@ -477,7 +480,7 @@ def foreign_cpu(foreign_cpu_share: float, foreign_processes: str) -> Evidence | 
 @_warning()
 def foreign_gpu(foreign_gpu_processes: int, foreign_processes: str) -> Evidence | None:
     """Other processes used one of the engine's GPUs."""
-    message = f"other processes on a GPU of the engine: {foreign_gpu_processes} ({foreign_processes})"
+    message = f"{foreign_gpu_processes} other processes used a GPU of the engine ({foreign_processes})"
     return Evidence(foreign_gpu_processes, message) if foreign_gpu_processes else None
 
 
@@ -512,7 +515,7 @@ def cpu_thermal_limit(cpu_thermal_limits: int) -> Evidence | None:
 @_info()
 def uncommitted_code(commit: str) -> Evidence | None:
     """This project's code had uncommitted changes."""
-    return Evidence(1, f"measured by uncommitted code ({commit})") if commit.endswith("+") else None
+    return Evidence(1, f"measured with uncommitted code ({commit})") if commit.endswith("+") else None
 
 
 @_warning(ARRIVALS)
@@ -524,6 +527,6 @@ def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
 
 @_severe()
 def false_hits(false_hit_rate: float) -> Evidence | None:
-    """The gateway's cache answered prompts with the answers to prompts of different meaning."""
+    """The gateway's cache answered prompts with the answers to prompts with a different meaning."""
     share = false_hit_rate
     return Evidence(share, f"{share:.1%} of the requests got the answer to a different question") if share > 0 else None

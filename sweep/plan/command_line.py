@@ -56,7 +56,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         elif override.is_sweep_override():
             if key == "model" and ", " in argument:
                 raise ConfigError(
-                    f"{typed}: expected a name with a comma in quotes, model='\"A, B\"', or models as A,B"
+                    f"{typed}: expected model='\"A, B\"' for one name with a comma, or model=A,B for two models"
                 )
             axes[key] = _sweep_values(override, argument)
         elif is_point_key(key) and override.value() in ([], ""):
@@ -93,7 +93,7 @@ def _parse_override(argument: str) -> Override:
         raise ConfigError(f"{typed}: {first_line(error)}") from None
     except HydraException:
         if argument.startswith("-"):
-            raise ConfigError(f"{typed}: unknown option; expected key=value (dry_run=true) or --help") from None
+            raise ConfigError(f"{typed}: unknown option; expected key=value, such as dry_run=true, or --help") from None
         if "=" not in argument:
             is_experiment = argument in ConfigPath.of_user().choices("experiment")
             remedy = f"; did you mean +experiment={typed}?" if is_experiment else ", without spaces around ="

@@ -432,6 +432,6 @@ def _refuse_keys_of_some(line: CommandLine, plan: PlanSpec, points: Iterable[Poi
         if fitting and fitting != set(used[group]):
             missing, some = ", ".join(sorted(set(used[group]) - fitting)), ",".join(sorted(fitting))
             raise ConfigError(
-                f"{key}={in_words(value)}: not a key of {missing}; to set it elsewhere, add "
+                f"{key}={in_words(value)}: no such key in {missing}; to set it only for {some}, add "
                 f"'when={{{key}: {{{group}: [{some}]}}}}'"
             )

@@ -80,7 +80,7 @@ def parse_capsule(text: str) -> Capsule:
 def _unpacked_lock(name: str, content: str) -> str:
     lock = zlib.decompressobj().decompress(base64.b64decode(content), LARGEST_LOCK + 1).decode()
     if len(lock) > LARGEST_LOCK:
-        raise ConfigError(f"lock {shortened(name)} has more than {LARGEST_LOCK} bytes")
+        raise ConfigError(f"lock {shortened(name)} is longer than {LARGEST_LOCK} bytes")
     for line in lock.splitlines():
         if not PIN.fullmatch(line):
             raise ConfigError(f"lock {shortened(name)}: {shortened(line)}: expected name==version")

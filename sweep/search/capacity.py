@@ -67,7 +67,7 @@ class CapacityQuestion:
     shortest: float = 60.0  # s of a probe: longer than the machine's own noise remembers
     requests: int = 1000  # of a probe, at saturation
     most: float = 30.0  # probes' lengths in all, after which the interval is the answer
-    budget: float = float("inf")  # s of measuring, after which the interval is the answer
+    budget: float = float("inf")  # s of measurement, after which the interval is the answer
 
 
 class Probe(NamedTuple):
@@ -85,9 +85,9 @@ class Claim:
     status: Literal["confirmed", "budget", "above", "impossible", "drift"]
     lower: float  # requests/s; 0: none was shown
     upper: float  # 0: unknown
-    limit: str = ""  # the bound that is met first, in words
+    limit: str = ""  # the bound that is exceeded first, in words
     probes: int = 0
-    seconds: float = 0.0  # of measuring
+    seconds: float = 0.0  # of measurement
     ended: str = ""  # why it ended early, if not by its budget
 
 

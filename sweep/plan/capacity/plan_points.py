@@ -65,7 +65,7 @@ def capacity_warnings(plan: Plan, points: list[PlanPoint]) -> list[str]:
 def least_time(points: list[PlanPoint], hardware: str) -> list[str]:
     """Return a line with the minimum duration of all trials of known demand, which no engine can undercut."""
     seconds = _least_seconds(points)
-    return [f"at least {duration_text(seconds)} of measuring on one {hardware} (roofline bound)"] if seconds else []
+    return [f"at least {duration_text(seconds)} of measurement on one {hardware} (roofline bound)"] if seconds else []
 
 
 def _least_seconds(points: list[PlanPoint]) -> float:
