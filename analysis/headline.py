@@ -30,7 +30,7 @@ HEADLINE = _headline(steady=False)
 """The headline columns: in the terminal's table, among the best values, and compared with the baseline."""
 
 STEADY = _headline(steady=True)
-"""The steady-state figures that are summarised; the others are in trials.parquet."""
+"""The steady-state quantities that are summarised; the other quantities are in trials.parquet."""
 
 
 def shown_column(point: "Mapping[str, Any] | pd.Series[Any]", name: str) -> str:

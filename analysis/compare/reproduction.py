@@ -141,4 +141,4 @@ def finding(changes: list[FigureChange]) -> tuple[Reproduction, str]:
             Reproduction.UNKNOWN,
             f"noise of {names}; expected at most {MOST_NOISE:.0%}: measure with more replicates",
         )
-    return Reproduction.REPRODUCED, f"{count(len(changes), 'figure')}, {CONFIDENCE:.0%} for all of them together"
+    return Reproduction.REPRODUCED, f"{count(len(changes), 'value')}, {CONFIDENCE:.0%} for all of them together"

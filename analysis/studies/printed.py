@@ -18,7 +18,7 @@ JUDGED: tuple[Column[Judged], ...] = (
         "claim", "what the study says", lambda row: row.finding.claim, heading="published finding", kind="text wide"
     ),
     Column("judgement", "what this run says", lambda row: row.judgement, kind="text"),
-    Column("figures", "why", lambda row: row.figures, kind="text wide"),
+    Column("figures", "why", lambda row: row.figures, heading="values", kind="text wide"),
 )
 BESIDE: tuple[Column[Beside], ...] = (
     view("point", lambda figure: figure.point, **KEY),

@@ -384,7 +384,7 @@ def wandb(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--project", help="default: the project that tracked the run, else sweep")
     parser.add_argument("--entity", help="team or user (default: the run's, else the login's)")
-    parser.add_argument("--no-trials", dest="trials", action="store_false", help="skip the trials (if W&B already has them)")
+    parser.add_argument("--no-trials", dest="trials", action="store_false", help="skip the trials, if W&B has them")
     options = parser.parse_args(arguments)
     from analysis.tracking import publish
 

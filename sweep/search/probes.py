@@ -24,7 +24,7 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
     if not settings.slo:
         raise ConfigError("slo=null: expected the bounds that define the capacity, e.g. slo=ttft=200ms,tpot=50ms")
     if not trial.load.open_loop or getattr(trial.load, "rate", None) is None:
-        raise ConfigError(f"load={trial.load.name}: expected a load with a rate, e.g. load=poisson, for a capacity search")
+        raise ConfigError(f"load={trial.load.name}: expected a load with a rate, e.g. load=poisson, for a search")
     if getattr(trial.load, "duration", None) is not None:
         raise ConfigError(f"load.duration={trial.load.duration:g}: expected null; a search decides how long a probe is")
     bounds = [_bound(name, limit) for name, limit in settings.slo.items()]

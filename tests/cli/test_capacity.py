@@ -76,7 +76,7 @@ def test_the_interval_of_a_search_holds_the_capacity_and_the_command_goes_on(url
     assert again["lines"][0] in (tmp_path / "run" / "report.html").read_text()
     assert list(open_results("run").claims.values()) == [again]
     dispatch(["summary", "run"])
-    assert "limit:    ttft.p90 <= 0.4 s is reached first" in capsys.readouterr().out
+    assert "limit:    ttft.p90 <= 0.4 s is exceeded first" in capsys.readouterr().out
 
 
 @pytest.mark.slow

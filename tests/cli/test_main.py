@@ -43,7 +43,7 @@ def refused(capsys, *arguments):
         (["+experiment=nope"], ["experiment=nope", "throughput_bound"]),
         (["backend=nope"], ["backend=nope", "vllm"]),
         (["nope=1"], ["nope", "replicates"]),
-        (["backend=openai", "model=Meta Llama 3, 8B"], ["expected a name with a comma in quotes"]),
+        (["backend=openai", "model=Meta Llama 3, 8B"], ["for one name with a comma, or model=A,B for two models"]),
         (["backend=openai", "model=m", "backend.path=chat"], ["backend.path='chat'"]),
         (["backend=openai", "model=m", "backend.url='http://h?token=sk-1234567890abcdef'"], ["looks like a secret"]),
         (["load.batch_size=-1"], ["load.batch_size=-1"]),

@@ -165,7 +165,7 @@ def test_each_warning_is_printed_and_reported_with_its_figure_and_remedy(tmp_pat
         *("model: tiny", "baseline (backend = c)", "one replicate, no interval [all points]", "replicates=3"),
         *("p99 over only 16 requests", "3.0% of requests failed", "80% of a core", "50% of the requested rate"),
         *("the client was the bottleneck in 1 trial", "2 versions of this code", "uncommitted code (def+)"),
-        "low-agreement: agreement 42% with the reference [1 of 3 points: b, qa, batch size 8]",
+        "low-agreement: agreement with the reference is 42% [1 of 3 points: b, qa, batch size 8]",
     ):
         assert message in text, message
         assert message.partition(": agreement")[0] in document, message
@@ -268,5 +268,5 @@ def test_a_point_has_the_warnings_of_its_own_trials(tmp_path: Path) -> None:
     concerned = by_point(RunResults(run_of(tmp_path, rows)).warnings)
     assert {point: [warning.message for warning in alike] for point, alike in concerned.items()} == {
         0: ["2.0% of requests failed"],
-        1: ["agreement 50% with the reference"],
+        1: ["agreement with the reference is 50%"],
     }

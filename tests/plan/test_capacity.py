@@ -52,7 +52,7 @@ def test_the_roofline_against_the_limits(plan):
     slow = ["backend=transformers", *SYNTHETIC, "workload.num_requests=600", "load.batch_size=1", "hardware=l4"]
     output = plan(*slow, "trial_timeout=1200")
     assert "takes at least 25 min, but trial_timeout=1200 s ends it: raise trial_timeout" in output
-    assert "expected: at least 25 min of measuring on one l4 (roofline bound)" in output
+    assert "expected: at least 25 min of measurement on one l4 (roofline bound)" in output
     assert "ends it" not in plan(*slow)
 
 

@@ -257,7 +257,7 @@ def test_a_when_of_another_shape_is_refused(backend, when):
             "cluster.simulate={nods: 2}",
             "cluster.simulate.nods=2: unknown key; did you mean nodes? expected: accelerator, capability, cpus,",
         ),
-        ("--dry-run", "--dry-run: unknown option; expected key=value (dry_run=true) or --help"),
+        ("--dry-run", "--dry-run: unknown option; expected key=value, such as dry_run=true, or --help"),
     ],
 )
 def test_what_is_mistyped_is_refused_in_its_own_words(typed, said):

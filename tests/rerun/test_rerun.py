@@ -207,7 +207,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         "\n": "is empty",
         with_lock("evil @ https://evil.example/x.whl"): "evil @ https://evil.example/x.whl: expected name==version",
         with_lock("--index-url=https://evil.example"): "--index-url=https://evil.example: expected name==version",
-        with_lock("#" * 10**7): "has more than 1048576 bytes",
+        with_lock("#" * 10**7): "is longer than 1048576 bytes",
         str(evil_run): "evil @ https://evil.example/x.whl: expected name==version",
         "/dev/zero": "no run here",
     }

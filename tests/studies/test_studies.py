@@ -279,7 +279,7 @@ def test_completions_in_the_studys_formats_fit_but_for_the_baseline_at_64(plan):
     assert warning.startswith("warning: transformers llama-2-7b: whole_stories batches of 64 (")
     assert any(line.startswith("workload: whole_stories instead of tinystories: ") for line in output)
     text = "\n".join(output)
-    assert "at least 25 h 33 min of measuring" in text
+    assert "at least 25 h 33 min of measurement" in text
     assert "ctranslate2 llama-2-7b quantization=int8" in text
     assert "llamacpp llama-2-7b quantization=Q4_0 slots=1:" in text
 

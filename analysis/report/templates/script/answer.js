@@ -62,7 +62,7 @@ function isAhead(one, other) {
   return one.meets ? isBetter(state.goal, one.value, other.value) : one.headroom > other.headroom;
 }
 
-// The points that no other one equals or betters in both figures; by one pass in the order of x.
+// The points that no other point equals or betters in both values; by one pass in the order of x.
 function paretoFront(indices, x, y) {
   const sign = (key) => (quantities.get(key)?.better === "lower" ? -1 : 1);
   const ordered = indices
@@ -86,7 +86,7 @@ function verdict(entries) {
   const goal = labelOf(state.goal, true).toLowerCase().replace("ttft", "TTFT").replace("tpot", "TPOT").replace("gpu", "GPU");
   const within = isBounded() ? ` within ${bounds().map((bound) => bound.text).join(" and ")}` : "";
   const meeting = entries.filter((entry) => entry.meets);
-  if (!entries.length) return "No point in view has that figure.";
+  if (!entries.length) return "No point in view has that value.";
   if (!meeting.length) {
     const nearest = entries[0];
     const over = Number.isFinite(nearest.headroom) ? `${nearest.bound.text}: ${percent(-nearest.headroom)} over` : "a latency is unknown";
@@ -95,7 +95,7 @@ function verdict(entries) {
   }
   const [best, next] = meeting;
   let text = `Best ${goal}${within}: ${points.name[best.index]}, ${shown(state.goal, best.index)} ${unitOf(state.goal)}`;
-  if (best.bound) text += `, headroom ${percent(best.headroom)}${best.surely ? "" : " (its interval reaches over the bound, or has no end)"}`;
+  if (best.bound) text += `, headroom ${percent(best.headroom)}${best.surely ? "" : " (its interval extends beyond the bound, or is missing)"}`;
   if (!next) return `${text}. No other configuration meets it.`;
   text += `. Next: ${points.name[next.index]}, ${shown(state.goal, next.index)}`;
   return `${text}. ${testText(best.index, next.index)}`;
@@ -111,7 +111,7 @@ function testedPair(first, second) {
 
 function testText(first, second) {
   const pair = testedPair(first, second);
-  if (!pair) return "Whether they differ is not tested here, and whether their intervals overlap is no test.";
+  if (!pair) return "This page does not test whether the two differ; overlap of their intervals is not a test.";
   const [better, , lead, low, high, verdict] = pair;
   const range = `${number(lead)}× (${number(low)} to ${number(high)})`;
   return verdict === "a tie" ? `A tie: ${range}.` : `${points.name[better]} is ${range} ahead.`;

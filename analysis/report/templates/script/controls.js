@@ -46,7 +46,7 @@ function makeControls() {
   followPointer(byId("plot"));
 }
 
-// Of a file its name alone: where it lies on this machine leads nobody else to it.
+// For a local file only its name: its folder is of no use on another machine.
 function linkToView() {
   return location.protocol === "file:" ? location.pathname.split("/").at(-1) + location.hash : location.href;
 }

@@ -1,4 +1,4 @@
-// The points of the run, and how their figures are read: everything here comes from the page's block of JSON.
+// The points of the run, and how their values are read: everything here comes from the page's block of JSON.
 
 const page = JSON.parse(document.getElementById("page-data").textContent);
 const points = page.points;
@@ -24,7 +24,7 @@ function priceFactor(index, prices) {
   return original && cost.value[index] !== null ? { measured: price / original } : { hour: price };
 }
 
-// A figure of a point in the unit of its label; null if the point lacks it. A cost follows the price that is set.
+// A value of a point in the unit of its label; null if the point lacks it. A cost follows the price that is set.
 function figure(key, index, part = "value") {
   if (key === SIZE) return points.size[index];
   const quantity = quantities.get(key);
@@ -92,7 +92,7 @@ function shownInterval(key, index) {
   return range ? `${number(range[0])} to ${number(range[1])}` : "";
 }
 
-// The interval of a figure for a reader, or the reason why it has none; empty where intervals are not shown.
+// The interval of a value for a reader, or the reason why it is missing; empty where intervals are not shown.
 function intervalOrReason(key, index) {
   const source = isByLaunches(key, index) ? ", from the launches' values" : "";
   return (shownInterval(key, index) && shownInterval(key, index) + source) || (lacksInterval(key, index) ? `no interval: ${reasonWithoutInterval(key, index)}` : "");

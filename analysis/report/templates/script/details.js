@@ -1,4 +1,4 @@
-// One point in full: all its figures, its warnings, its trials with their files, the command that runs it again,
+// One point in full: all its values, its warnings, its trials with their files, the command that runs it again,
 // and the line that reads one trial's rows from among other trials' rows.
 
 function select(index) {
@@ -40,7 +40,7 @@ function trialsTable(index) {
   return element("div", { class: "scroll" }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
 }
 
-// Files lie beside the report; a report that was sent alone has none.
+// Files are beside the report; a report that was sent alone has no files.
 function fileLinks(places) {
   if (!places.length) return ["—"];
   return places.map((place) => page.files[place]).flatMap(([title, path]) =>
@@ -54,7 +54,7 @@ function commandBlock(index) {
   return copyBlock("Run it again", command, note);
 }
 
-// Where the files of many trials were put together, a link leads to the rows of all of them.
+// If the files of many trials were combined, a link leads to the rows of all those trials.
 function readBlock(index) {
   return copyBlock("Read one trial's requests", points.reads[index], "telemetry: analysis.telemetry; another trial: its id");
 }

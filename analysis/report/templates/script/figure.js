@@ -1,11 +1,11 @@
-// The figure: points with their intervals, lines along the loads, the Pareto front and the bounds, drawn as SVG.
+// The chart: points with their intervals, lines along the loads, the Pareto front and the bounds, drawn as SVG.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { top: 14, right: 18, bottom: 44, left: 62 };
 const COLOURS = 7; // --line-0 … --line-6 of the style sheet
 const RADIUS = 4.5;
-const LOGARITHMIC_FROM = 30; // as in the figures that are files
-const REACH = 1.5; // times the largest figure: as far as an axis goes on for whiskers, which can be very long
+const LOGARITHMIC_FROM = 30; // as in the charts that are files
+const REACH = 1.5; // times the largest value: how far an axis extends for whiskers, which can be very long
 const SHAPES = [
   (x, y, r) => `M${x - r},${y}a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
   (x, y, r) => `M${x - r},${y - r}h${2 * r}v${2 * r}h${-2 * r}z`,
@@ -16,7 +16,7 @@ const SHAPES = [
   (x, y, r) => `M${x - r},${y - r * 0.5}l${r * 0.5},${-r * 0.5}l${r * 0.5},${r * 0.5}l${r * 0.5},${-r * 0.5}l${r * 0.5},${r * 0.5}l${-r * 0.5},${r * 0.5}l${r * 0.5},${r * 0.5}l${-r * 0.5},${r * 0.5}l${-r * 0.5},${-r * 0.5}l${-r * 0.5},${r * 0.5}l${-r * 0.5},${-r * 0.5}l${r * 0.5},${-r * 0.5}z`,
 ];
 const MOST_LABELS = 40; // of sizes beside the marks
-let drawn = []; // the points in the figure: {index, x, y}
+let drawn = []; // the points in the chart: {index, x, y}
 let cursor = -1; // the one that the keyboard is at, in `drawn`
 
 const colourOf = (line) => `var(--line-${line % COLOURS})`;
@@ -82,10 +82,10 @@ function drawFigure(inView) {
   drawLines(canvas, x, y);
   canvas.append(graphic("path", { id: "highlight", d: "", class: "highlight" }));
   if (!drawn.length) {
-    canvas.append(graphic("text", { x: width / 2, y: height / 2, "text-anchor": "middle", class: "empty" }, "no point has both figures"));
+    canvas.append(graphic("text", { x: width / 2, y: height / 2, "text-anchor": "middle", class: "empty" }, "no point has both values"));
   }
   holder.replaceChildren(canvas, byId("tip"));
-  holder.classList.toggle("few", drawn.length <= 3); // whiskers across the whole figure say little
+  holder.classList.toggle("few", drawn.length <= 3); // whiskers across the whole chart say little
   const without = inView.length - measured.length;
   holder.setAttribute("aria-label", `${withUnit(state.y)} against ${withUnit(state.x)}, ${page.tasks[state.task]}: ${drawn.length} points. Arrow keys move from point to point, Enter selects one.`);
   const isCut = (key, axis, index) => interval(key, index)?.some((end) => isBeyond(axis, end));
@@ -97,7 +97,7 @@ function drawFigure(inView) {
   byId("figure-note").textContent = figureNote(front, without, remarks);
 }
 
-// The last: an interval that goes on beyond the axes, a figure without one, one from the launches' values.
+// The last argument: an interval that extends beyond the axes, a value without an interval, an interval from the launches.
 function figureNote(front, without, { cut, bare, byLaunches }) {
   const whiskers = { these: "Whiskers: 95% interval of these launches.", new: "Whiskers: 95% interval of a new launch.", none: "" };
   const better = { higher: "higher is better", lower: "lower is better" };
@@ -105,12 +105,12 @@ function figureNote(front, without, { cut, bare, byLaunches }) {
   return [
     direction.map((pair) => pair.join(" ")).join(", ") + (direction.length ? "." : ""),
     whiskers[state.interval],
-    byLaunches ? "Where the requests are too few, it is from the launches' values." : "",
-    cut ? "An arrowhead: it goes on beyond the figure." : "",
-    bare ? "No whisker in a direction: that figure has no interval; point at the mark for the reason." : "",
-    front.length > 1 ? "Dashed steps: Pareto front; no other point is as good in both figures." : "",
+    byLaunches ? "If the requests are too few, the interval is from the launches' values." : "",
+    cut ? "An arrowhead: the interval continues beyond the chart." : "",
+    bare ? "No whisker in a direction: that value has no interval; point at the mark for the reason." : "",
+    front.length > 1 ? "Dashed steps: Pareto front; no other point is as good in both values." : "",
     isBounded() ? "Faded: over a bound." : "",
-    without ? `${without} of the points in view have no result, or lack one of the figures.` : "",
+    without ? `${without} of the points in view have no result, or lack one of the values.` : "",
   ].filter(Boolean).join(" ");
 }
 
@@ -203,7 +203,7 @@ function nearest(clientX, clientY) {
   return best;
 }
 
-// Marks a point of the figure and says its figures beside it; -1: none.
+// Marks a point of the chart and shows its values beside it; -1: none.
 function pointAt(position) {
   const place = drawn[position], tip = byId("tip"), highlight = byId("highlight");
   tip.hidden = !place;

@@ -5,7 +5,7 @@ const MOST_COLUMNS = 6; // quantities that are shown unless others are chosen
 const MORE_ROWS = 1000;
 let rowsShown = ROWS_AT_ONCE;
 
-// The quantities that decide come first: the goal, what the figure shows, what is bounded, the gain over the baseline.
+// The quantities that decide come first: the goal, what the chart shows, what is bounded, the gain over the baseline.
 function chosenColumns() {
   if (state.columns) return state.columns.split(",").filter((key) => quantities.has(key));
   const latencies = ["ttft", "tpot"].map((name) => `${name}_${state.percentile}`);
