@@ -52,7 +52,7 @@ def _best_over_it(row: AnswerRow) -> str:
 
 
 ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
-    Column("task", "the task, with the load if the answer is for one", lambda row: row.answer.criterion.title, **KEY),
+    Column("task", "the task, and the load if the answer has one", lambda row: row.answer.criterion.title, **KEY),
     Column("run", "name of the configuration's run", lambda row: row.configuration.run),
     Column("rank", "rank among the configurations of its task; 1 is the best", lambda row: row.rank),
     Column("configuration", "the engine, with the settings that vary", lambda row: row.configuration.name, **KEY),
@@ -75,7 +75,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
         "95% interval of that ratio, for all rivals at once",
         lambda row: (row.configuration.low, row.configuration.high),
     ),
-    Column("more_minutes", "time of those launches; best only", lambda row: row.remedy[0], of_value="min"),
+    Column("more_minutes", "time that they take; best only", lambda row: row.remedy[0], of_value="min"),
     Column("bound", "the SLO's tightest bound", lambda row: getattr(row.configuration.tightest, "text", None)),
     Column("n", "replicates", lambda row: row.configuration.figure.n),
     Column("by_launches", WITHOUT_REQUESTS, lambda row: row.configuration.figure.by_launches),

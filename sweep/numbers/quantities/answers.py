@@ -113,8 +113,8 @@ def _is_model(name: str, requested: str) -> bool:
 
 @quantity(unit="", kind="validity", better="lower")
 def first_gap_ratio(records: Records, mask: Mask) -> float | None:
-    """median time from the first to the second arrival / median time between later arrivals; null unless the first
-    arrives within a quarter of the time of the second.
+    """median time from the first to the second arrival / median time between later arrivals; null unless the time
+    to the first arrival is at most a quarter of the gap between the first two arrivals.
     """
     chosen = mask & engine_answered(records)
     gaps = _gap_shapes(records, chosen)

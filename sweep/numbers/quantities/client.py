@@ -18,7 +18,7 @@ REPORT: dict[str, tuple[str, type, str]] = {
     "processes": ("", int, "number of client processes."),
     "offered": ("requests", int, "requests that were due."),
     "sent": ("requests", int, "requests that were sent."),
-    "start_spread": ("s", float, "time between the first and the last user's start; null without users."),
+    "start_spread": ("s", float, "time between the first and the last user's start; null if the load has no users."),
 }
 """Field of the report -> unit, type and meaning."""
 

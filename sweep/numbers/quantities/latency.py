@@ -113,13 +113,13 @@ def service_e2el(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", event="sent", label="slot wait")
 def slot_wait(records: Records) -> Floats:
-    """released − scheduled: wait at the cap on requests in flight; null without a schedule. Shape (requests,), s."""
+    """released − scheduled: wait at a cap on requests in flight; null if there is no schedule. Shape (requests,), s."""
     return as_floats(records.released) - as_floats(records.scheduled)
 
 
 @quantity(**PER_REQUEST, kind="validity", event="sent", label="client lag")
 def lag(records: Records) -> Floats:
-    """sent − max(scheduled, released): the delay caused by the client; null without a schedule. Excludes the set-up of
+    """sent − max(scheduled, released): the client's delay; null if there is no schedule. Excludes the set-up of
     connections that are closed after each answer. Shape (requests,), s.
     """
     due = np.maximum(as_floats(records.scheduled), as_floats(records.released))

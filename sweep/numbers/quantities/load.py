@@ -22,7 +22,7 @@ KEPT_UP = 0.9  # of the offered rate: an engine that keeps up with a higher shar
 
 @quantity(unit="requests/s", kind="validity")
 def offered_rate(records: Records, mask: Mask) -> float | None:
-    """(n − 1) / (last scheduled − first scheduled); null without a schedule."""
+    """(n − 1) / (last scheduled − first scheduled); null if there is no schedule."""
     return _rate(as_floats(records.scheduled)[mask])
 
 

@@ -152,7 +152,7 @@ def character_throughput(characters: int | None, duration: float | None) -> floa
 
 @quantity(unit="tokens", kind="count", type=int)
 def asked_input_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ input tokens of the successful requests, counted by the model's tokenizer; null without a tokenizer."""
+    """Σ input tokens of the successful requests, counted by the model's tokenizer; null if the tokenizer is unknown."""
     return total_tokens(records.asked_input_tokens, mask & succeeded(records))
 
 
