@@ -75,7 +75,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
         "95% interval of that ratio, for all rivals at once",
         lambda row: (row.configuration.low, row.configuration.high),
     ),
-    Column("more_minutes", "time that they take; best only", lambda row: row.remedy[0], of_value="min"),
+    Column("more_minutes", "time for `more_launches`; best only", lambda row: row.remedy[0], of_value="min"),
     Column("bound", "the SLO's tightest bound", lambda row: getattr(row.configuration.tightest, "text", None)),
     Column("n", "replicates", lambda row: row.configuration.figure.n),
     Column("by_launches", WITHOUT_REQUESTS, lambda row: row.configuration.figure.by_launches),

@@ -97,7 +97,7 @@ class Search:
         if (claim := proposer.claim()).lower:
             spent = f"{duration_text(claim.seconds)} of {duration_text(proposer.question.budget)} measured"
             so_far = f"so far between {number(claim.lower)} and {number(claim.upper)} requests/s"
-            self.console.print(f"{so_far}, by {claim.limit}; {spent}", markup=False, soft_wrap=True)
+            self.console.print(f"{so_far}, limited by {claim.limit}; {spent}", markup=False, soft_wrap=True)
         return ""
 
 

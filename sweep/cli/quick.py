@@ -41,7 +41,7 @@ def look(url: str | None, slo: str | None, overrides: Sequence[str], folders: Se
     single = with_model(_pairs(settings), options)
     single, answered = with_dialect(single, options)
     needed = single[len(settings) :]  # the model, and what the endpoint needs
-    print(f"measuring {url} for at most two minutes; Ctrl-C ends it; details: {out}", file=sys.stderr)
+    print(f"measuring {url} for at most two minutes; Ctrl-C stops it; details: {out}", file=sys.stderr)
     status, log = _quietly([*single, "fresh=true"], folders)
     alone = _row(out, 1) if status in (0, 1) else None
     if alone is None:
