@@ -217,7 +217,7 @@ def test_an_interval_from_the_launches_own_figures_says_so(browser: Browser, tmp
         (tip,) = tips(browser, "")
         assert f"({mean / factor:.1f} to {mean * factor:.0f}, from the launches' values)" in tip
         assert browser.run(WHISKERS)[0].count("H") == 1
-    assert "it is from the launches' values" in text(browser, "#figure-note")
+    assert "the interval is from the launches' values" in text(browser, "#figure-note")
     browser.run(SET, "x", "ttft_p99")
     assert "no interval" in tips(browser, "")[0], "of few requests only a median is hardly biased"
 
