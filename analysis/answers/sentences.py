@@ -161,8 +161,8 @@ def times_text(ratio: float, low: float, high: float) -> str:
 def remedy_text(remedy: Remedy) -> str:
     """Describe a remedy: how many more launches would decide, for which difference, in how much time."""
     if not remedy.launches:
-        needed = f"replicates={remedy.replicates} would, with relaunch=per_replicate"
-        return f"one launch of each does not show how much launches differ; {needed}"
+        needed = f"replicates={remedy.replicates} with relaunch=per_replicate would show it"
+        return f"one launch of each configuration does not show how much launches differ; {needed}"
     minutes = "" if math.isnan(remedy.minutes) else f", about {duration_text(60 * remedy.minutes)}"
     size = f"{remedy.difference:.1%}" if remedy.difference < 0.1 else f"{remedy.difference:.0%}"
     few = remedy.replicates - remedy.launches < FEWEST_ADVISERS

@@ -68,7 +68,7 @@ def reach(comparisons: Sequence[PointComparison]) -> list[str]:
         if not alike:
             continue
         widest = max(alike, key=lambda each: each.smallest)
-        detected = f"{count(widest.units, 'launch')} a side detect a change of {_percent(widest.smallest)}"
+        detected = f"{count(widest.units, 'launch')} per side detect a change of {_percent(widest.smallest)}"
         later = [
             f"{minutes} minutes {_percent(change)}"
             for minutes, change in zip(MINUTES, widest.in_minutes, strict=False)
@@ -82,10 +82,10 @@ def reach(comparisons: Sequence[PointComparison]) -> list[str]:
 
 
 def _budget(comparison: PointComparison, change: float, launches: int) -> str:
-    """Return the launches that a change needs, e.g. `10% takes 6 launches a side (3 min)`."""
+    """Return the launches that a change needs, e.g. `10% takes 6 launches per side (3 min)`."""
     minutes = launches * comparison.launch_minutes
     time = f" ({duration_text(60 * minutes)})" if minutes else ""
-    return f"{change:.0%} takes {count(launches, 'launch')} a side{time}"
+    return f"{change:.0%} takes {count(launches, 'launch')} per side{time}"
 
 
 def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:

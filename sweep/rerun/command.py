@@ -118,7 +118,7 @@ def _key(config: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
 def _verdict(capsule: Capsule, row: Mapping[str, Any]) -> RerunVerdict:
     changed = changed_circumstances(capsule.circumstances, circumstances(row))
     if row["outcome"] != "ok":
-        reason = f"it is {row['outcome']} now: {row.get('reason')}"
+        reason = f"the trial is now {row['outcome']}: {row.get('reason')}"
         return RerunVerdict(capsule, Reproduction.DIFFERS, reason, [], changed)
     if not changed and row["trial_id"] != capsule.trial["trial_id"] and capsule.config == _pinned(capsule):
         changed = [Difference("id of the trial: a default or sweep's code", capsule.trial["trial_id"], row["trial_id"])]

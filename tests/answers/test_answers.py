@@ -218,7 +218,7 @@ def test_an_answer_says_when_it_was_measured_and_replicates_that_aged_are_named(
 def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):
     out = summary(capsys, engines(tmp_path / "a", {"vllm": 200, "tgi": 100}, launched=1))
     assert out.startswith("vllm and tgi had too few launches to tell which leads at any of 2 points")
-    assert "does not show how much launches differ; replicates=3 would, with relaunch=per_replicate" in out
+    assert "does not show how much launches differ; replicates=3 with relaunch=per_replicate would show it" in out
 
 
 def test_runs_without_a_result_have_no_answer(tmp_path, capsys):

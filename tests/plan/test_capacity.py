@@ -33,7 +33,7 @@ def test_the_baselines_largest_batch(plan):
     (warning,) = (line for line in output.splitlines() if line.startswith("warning: transformers"))
     assert "batches of 128 (" in warning
     assert "batches of 64" not in warning
-    assert "do not fit 22.0 GiB: expected to end with oom_run" in warning
+    assert "do not fit in 22.0 GiB: expected to end with oom_run" in warning
 
 
 def test_an_engine_that_cannot_be_launched(plan):

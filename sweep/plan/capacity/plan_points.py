@@ -87,7 +87,7 @@ def _without_room(points: list[PlanPoint]) -> Iterator[str]:
         loads = dict.fromkeys(f"{p.trials[0].load.describe()} ({p.demand.total / GIBIBYTE:.1f} GiB)" for p in misfits)
         more = f" and {len(loads) - MOST_LOADS} more" if len(loads) > MOST_LOADS else ""
         named = ", ".join(list(loads)[:MOST_LOADS]) + more
-        yield f"{name}: {workload} {named} do not fit {memory:.1f} GiB: expected to end with oom_run"
+        yield f"{name}: {workload} {named} do not fit in {memory:.1f} GiB: expected to end with oom_run"
 
 
 def _at_launch(demand: Demand) -> str:
