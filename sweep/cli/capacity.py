@@ -20,7 +20,7 @@ from sweep.disk.run_files import RunPaths, read_claims
 from sweep.plan.compose import Composition
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.search.capacity import Capacity, Claim, Probe
-from sweep.search.probes import WARM_UP, measured_of, question_of
+from sweep.search.probes import WARM_UP, question_of, read_probe
 
 SEARCHED = ("load.rate", "workload.num_requests")  # the search chooses them
 OVERTIME = 1.5  # budgets, after which a command begins no other probe
@@ -93,7 +93,7 @@ class Search:
         if not _is_measured(row):
             return f"{row['outcome']}: {row.get('reason')}"
         files = self.paths.trial(deployment.deployment_id, str(row["attempt"]), trial.trial_id)
-        proposer.tell(measured_of(probe, files.requests))
+        proposer.tell(read_probe(probe, files.requests))
         if (claim := proposer.claim()).lower:
             spent = f"{duration_text(claim.seconds)} of {duration_text(proposer.question.budget)} measured"
             so_far = f"so far between {number(claim.lower)} and {number(claim.upper)} requests/s"

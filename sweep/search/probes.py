@@ -45,7 +45,7 @@ def _bound(name: str, limit: float) -> LatencyBound:
     return LatencyBound(latency, limit, float(percentile) / 100) if percentile else LatencyBound(latency, limit)
 
 
-def measured_of(probe: Probe, requests: Path) -> ProbeResult:
+def read_probe(probe: Probe, requests: Path) -> ProbeResult:
     """Return what a trial measured, from its requests.parquet; a failed request is slower than any bound."""
     table = read_table(requests, ["phase", "error", *STAMPS, *LENGTH_COLUMNS])
     table = table.filter(np.array(table["phase"].to_pylist()) == "measured")

@@ -196,10 +196,10 @@ class Twin:
 
     def begin(self, saturated: Replay, light: Replay) -> None:
         """Take a guess from a saturated run and a lightly loaded one."""
-        crowded, alone = np.nanmedian(saturated.tpot), np.nanquantile(light.tpot, 0.1)
+        crowded, alone = np.median(_finite(saturated.tpot)), np.quantile(_finite(light.tpot), 0.1)
         step = 0.8 * min(alone, crowded)
         share = max(crowded - step, 0.1 * step) / min(self.limits.running, saturated.users)
-        prompt = max(np.quantile(light.ttft, 0.3) - step, 1e-4) / float(np.mean(light.inputs))
+        prompt = max(np.quantile(_finite(light.ttft), 0.3) - step, 1e-4) / float(np.mean(light.inputs))
         self.costs = Costs(step, 0.7 * share, 0.3 * share / np.mean(light.inputs + light.outputs / 2), prompt)
 
     def fit(self, runs: list[Replay], evaluations: int) -> None:
@@ -207,7 +207,7 @@ class Twin:
         shortened = [run.section(slice(FIT_REQUESTS)) for run in runs]
         start = np.log(np.maximum(self.costs, 1e-12))
 
-        from scipy import optimize  # here, since every `sweep --help` imports this module
+        from scipy import optimize  # here, since a run without a search imports this module too
 
         def loss(logs: Floats) -> float:
             costs, total = Costs(*np.exp(logs)), 0.0
@@ -219,6 +219,11 @@ class Twin:
         simplex = start + np.vstack([np.zeros(4), 0.25 * np.eye(4)])
         fitted = optimize.fmin(loss, start, maxfun=evaluations, initial_simplex=simplex, disp=False)
         self.costs = Costs(*np.exp(fitted))
+
+
+def _finite(latencies: Floats) -> Floats:
+    """Those of requests that succeeded and have one."""
+    return latencies[np.isfinite(latencies)]
 
 
 def _distance(ours: Floats, measured: Floats) -> float:

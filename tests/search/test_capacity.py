@@ -1,5 +1,7 @@
 """The twin's queue, and the search that is told its probes: what it claims of deployments whose capacity is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -88,13 +90,15 @@ def test_bounds_that_none_or_all_meet(bounds, status):
     proposer = search(bounds)
     claim = proposer.claim()
     assert claim.status == status
-    assert len(proposer.measured) == (1 if status == "impossible" else claim.probes)
-    assert (claim.lower > 0) == (status == "above")
+    if status == "above":
+        assert 0.9 * claim.upper < claim.lower <= claim.upper == pytest.approx(proposer.throughput)
+    else:
+        assert (claim.lower, claim.upper, claim.probes) == (0, 0, 1)
 
 
 def test_a_budget_ends_in_an_interval():
     claim = search(limits=None, budget=100.0).claim()
-    assert claim.status == "budget"
+    assert claim.status == "interval"
     assert claim.lower < 18.75 < claim.upper
     assert claim.seconds < 120
 
@@ -122,14 +126,61 @@ def four_lanes(probe, random):
     return ProbeResult(probe, run, float(np.max(run.arrivals + run.e2el)))
 
 
-@pytest.mark.slow
-def test_probes_bound_the_capacity_where_the_twin_is_wrong():
+def search_of_lanes(bound=0.4, budget=480.0):
+    """A search on the lanes, before its first probe."""
+
     def arrivals(count, seed):
         return np.cumsum(np.random.default_rng(seed).exponential(1, count))
 
-    random, length = np.random.default_rng(1), lambda count, seed: (np.full(count, 11), np.full(count, 11))
-    proposer = Capacity(CapacityQuestion([LatencyBound("ttft", 0.4)], arrivals, length, budget=480.0))
+    lengths = lambda count, seed: (np.full(count, 11), np.full(count, 11))  # noqa: E731
+    return Capacity(CapacityQuestion([LatencyBound("ttft", bound)], arrivals, lengths, budget=budget))
+
+
+@pytest.mark.slow
+def test_probes_bound_the_capacity_where_the_twin_is_wrong():
+    random, proposer = np.random.default_rng(1), search_of_lanes()
     while probe := proposer.ask():
         proposer.tell(four_lanes(probe, random))
     claim = proposer.claim()
     assert 11 < claim.lower < 16.85 < claim.upper < 20.1
+
+
+def failing(measured, share):
+    """The same probe, with this share of its requests failed."""
+    failed, run = np.random.default_rng(2).random(measured.probe.requests) < share, measured.run
+    latencies = {name: np.where(failed, np.inf, getattr(run, name)) for name in ("ttft", "tpot", "e2el")}
+    return replace(measured, run=replace(run, **latencies))
+
+
+@pytest.mark.parametrize(("probes", "load"), [(0, "1 user"), (1, "32 users"), (2, "128 users"), (3, "9 requests/s")])
+def test_a_search_ends_where_all_requests_fail(probes, load):
+    random, proposer = np.random.default_rng(1), search_of_lanes()
+    for number in range(probes + 1):
+        measured = four_lanes(proposer.ask(), random)
+        proposer.tell(measured if number < probes else failing(measured, 1.1))
+    assert proposer.ask() is None
+    claim = proposer.claim()
+    assert (claim.status, claim.lower, claim.ended) == ("interval", 0, f"all requests failed at {load}")
+
+
+def test_failed_requests_leave_the_twin_finite():
+    random, proposer = np.random.default_rng(1), search_of_lanes()
+    for number in range(5):
+        measured = four_lanes(proposer.ask(), random)
+        proposer.tell(failing(measured, 0.6) if number else measured)
+    assert np.isfinite(proposer.twin.costs).all()
+    assert np.isfinite(proposer.estimate)
+
+
+def test_a_throughput_bounds_the_capacity_only_once_it_is_saturated():
+    random, proposer, uppers = np.random.default_rng(1), search_of_lanes(), []
+    while (probe := proposer.ask()).users:
+        proposer.tell(four_lanes(probe, random))
+        uppers.append(proposer.claim().upper)
+    assert uppers[:-1] == [0] * len(uppers[:-1])
+    assert uppers[-1] == pytest.approx(20, rel=0.05)
+    few = search_of_lanes(budget=4.0)  # two users at most: four would take too long
+    while (probe := few.ask()) and probe.users:
+        few.tell(four_lanes(probe, random))
+    assert few.users == 2
+    assert few.claim().upper == 0
