@@ -267,7 +267,7 @@ def summary(arguments: list[str]) -> int:
     else:
         _print(output, options)
     for results in runs if to_read else ():
-        for line in all_claim_lines(results.run.paths):
+        for line in all_claim_lines(results.claims, results.run.paths.out.name if len(runs) > 1 else ""):
             print(line)
     return 0
 
@@ -280,10 +280,6 @@ def capacity(arguments: list[str]) -> int:
     A bound without a percentile is on p90. Each probe is a trial in a results folder; the same
     command goes on where it was stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
     """
-    from sweep.cli.capacity import arguments_of_run
-    from sweep.cli.run import run
-    from sweep.disk.run_files import RunPaths
-
     parser = Parser(capacity)
     parser.add_argument("url", metavar="URL", help="of a running engine")
     parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", required=True, help="ttft=500ms,tpot.p90=0.05s")
@@ -292,9 +288,16 @@ def capacity(arguments: list[str]) -> int:
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
-    line, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
+    from sweep.cli.capacity import arguments_of_run
+    from sweep.cli.run import run
+    from sweep.disk.run_files import RunPaths
+    from sweep.plan.command_line import parse_command_line
+
+    run_arguments, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
+    if options.format == "json" and parse_command_line(run_arguments).scalars.get("dry_run"):
+        raise ConfigError("--format json: expected no dry_run=true, which measures nothing")
     with contextlib.redirect_stdout(sys.stderr if options.format == "json" else sys.stdout):
-        status = run(line, folders)
+        status = run(run_arguments, folders)
     if options.format == "json" and (claims := RunPaths(out).claims).is_file():
         print(claims.read_text(), end="")
     return status
@@ -309,18 +312,19 @@ def quick(arguments: list[str]) -> int:
     Without --slo the bounds are 1 s to the first token and 50 ms for each further one, or more where a single request
     is slow. Each command measures anew and moves older results aside. Ctrl-C prints what is known so far.
     """
-    from sweep.cli.quick import look
-
     parser = Parser(quick)
-    parser.add_argument("words", metavar="[URL] [KEY=VALUE ...]", nargs="*", help="keys of sweep run")
+    parser.add_argument("url_and_keys", metavar="[URL] [KEY=VALUE ...]", nargs="*", help="keys of sweep run")
     parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="as of sweep capacity")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
-    urls = [word for word in options.words if "://" in word.partition("=")[0]]
-    others = [word for word in options.words if word not in urls]
-    if len(urls) > 1 or any("=" not in word for word in others):
-        raise ConfigError(f"{' '.join(options.words)}: expected one URL, such as http://127.0.0.1:8000, and KEY=VALUE")
-    return look(urls[0] if urls else None, options.slo, others, folders)
+    urls = [argument for argument in options.url_and_keys if "://" in argument.partition("=")[0]]
+    keys = [argument for argument in options.url_and_keys if argument not in urls]
+    if len(urls) > 1 or any("=" not in key for key in keys):
+        typed = " ".join(options.url_and_keys)
+        raise ConfigError(f"{typed}: expected one URL, such as http://127.0.0.1:8000, and KEY=VALUE")
+    from sweep.cli.quick import quick_report
+
+    return quick_report(urls[0] if urls else None, options.slo, keys, folders)
 
 
 def rerun(arguments: list[str]) -> int:

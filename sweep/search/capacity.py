@@ -206,21 +206,20 @@ class Capacity:
 
     def _saturated(self, measured: ProbeResult) -> None:
         earlier, self.throughput = self.throughput, _throughput(measured.run)
-        rising = not math.isfinite(earlier) or self.throughput > RISING * earlier
-        if self.question.limits is None:
+        unlimited = self.question.limits is None  # so that only the measured throughput tells when it is saturated
+        rising = unlimited and (not math.isfinite(earlier) or self.throughput > RISING * earlier)
+        if unlimited:
             affordable = 0.2 * self.question.budget * self.throughput / 2.5  # users, if more of them bring nothing
             larger_user_counts = [n for n in (4 * self.users, 2 * self.users) if n <= min(MOST_USERS, affordable)]
             if rising and larger_user_counts:
                 self.users = larger_user_counts[0]
                 return
-            self.saturated = not rising
             if rising:  # how far up it goes is unknown
                 self.throughput *= 1.5
             self.throughput = max(self.throughput, 0.0 if math.isinf(earlier) else earlier)
             decoding = _most_decoding(measured.run)
             self.twin.limits = Limits(running=decoding) if decoding < 0.9 * self.users else Limits()
-        self.saturated = self.saturated or self.question.limits is not None
-        self.phase = "light"
+        self.saturated, self.phase = not rising, "light"
 
     def _probed(self) -> None:
         probes = self._open_probes
@@ -372,25 +371,25 @@ class Capacity:
             return replace(claim, status="impossible", limit=self.limiting_bound.describe())
         if math.isinf(self.below):
             return claim
-        claim = replace(claim, limit=self.limiting_bound.describe() if self.limiting_bound else "saturation")
+        unbounded = "saturation" if self.saturated else ""
+        claim = replace(claim, limit=self.limiting_bound.describe() if self.limiting_bound else unbounded)
         if change := next(filter(None, self.drift_by_bound), 0.0):
             drift = f"the deployment became {'slower' if change < 0 else 'faster'} while it was measured"
             claim = replace(claim, status="drift", ended=self.ended or drift)
         if self.phase == "above":
             return replace(claim, status="above", lower=self._open_probes[-1].probe.rate)
         upper = min(self.estimate * math.exp(self.above), highest or math.inf)
-        if math.isnan(self.claimed_rate):
+        lower = self.claimed_rate
+        if math.isnan(lower):
             lower = max(self._lower, self.passing if self.passing < self.failing else 0.0)
-            upper = max(lower, min(upper, self.failing))
-            return replace(claim, lower=lower, upper=upper if math.isfinite(upper) else 0.0)
-        upper = max(upper, self.claimed_rate)
-        claim = replace(claim, status="interval", lower=self.claimed_rate, upper=upper if math.isfinite(upper) else 0.0)
-        if self.phase != "done":
-            return claim
-        if not self.is_confirmed:
+            upper = min(upper, self.failing)
+        claim = replace(claim, lower=lower, upper=max(lower, upper) if math.isfinite(upper) else 0.0)
+        if self.is_confirmed:
+            return replace(claim, status="confirmed")
+        if self.confirmation_runs == CONFIRMATIONS:
             unconfirmed = f"{CONFIRMATIONS} runs at lower and lower claims did not confirm one"
             return replace(claim, ended=self.ended or unconfirmed)
-        return replace(claim, status="confirmed")
+        return claim
 
 
 def _variance(errors: list[Floats], share: float, count: int) -> float:

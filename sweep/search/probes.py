@@ -27,6 +27,10 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
         raise ConfigError(f"load={trial.load.name}: expected a load with a rate, e.g. load=poisson, for a capacity")
     if getattr(trial.load, "duration", None) is not None:
         raise ConfigError(f"load.duration={trial.load.duration:g}: expected null; a search decides how long a probe is")
+    percentiles = ", ".join(f"p{percentile:g}" for percentile in settings.percentiles)
+    for name in settings.slo:
+        if ".p" in name and float(name.partition(".p")[2]) not in settings.percentiles:
+            raise ConfigError(f"slo={name}: expected one of {percentiles}; percentiles=[...] sets them")
     bounds = [_bound(name, limit) for name, limit in settings.slo.items()]
     workload, load = trial.workload, trial.load.model_copy(update={"rate": 1.0})
 
