@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +34,22 @@ PROBE_TRIES = 3  # of a probe that was disturbed, or whose trial broke off
 LENGTHS = {"workload.input_tokens": "512", "workload.output_tokens": "128"}
 
 
+@dataclass
 class Search:
     """The searches of a run, one for each point of its plan, one after another."""
 
-    def __init__(
-        self,
-        base: Composition,
-        plan_of: Callable[[Composition], Plan],
-        measure: Callable[[Plan, str], RunResult],
-        ledger: Ledger,
-        paths: RunPaths,
-        console: Console,
-    ) -> None:
-        """`plan_of` plans a composition, `measure` runs one trial of a plan by its id. `ledger` has earlier probes."""
-        self.base, self.plan_of, self.measure = base, plan_of, measure
-        self.ledger, self.paths, self.console = ledger, paths, console
-        self.closed = base.options.load("load", "closed")
+    base: Composition
+    plan_of: Callable[[Composition], Plan]
+    measure: Callable[[Plan, str], RunResult]  # runs one trial of a plan, by its id
+    ledger: Ledger  # has the rows of earlier probes, which are not measured again
+    paths: RunPaths
+    console: Console
+
+    def __post_init__(self) -> None:
+        self.closed = self.base.options.load("load", "closed")
         self.seeds: list[dict[int, int]] = []
-        self.probes = replace(base, points=[], coordinates=[], seeds=self.seeds)
-        self.plan = plan_of(base)
+        self.probes = replace(self.base, points=[], coordinates=[], seeds=self.seeds)
+        self.plan = self.plan_of(self.base)
         self.claims: dict[str, dict[str, Any]] = {}
         self.result = RunResult(interrupted=False, unfinished=0, table_changed=False)
         self.began = 0.0
@@ -93,9 +90,7 @@ class Search:
                 break
             if time.monotonic() - self.began > OVERTIME * proposer.question.budget:
                 return f"{OVERTIME:g} times its budget has passed"
-            changed = self.result.table_changed
-            self.result = self.measure(self.plan, trial.trial_id)
-            self.result = self.result._replace(table_changed=changed or self.result.table_changed)
+            self.result = self.measure(self.plan, trial.trial_id)._replace(table_changed=True)
             row = self.ledger.valid_row(trial.trial_id)
             if self.result.interrupted or self.result.unfinished:
                 return "interrupted" if self.result.interrupted else "the run had to stop"

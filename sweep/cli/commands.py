@@ -247,7 +247,7 @@ def summary(arguments: list[str]) -> int:
     from analysis.report.models import models_table
     from analysis.report.tables import deciding_table
     from analysis.report.terminal import Summary, everything
-    from analysis.table import Output
+    from analysis.table import Line, Output
     from sweep.base.config import read_slo
     from sweep.cli.capacity import all_claim_lines
 
@@ -261,14 +261,15 @@ def summary(arguments: list[str]) -> int:
     elif options.table:
         tables = [table for each in runs for table in (deciding_table(each, None), models_table(each)) if table]
         output = Output(tables, output.table, output.data)
+    claims = {str(each.run.place): each.claims for each in runs if each.claims}
+    lines = [Line(line) for run in claims for line in all_claim_lines(claims[run], run if len(runs) > 1 else "")]
+    if claims:
+        output = Output([*output.parts, *lines], output.table, {**output.data, "claims": claims})
     to_read = options.format == "text" and options.output is None
     if len(runs) == 1 and to_read and not options.all and not options.table:
         make_console(160).print(Summary(runs[0], answered))
-    else:
-        _print(output, options)
-    for results in runs if to_read else ():
-        for line in all_claim_lines(results.claims, results.run.paths.out.name if len(runs) > 1 else ""):
-            print(line)
+        output = Output(lines, output.table)
+    _print(output, options)
     return 0
 
 

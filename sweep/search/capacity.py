@@ -225,19 +225,15 @@ class Capacity:
         probes = self._open_probes
         if len(probes) <= 3:
             self.twin.fit([probed.run for probed in self.measured if probed.probe.users != 1][-3:], 80)
-        nearby_probes = [
-            probed for probed in probes if abs(math.log(probed.probe.rate / self.estimate)) < NEAR
-        ] or probes[-1:]
-        twins = [self.twin.run(probed.run.requests) for probed in nearby_probes]
-        errors = [self._match(j, nearby_probes, twins) for j in range(len(self.question.bounds))]
+        nearby = [probed for probed in probes if abs(math.log(probed.probe.rate / self.estimate)) < NEAR] or probes[-1:]
+        twins = [self.twin.run(probed.run.requests) for probed in nearby]
+        errors = [self._match(j, nearby, twins) for j in range(len(self.question.bounds))]
         self.estimate = self._capacity_of_twin(self.estimate)
-        lengths = sum(probed.probe.requests / probed.probe.rate for probed in nearby_probes) / self._full
+        lengths = sum(probed.probe.requests / probed.probe.rate for probed in nearby) / self._full
         self.floor = FLOOR * math.sqrt(max(1.0, LEAST / lengths))
-        if not self._narrow(errors, nearby_probes):  # by the twin a bound is met first that no probe has come near
-            self.estimate = min(
-                max(self.estimate, 1.06 * max(probed.probe.rate for probed in nearby_probes)), self._highest
-            )
-            if nearby_probes[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
+        if not self._narrow(errors, nearby):  # by the twin a bound is met first that no probe has come near
+            self.estimate = min(max(self.estimate, 1.06 * max(probed.probe.rate for probed in nearby)), self._highest)
+            if nearby[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
                 self.phase = "above"
                 return
         credible = self._within_evidence(probes)
@@ -288,10 +284,10 @@ class Capacity:
         if self.is_confirmed or self.confirmation_runs == CONFIRMATIONS:
             self.phase = "done"
 
-    def _match(self, j: int, nearby_probes: list[ProbeResult], twins: list[Replay]) -> float | None:
+    def _match(self, j: int, nearby: list[ProbeResult], twins: list[Replay]) -> float | None:
         """Scale a bound to give the twin the measured share; return its standard error, None if the share is near 1."""
         bound, self.drift_by_bound[j] = self.question.bounds[j], 0.0
-        good = [bound.good(probed.run) for probed in nearby_probes]
+        good = [bound.good(probed.run) for probed in nearby]
         pooled = np.concatenate([getattr(twin, bound.quantity) for twin in twins])
         pooled = pooled[np.isfinite(pooled)]
         share = float(np.nanmean(np.concatenate(good)))
@@ -300,7 +296,7 @@ class Capacity:
             return None
         self.scales[j] = float(np.clip(np.quantile(pooled, np.clip(share, 0.02, 1)) / bound.limit, 0.01, 100))
         errors = []
-        for probed, twin, measured in zip(nearby_probes, twins, good, strict=True):
+        for probed, twin, measured in zip(nearby, twins, good, strict=True):
             expected = bound.good(twin, self.scales[j])
             most_batches = 20 * max(1.0, float(probed.run.arrivals[-1]) / self._unit)
             number = int(np.clip(len(expected) // BATCH_SIZE, 3, most_batches))
@@ -313,10 +309,10 @@ class Capacity:
             self.drift_by_bound[j] = change
         return math.sqrt(variance) * (1 + 2.5 / sum(map(len, errors)))
 
-    def _narrow(self, errors: list[float | None], nearby_probes: list[ProbeResult]) -> bool:
+    def _narrow(self, errors: list[float | None], nearby: list[ProbeResult]) -> bool:
         """Find the interval around the estimate; return False if by the twin a bound is met that no probe came near."""
         slower, faster = (self._long_run(self.estimate * factor, 3 * LONG_RUN // 2) for factor in (0.97, 1.03))
-        distance = float(np.mean([abs(math.log(probed.probe.rate / self.estimate)) for probed in nearby_probes]))
+        distance = float(np.mean([abs(math.log(probed.probe.rate / self.estimate)) for probed in nearby]))
         self.below, self.above, self.limiting_bound, unseen = -math.inf, math.inf, None, False
         for bound, scale, error in zip(self.question.bounds, self.scales, errors, strict=True):
             low, high = (float(np.nanmean(bound.good(run, scale))) for run in (slower, faster))

@@ -64,7 +64,7 @@ class Replay:
         """The requests that were sent."""
         return Requests(self.arrivals, self.inputs, self.outputs, self.users)
 
-    def section(self, requests: slice) -> "Replay":
+    def section(self, requests: slice | NDArray[np.bool_]) -> "Replay":
         """Return the run of some of its requests."""
         return replace(self, **{name: column[requests] for name, column in vars(self).items() if name != "users"})
 
@@ -196,10 +196,11 @@ class Twin:
 
     def begin(self, saturated: Replay, light: Replay) -> None:
         """Take a guess from a saturated run and a lightly loaded one."""
-        crowded, alone = np.median(_finite(saturated.tpot)), np.quantile(_finite(light.tpot), 0.1)
+        saturated, light = (run.section(np.isfinite(run.e2el)) for run in (saturated, light))  # requests that succeeded
+        crowded, alone = np.nanmedian(saturated.tpot), np.nanquantile(light.tpot, 0.1)
         step = 0.8 * min(alone, crowded)
         share = max(crowded - step, 0.1 * step) / min(self.limits.running, saturated.users)
-        prompt = max(np.quantile(_finite(light.ttft), 0.3) - step, 1e-4) / float(np.mean(light.inputs))
+        prompt = max(np.quantile(light.ttft, 0.3) - step, 1e-4) / float(np.mean(light.inputs))
         self.costs = Costs(step, 0.7 * share, 0.3 * share / np.mean(light.inputs + light.outputs / 2), prompt)
 
     def fit(self, runs: list[Replay], evaluations: int) -> None:
@@ -219,11 +220,6 @@ class Twin:
         simplex = start + np.vstack([np.zeros(4), 0.25 * np.eye(4)])
         fitted = optimize.fmin(loss, start, maxfun=evaluations, initial_simplex=simplex, disp=False)
         self.costs = Costs(*np.exp(fitted))
-
-
-def _finite(latencies: Floats) -> Floats:
-    """Those of requests that succeeded and have one."""
-    return latencies[np.isfinite(latencies)]
 
 
 def _distance(ours: Floats, measured: Floats) -> float:
