@@ -15,7 +15,7 @@ from rich.table import Table
 
 from sweep.base.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cache_directory, first_line, one_of
 from sweep.base.options import PRIMARY, ConfigPath
-from sweep.base.wording import FORMATS, count
+from sweep.base.wording import FORMATS, count, flow
 from sweep.cli.output import make_console
 
 if TYPE_CHECKING:
@@ -125,12 +125,12 @@ def _opened(run: str, all_rows: bool) -> "RunResults":
 
 def run(arguments: list[str]) -> int:
     """Run an experiment, or a single configuration: compose, plan, check, run, report."""
-    from sweep.cli.run import run
-
     folders, overrides = _config_dirs(arguments)
     if not overrides or {"-h", "--help"} & set(arguments):
         _help_of_run(overrides, ConfigPath.of_user(folders))
         return 0
+    from sweep.cli.run import run
+
     return run(overrides, folders)
 
 
@@ -142,12 +142,12 @@ def reissue(arguments: list[str]) -> int:
     Exit status 75 means that a run had to stop (Ray gone, a full disk) before it was finished. A command that was
     killed is repeated too. `reissue` ends with the status of the last command, or after its deadline.
     """
-    from sweep.cli.reissue import Reissuer
-
     folders, overrides = _config_dirs(arguments)
     if not overrides or {"-h", "--help"} & set(arguments):
         Parser(reissue, ARGUMENTS_OF_RUN).print_help()
         return 0
+    from sweep.cli.reissue import Reissuer
+
     return Reissuer(overrides, folders).run()
 
 
@@ -694,7 +694,6 @@ def _help_of_run(overrides: Sequence[str], options: ConfigPath) -> None:
 
 def _print_keys(options: ConfigPath, group: str, option: str) -> None:
     from sweep.cli.keys import keys_of
-    from sweep.plan.axes import flow
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("key", no_wrap=True)

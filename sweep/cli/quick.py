@@ -83,9 +83,8 @@ def _quietly(arguments: Sequence[str], folders: Sequence[str]) -> tuple[int, str
 def _closed_loops(out: str) -> Iterator[Mapping[str, Any]]:
     """The rows of closed loops whose requests were answered, if there are any yet."""
     trials = RunPaths(Path(out)).trials
-    yield from (
-        row for row in (read_trials(trials) if trials.exists() else ()) if row["concurrency"] and is_evidence(row)
-    )
+    rows = read_trials(trials) if trials.exists() else ()
+    yield from (row for row in rows if row["concurrency"] and is_evidence(row))
 
 
 def _sensible_slo(alone: Mapping[str, Any]) -> str:

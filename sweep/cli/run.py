@@ -105,10 +105,8 @@ def execute_plan(planned: "Planned", command: str) -> int:
         console.print(check_search(plan), markup=False, soft_wrap=True)
     if settings.dry_run:
         ledger = plan_patiently(lambda: ledger_to_read(settings, paths), lambda: settings)
-        for message in ledger.describe_damage():
-            console.print(message, markup=False, soft_wrap=True)
         history = History.beside(paths.out)
-        for message in history.describe_damage():
+        for message in [*ledger.describe_damage(), *history.describe_damage()]:
             console.print(message, markup=False, soft_wrap=True)
         pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
         check_disk(settings, pending.runnable, nodes)
@@ -256,9 +254,7 @@ def _run_locked(
     else:
         console.print(f"nothing to do; sweep summary {paths.out}", markup=False, soft_wrap=True)
         _print_place_of_report(paths, console)
-    for line in tracker.publish(paths.out) if tracker is not None else ():
-        console.print(line, markup=False, soft_wrap=True)
-    for line in all_claim_lines(claims):
+    for line in [*(tracker.publish(paths.out) if tracker is not None else ()), *all_claim_lines(claims)]:
         console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
     if result.interrupted:
