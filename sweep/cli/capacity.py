@@ -163,16 +163,16 @@ def claim_lines(claim: Claim) -> Iterator[str]:
     limit, sure = f"{claim.limit} is reached first" if claim.limit else "unknown", ""
     match claim.status:
         case "impossible":
-            shown, limit = "none: a single request misses the bound", claim.limit
+            answer, limit = "none: a single request misses the bound", claim.limit
         case "above":
             highest = "before the deployment is saturated" if claim.upper else "at the highest rate that was tried"
-            shown, limit = f"more than {number(claim.lower)} requests/s", f"no bound is met {highest}"
+            answer, limit = f"more than {number(claim.lower)} requests/s", f"no bound is met {highest}"
         case "confirmed":
-            shown, sure = f"{number(claim.lower)} requests/s ({interval_text(claim)})", f"{RISK}; "
+            answer, sure = f"{number(claim.lower)} requests/s ({interval_text(claim)})", f"{RISK}; "
         case _:
-            shown, sure = interval_text(claim), f"the search ended early: {claim.ended or 'its budget is spent'}; "
+            answer, sure = interval_text(claim), f"the search ended early: {claim.ended or 'its budget is spent'}; "
     sure += f"of this launch while it was measured; {count(claim.probes, 'probe')}, {duration_text(claim.seconds)}"
-    yield from (f"capacity: {shown}", f"limit:    {limit}", f"how sure: {sure} of measuring")
+    yield from (f"capacity: {answer}", f"limit:    {limit}", f"how sure: {sure} of measuring")
 
 
 def all_claim_lines(claims: Mapping[str, Mapping[str, Any]], run: str = "") -> list[str]:

@@ -354,7 +354,8 @@ def print_report(
             except OSError as error:
                 if error.errno not in READ_ONLY:
                     raise
-                paths = _elsewhere(folder)
+                full = folder.resolve()  # no other run's report has the folder
+                paths = RunPaths(Path.cwd() / f"{full.name}-report-{content_hash(str(full), 6)}")
                 analysis.write_all(results, paths)
                 console.print(
                     f"{folder} is read-only: its report is written to {paths.out}", markup=False, soft_wrap=True
@@ -365,12 +366,6 @@ def print_report(
     for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
         console.print(table)
     _print_place_of_report(paths, console, rebuild)
-
-
-def _elsewhere(run: Path) -> RunPaths:
-    """Return where the report of a run goes that cannot be written: a folder here that no other run's report has."""
-    full = run.resolve()
-    return RunPaths(Path.cwd() / f"{full.name}-report-{content_hash(str(full), 6)}")
 
 
 def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = False) -> None:

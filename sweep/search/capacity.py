@@ -21,6 +21,7 @@ FLOOR = 0.02  # of the log capacity: what the twin itself does not know
 SAFETY = 0.006  # of the log capacity: by so much simulated claims were too high too often
 SAFETY_OF_ENDPOINT = 0.01  # the same, where the twin does not know the limits
 NARROW = 0.013  # of the log capacity: the standard error at which a search ends
+MOST_LENGTHS = 30.0  # of probes in all, after which the interval is the answer
 LEAST = 8.0  # full probes' lengths near the estimate before it does
 CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
 CONFIRMATIONS = 6
@@ -36,6 +37,7 @@ RISING = 1.15  # more users than this much less throughput are tried
 ALONE = 5  # requests, one after another, that tell whether a bound can be met at all
 DRIFTING = 3.0  # standard errors between the twin's errors in both halves of the probes: the deployment has changed
 ALIKE = 0.2, 5.0  # scales of a bound with which the twin is like the deployment; beyond them, probes count more
+NOT_FAILING = 0.99  # times the lowest rate that failed: no estimate above it is credible
 DEPENDENT = 10  # requests count for one, where the twin is unlike the deployment
 BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: longer than a queue's memory
 
@@ -64,10 +66,9 @@ class CapacityQuestion:
     bounds: Sequence[LatencyBound]
     arrivals: Callable[[int, int], Floats]  # (count, seed) -> times at one request per second
     lengths: Callable[[int, int], tuple[Integers, Integers]] | None = None  # None: the probes' lengths are drawn again
-    limits: Limits | None = None  # None: unknown, as of an endpoint; they are read off the saturated run
+    limits: Limits | None = None  # set by benchmarks alone; None: of an endpoint, read off the saturated run
     shortest: float = 60.0  # s of a probe: longer than the machine's own noise remembers
     requests: int = 1000  # of a probe, at saturation
-    most: float = 30.0  # probes' lengths in all, after which the interval is the answer
     budget: float = float("inf")  # s of measuring, after which the interval is the answer
 
 
@@ -122,8 +123,7 @@ class Capacity:
         self.unlike = False  # the twin and the deployment
         self.passing, self.failing = 0.0, math.inf  # requests/s, by the probes alone
         self.below = self.above = math.inf  # log widths of the interval around it
-        # Of the share of good requests, from half to half; 0 if in the noise.
-        self.drift_by_bound = [0.0] * len(question.bounds)
+        self.drift_by_bound = [0.0] * len(question.bounds)  # of the share of good requests; 0 if in the noise
         self.limiting_bound: LatencyBound | None = None  # the bound that is met first
         self.claimed_rate, self.confirmation_runs, self.is_confirmed = math.nan, 0, False
         self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
@@ -162,13 +162,14 @@ class Capacity:
         return min(self._full, SHARE_OF_BUDGET * self.question.budget)
 
     @property
-    def _highest(self) -> float:
-        return HIGHEST * self.throughput
-
-    @property
     def _lower(self) -> float:
         margin = SAFETY if self.question.limits else SAFETY_OF_ENDPOINT
-        return self.estimate * math.exp(-max(self.below, self.floor) - margin)
+        lower = self.estimate * math.exp(-max(self.below, self.floor) - margin)
+        if not self.unlike:
+            return lower
+        sustained = [probed.probe.rate for probed in self.measured if probed.probe.rate and self._excess(probed) >= 0]
+        highest = max((rate for rate in sustained if rate < self.failing), default=0.0)
+        return max(min(lower, highest), self.passing if self.passing < self.failing else 0.0)
 
     @property
     def _spent(self) -> float:
@@ -232,18 +233,19 @@ class Capacity:
         lengths = sum(probed.probe.requests / probed.probe.rate for probed in nearby) / self._full
         self.floor = FLOOR * math.sqrt(max(1.0, LEAST / lengths))
         if not self._narrow(errors, nearby):  # by the twin a bound is met first that no probe has come near
-            self.estimate = min(max(self.estimate, 1.06 * max(probed.probe.rate for probed in nearby)), self._highest)
-            if nearby[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
+            beyond = 1.06 * max(probed.probe.rate for probed in nearby)
+            self.estimate = min(max(self.estimate, beyond), HIGHEST * self.throughput)
+            if nearby[-1].probe.rate > 0.99 * HIGHEST * self.throughput and lengths > 0.99 * LEAST:
                 self.phase = "above"
                 return
         credible = self._within_evidence(probes)
-        narrow = credible and self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST
+        narrow = credible and self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST and self._lower > 0
         if narrow and any(self.drift_by_bound):
             self.phase = "done"
         elif narrow:
             self.claimed_rate = self._lower
             self.phase = "confirm"
-        elif self._spent > self.question.most * self._unit:
+        elif self._spent > MOST_LENGTHS * self._unit:
             self.phase = "done"
 
     def _within_evidence(self, probes: list[ProbeResult]) -> bool:
@@ -254,21 +256,24 @@ class Capacity:
         self.unlike = self.unlike or not all(ALIKE[0] <= scale <= ALIKE[1] for scale in self.scales)
         for probed in probes if self.unlike else ():
             spread = 2 * math.sqrt(DEPENDENT / probed.probe.requests)
-            excess = [
-                (np.nanmean(bound.good(probed.run)) - bound.share) / math.sqrt(bound.share * (1 - bound.share))
-                for bound in self.question.bounds
-            ]
-            if min(excess) < -spread:
+            if self._excess(probed) < -spread:
                 self.failing = min(self.failing, probed.probe.rate)
-            elif min(excess) > spread:
+            elif self._excess(probed) > spread:
                 self.passing = max(self.passing, probed.probe.rate)
-        if self.passing >= self.failing or self.passing < self.estimate < self.failing:
+        if self.passing >= self.failing or self.passing < self.estimate < NOT_FAILING * self.failing:
             return True
         if self.estimate <= self.passing:
             self.estimate = math.sqrt(self.passing * min(self.failing, 1.2 * self.passing))
         else:
             self.estimate = math.sqrt(max(self.passing, 0.7 * self.failing) * self.failing)
         return False
+
+    def _excess(self, probed: ProbeResult) -> float:
+        """By how much a probe holds the bound that it holds least, in standard deviations of a request."""
+        return min(
+            float(np.nanmean(bound.good(probed.run)) - bound.share) / math.sqrt(bound.share * (1 - bound.share))
+            for bound in self.question.bounds
+        )
 
     def _take_confirmation(self, measured: ProbeResult) -> None:
         """Lower the claim if a fresh run at it, freed of this run's luck by the twin, does not meet a bound."""
@@ -340,7 +345,7 @@ class Capacity:
             middle = (low + high) / 2
             missing = self._missing(self._long_run(math.exp(middle), LONG_RUN))
             low, high = (middle, high) if missing <= 0 else (low, middle)
-        return min(math.exp((low + high) / 2), self._highest)
+        return min(math.exp((low + high) / 2), HIGHEST * self.throughput)
 
     def _missing(self, run: Replay) -> float:
         """The most by which the twin's share of good requests misses a bound's; negative if it holds them all."""
@@ -377,8 +382,7 @@ class Capacity:
         upper = min(self.estimate * math.exp(self.above), highest or math.inf)
         lower = self.claimed_rate
         if math.isnan(lower):
-            lower = max(self._lower, self.passing if self.passing < self.failing else 0.0)
-            upper = min(upper, self.failing)
+            lower, upper = self._lower, min(upper, self.failing)
         claim = replace(claim, lower=lower, upper=max(lower, upper) if math.isfinite(upper) else 0.0)
         if self.is_confirmed:
             return replace(claim, status="confirmed")
