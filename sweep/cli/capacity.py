@@ -175,14 +175,6 @@ def claim_lines(claim: Claim) -> Iterator[str]:
     yield from (f"capacity: {answer}", f"limit:    {limit}", f"how sure: {sure} of measuring")
 
 
-def all_claim_lines(claims: Mapping[str, Mapping[str, Any]], run: str = "") -> list[str]:
-    """The lines of a run's claims, below the run's name, and below each point's if there are several."""
-    lines = [run] if run and claims else []
-    for point, claim in claims.items():
-        lines += [*([point] if len(claims) > 1 else []), *claim["lines"]]
-    return lines
-
-
 def folder_of(command: str, url: str) -> str:
     """Return the results folder of a command for an endpoint: `results/capacity-127.0.0.1-8000`."""
     address = re.sub(r"[^\w.]+", "-", url.partition("//")[2] or url).strip("-")

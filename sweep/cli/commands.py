@@ -249,7 +249,7 @@ def summary(arguments: list[str]) -> int:
     from analysis.report.terminal import Summary, everything
     from analysis.table import Line, Output
     from sweep.base.config import read_slo
-    from sweep.cli.capacity import all_claim_lines
+    from sweep.disk.run_files import all_claim_lines
 
     runs = [_opened(each, options.all_rows) for each in options.runs]
     slo = read_slo(options.slo)

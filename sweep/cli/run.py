@@ -34,14 +34,14 @@ from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
 from sweep.base.setting_labels import dotted
 from sweep.base.wording import count
-from sweep.cli.capacity import Search, all_claim_lines, check_search
+from sweep.cli.capacity import Search, check_search
 from sweep.cli.output import make_console
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import object_store
 from sweep.disk.compaction import compact
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
-from sweep.disk.run_files import RunPaths, write_plan
+from sweep.disk.run_files import RunPaths, all_claim_lines, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.endpoint_model import with_dialect, with_model
 from sweep.drive.monitor.progress import Display
