@@ -71,8 +71,8 @@ def test_a_probe_whose_requests_failed_counts_once(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with simulated(faults={"status_429": 0.3}) as (url, _):
         (claim,) = claims_of(url, budget="3s", status=(1,)).values()
-    measured = [path.parent.name for path in Path("run").glob("*/*/*/*/trial.parquet")]
-    assert len(measured) == len(set(measured)) == len(rows(Path("run"))) >= claim["probes"] > 2
+    measured = [*Path("run").glob("*/*/*/*/trial.parquet")]  # a disturbed probe has two
+    assert 2 < claim["probes"] <= len(rows(Path("run"))) <= len(measured) < 2 * claim["probes"]
 
 
 def test_an_endpoint_that_refuses_every_request_has_no_claim(monkeypatch, tmp_path, capsys):
