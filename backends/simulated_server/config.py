@@ -83,11 +83,11 @@ class Behaviour(BaseModel):
     itl_per_sequence: NonNegativeFloat = 0.0  # added to every gap per running sequence
     tokens_per_event: PositiveInt = 1  # as with speculative decoding
     faults: Faults = Faults()  # shares of requests with a fault
-    max_concurrency: PositiveInt | None = None  # sequences that run at once; others wait
-    max_queue: NonNegativeInt | None = None  # most waiting sequences; a further request gets 503
-    memory_limit: PositiveInt | None = None  # most sequences; with more the engine runs out of memory and dies
-    kv_cache_tokens: PositiveInt = 1_000_000  # all of the cache, for kv_cache_usage and the prefix cache
-    prefix_block: PositiveInt | None = None  # tokens in a block of the prefix cache; null: there is none
+    max_concurrency: PositiveInt | None = None  # maximum running sequences; further sequences wait
+    max_queue: NonNegativeInt | None = None  # maximum waiting sequences; further requests get 503
+    memory_limit: PositiveInt | None = None  # maximum sequences; with more the engine runs out of memory and dies
+    kv_cache_tokens: PositiveInt = 1_000_000  # size of the KV cache and of the prefix cache, in tokens
+    prefix_block: PositiveInt | None = None  # tokens in a block of the prefix cache; null: no prefix cache
     knobs: dict[str, bool] = {}  # optimisations that are on or off
     knob_costs: dict[str, Cost] = {}  # `a`: cost while a is off; `a+b`: cost while both are off
     launch_spread: NonNegativeFloat = 0.0  # standard deviation of the log of a launch's speed

@@ -118,7 +118,7 @@ class Request:
     output_tokens: int  # max_tokens
     input_tokens: int = UNKNOWN  # counted by the model's tokenizer, including special tokens
     phase: Phase = "measured"
-    model: str | None = None  # e.g. a LoRA adapter; None: the trial's own model
+    model: str | None = None  # e.g. a LoRA adapter; None: the trial's model
     parent: int = UNKNOWN  # index in the phase of the turn before it; UNKNOWN: it begins a session
     gap: float = 0.0  # s from the last byte of that turn's answer, until it is due
 
@@ -200,16 +200,16 @@ class Record:
     hidden_tokens: int = 0  # tokens of the answer that were counted but never sent: reasoning
     recounted_tokens: int = UNKNOWN  # tokens of the answer, if recounted by the model's tokenizer
     first_answer: float | None = None  # when the first chunk after visible reasoning arrived, since `sent`
-    cached_tokens: int = UNKNOWN  # of the prompt that the engine says it had cached
-    model: str | None = None  # the model of workload.models that it asked for; null without them
-    gateway_answer: bool = False  # whether the gateway answered, from its cache or from an equal request under way
-    served_model: str | None = None  # the model by the answer's own word; several names are joined
-    characters: int = UNKNOWN  # of the answer's text
-    text_hash: int = UNKNOWN  # of the first 256 bytes of the answer's text; null if they are few or repeat themselves
-    prompt_words: int = UNKNOWN  # of the prompt's text, or sixths of its bytes if these are more; token ids if sent so
-    connecting: float | None = None  # when its connection was begun; null where that had answered before
-    connected: float | None = None  # when that was open, its TLS handshake included
-    closed: bool = False  # whether the connection was closed after the answer, as server or headers ask
+    cached_tokens: int = UNKNOWN  # tokens of the prompt that the engine reports as cached
+    model: str | None = None  # the model requested, from workload.models; null without them
+    gateway_answer: bool = False  # whether the gateway answered, from its cache or from an identical request in flight
+    served_model: str | None = None  # the model named in the answer; several names are joined
+    characters: int = UNKNOWN  # number of characters in the answer's text
+    text_hash: int = UNKNOWN  # hash of the first 256 bytes of the answer's text; null if it is shorter or repetitive
+    prompt_words: int = UNKNOWN  # words of the prompt's text, or a sixth of its bytes if more; token ids if sent as ids
+    connecting: float | None = None  # when its connection was started; null for a reused connection
+    connected: float | None = None  # when its connection was open, including the TLS handshake
+    closed: bool = False  # whether the connection was closed after the answer, by the server or as its headers required
     session: int = UNKNOWN  # number of its session in the phase; a request without history is a session of one turn
     turn: int = UNKNOWN  # number of turns before it in its session's branch
     session_turns: int = UNKNOWN  # turns that its session has, whether or not all of them were due

@@ -469,7 +469,7 @@ def _turn(phases: list[list[Request]], places: list[SessionPlaces], number: int,
 
 
 def _words(prompt: Prompt) -> int:
-    """The words of a prompt; sixths of its bytes where these are more: code, and languages without spaces."""
+    """Return the words of a prompt, or a sixth of its bytes if more (code, and languages without spaces)."""
     text = prompt_text(prompt)
     return len(prompt) if text is None else max(len(text.split()), len(text.encode()) // 6)
 

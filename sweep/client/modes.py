@@ -9,8 +9,8 @@ A mode knows sessions: index i is the i-th session of a phase (warm-up or measur
 first call is sent when the mode says. The sender sends each further turn when its parent's answer and its gap are over,
 and calls `ended` once no turn is left.
 
-The instant for which a call is sent becomes the Record's `released`: when its slot, user or batch was free. Only a mode
-with `has_schedule` also sets `scheduled`, from which latencies count, and may release a call later because of its cap.
+The instant passed for a call becomes the Record's `released`: when its slot, user or batch was free. Only a mode with
+`has_schedule` also sets `scheduled`, the start of latencies, and may release a call later because of its cap.
 
 Standard library only.
 """
@@ -150,7 +150,7 @@ class ClosedLoop(Mode):
     concurrency: int
     think: array[float] | None = None  # in s, one per session
     offsets: array[float] | None = None  # in s from the start, one per user; or shares of `request_duration`
-    request_duration: float | None = None  # s, 0 until the warm-up has shown it; None: offsets are in s
+    request_duration: float | None = None  # s, 0 until the warm-up has measured it; None: offsets are in s
     branches: int = 1  # most turns that one session has in flight
 
     def most_in_flight(self) -> int:
@@ -201,7 +201,7 @@ class OpenLoop(Mode):
     has_schedule = True
 
     arrivals: array[float]  # in s from the start, one per session, ascending
-    cap: int | None = None  # requests in flight
+    cap: int | None = None  # maximum requests in flight
 
     def most_in_flight(self) -> int | None:
         return self.cap

@@ -68,7 +68,7 @@ class Sender:
         self.stopped, self._deadline = reason, 0
         self._timeline.clear()
         self._turns_due = 0
-        self._give_up_backlog(f"cancelled: {reason}")  # first, so that no freed slot is given to it
+        self._give_up_backlog(f"cancelled: {reason}")  # first, so that the backlog gets no freed slot
         for connection in list(self.in_flight):
             connection.abandon(f"cancelled: {reason}")
         self._settle()

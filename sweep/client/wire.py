@@ -155,7 +155,7 @@ def call(target: Target, requests: Sequence[Request]) -> bytes:
         raise ValueError(f"request_id={first.request_id!r}: expected letters, digits and ._:/-")
     for request in requests:
         if not target.token_ids and prompt_text(request.prompt) is None:
-            raise ValueError(f"request {request.request_id}: this backend takes no token ids; give the prompt as text")
+            raise ValueError(f"request {request.request_id}: this backend accepts text, not token ids")
     content = _body(target, requests)
     for key, value in target.extra_body.items():
         if value is None:

@@ -261,7 +261,7 @@ class Trace(_ArrivalProcess):
         self._times()
 
     def check_pairing(self, workload: Any) -> None:
-        """Raise ConfigError if the workload takes its lengths from this file too, but in another order."""
+        """Raise ConfigError if the workload takes its lengths from this file too, but in a different order."""
         if workload.replays and not workload.needs_token_ids:
             problem = f"load={self.name}: conversations have no recorded times"
             raise ConfigError(f"{problem}; expected load=closed, or an arrival process such as load=poisson")

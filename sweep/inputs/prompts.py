@@ -286,7 +286,7 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
 
 
 def turns_of(cell: str) -> Any:
-    """Return the turns that a table's cell holds as JSON or as a Python list; otherwise return the cell."""
+    """Return the turns in a table's cell (JSON or a Python list); return any other cell unchanged."""
     if re.match(r"\s*[\[{]", cell):
         for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from)'", cell) else (json.loads,):
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError):

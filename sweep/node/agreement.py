@@ -110,7 +110,7 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
 def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
     """Return the openings that every engine continues, and a sample of requests from the trials' workloads."""
     samples = [[tokenizer.encode(text).ids for text in shipped("stories")[:PROMPTS]]]
-    # Workloads whose requests can be made again: with another header they differ from the measured ones.
+    # Workloads whose requests can be made again: a different prefix keeps them apart from the measured requests.
     repeatable = (
         trial.workload
         for trial in work.deployment.trials

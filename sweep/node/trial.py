@@ -86,7 +86,7 @@ def run_trial(
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
     mark_gateway_answers(result.records, inputs.get("decisions") or ())
     inputs |= replay_inputs(work, trial, prompts[1], result.records, salt or "")
-    del prompts  # hundreds of megabytes for a long trial
+    del prompts  # frees hundreds of megabytes after a long trial
     samples = sampler.samples(result.start_monotonic)
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
     inputs["wall_seconds"] = time.monotonic() - began

@@ -39,10 +39,9 @@ class Quantity:
     function: Callable[..., Any]  # its parameters are named like a trial's inputs or other quantities (`summarise`)
     formula: str
     better: Literal["higher", "lower"] | None = None
-    per: Literal["request", "gap", "batch", "session"] | None = (
-        None  # of a series, which the row summarises; None: one figure
-    )
-    type: type = float  # of the figure: float, int, bool or str
+    # of a series, which the row summarises; None: one value
+    per: Literal["request", "gap", "batch", "session"] | None = None
+    type: type = float  # type of a single value: float, int, bool or str
     label: str | None = None  # None: the quantity's name
     short: str | None = None  # None: the label
     event: Literal["sent", "first", "last"] | None = None  # at which a request's value is known (send, first or last

@@ -255,7 +255,7 @@ def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
 
 @_warning()
 def prompt_cache_hits(prefix_hit_rate: float, recorded_prefix_hit_rate: float | None = None) -> Evidence | None:
-    """The engine's prompt cache answered more than 5 % of the input, although no recorded prompts are replayed."""
+    """More than 5% of the input was in the engine's prompt cache, and no recorded prompts are replayed."""
     share = prefix_hit_rate
     if share <= CACHED or recorded_prefix_hit_rate is not None:
         return None
@@ -264,7 +264,7 @@ def prompt_cache_hits(prefix_hit_rate: float, recorded_prefix_hit_rate: float | 
 
 @_warning()
 def cached_input(cached_share: float, recorded_prefix_hit_rate: float | None = None) -> Evidence | None:
-    """By the answers' usage, the server had over 5 % of the input in its cache, and nothing is replayed."""
+    """The answers' usage reports more than 5% of the input as cached, and no recorded prompts are replayed."""
     share = cached_share
     if share <= CACHED or recorded_prefix_hit_rate is not None:
         return None
