@@ -268,6 +268,10 @@ class Trace(_ArrivalProcess):
         order, skip = (getattr(workload, key, None) for key in ("order", "skip_unsendable"))
         if order is None or workload.file != self.path:
             return
+        unit = self._cells()[1]
+        has_gaps = len(workload.starts(workload.num_requests)) < workload.num_requests
+        if has_gaps and self.unit not in (None, unit):
+            raise ConfigError(f"load.unit={self.unit}: the gaps in {self.path} are in {unit}; expected {unit}")
         problem = f"lengths and times in {self.path} belong together"
         if order != "file":
             raise ConfigError(f"workload.order={order}: {problem}; expected file with this load")

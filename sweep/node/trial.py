@@ -27,7 +27,7 @@ from sweep.node.machine.foreign_processes import Foreign, ForeignCpu, ForeignGpu
 from sweep.node.machine.limits import CpuLimits
 from sweep.node.machine.quiet import not_quiet, or_disturbed
 from sweep.node.machine.sharing import sharing_name
-from sweep.node.replay.certificate import replay_inputs
+from sweep.node.replay.certificate import or_uncertified, replay_inputs
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.node.verdict import TIMED_OUT, has_fixed_length, judge, not_honoured
@@ -95,6 +95,7 @@ def run_trial(
     observation = Observation(result.report.stamp_source, sampler.described, foreign.describe(), left_out)
     verdict = judge(work, trial, running, result, logged)
     verdict = or_disturbed(verdict, work.settings.quiet, measured, observation.foreign_processes)
+    verdict = or_uncertified(verdict, trial, measured)
     verdict = replace(verdict, ended_at=code_version.now())
     engine = replace(facts, batch_form=result.report.batch_form)
     columns = replace(row, verdict=verdict, engine=engine, observation=observation, measured=measured).flat()

@@ -291,9 +291,21 @@ def unrecorded_hits(cache_hit_difference: float) -> Evidence | None:
 def other_recorded_lengths(replay_exact_lengths: float) -> Evidence | None:
     """Prompts or answers of a replay do not have the recorded tokens."""
     share = 1 - replay_exact_lengths
-    return (
-        Evidence(replay_exact_lengths, f"{share:.1%} of the turns have other lengths than recorded") if share else None
-    )
+    return Evidence(replay_exact_lengths, f"{share:.1%} of the turns differ in length") if share else None
+
+
+@_severe(lowest_is_worst=True)
+def other_turns(replay_exact_turns: float) -> Evidence | None:
+    """Turns of a replay differ from the recorded ones: in the blocks of their prompts, their parents or their gaps."""
+    share = 1 - replay_exact_turns
+    return Evidence(replay_exact_turns, f"{share:.1%} of the turns are not the recorded ones") if share else None
+
+
+@_severe()
+def other_schedule(replay_schedule_error: float) -> Evidence | None:
+    """Sessions of a replay were scheduled at other times than recorded."""
+    late = replay_schedule_error
+    return Evidence(late, f"a session was scheduled {late:.3g} s from its recorded time") if late > TOO_EARLY else None
 
 
 @_severe(lowest_is_worst=True)

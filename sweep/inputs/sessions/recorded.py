@@ -62,7 +62,7 @@ class Recorded(SessionWorkload, ExactLengths):
         return [*lines, f"{self.file}: {replay_note(self.session_turns(self.num_requests))}"] if self.replays else lines
 
     def digest(self, cache_dir: Path) -> str:
-        return content_digest(self._path)
+        return content_digest(self.path)
 
     def longest_request(self) -> tuple[int, int]:
         if self.replays:
@@ -73,17 +73,17 @@ class Recorded(SessionWorkload, ExactLengths):
         return self._all_turns(tokenizer)[:count]
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
         return Path(self.file).expanduser()
 
     def _first_row(self) -> FileRow:
-        return read_rows(self._path, f"workload.file={self.file}")[0]
+        return read_rows(self.path, f"workload.file={self.file}")[0]
 
     def _is_conversation(self) -> bool:
         return trace_columns(self._first_row()) is None and conversation_column(self._first_row()) is not None
 
     def _conversations(self) -> ConversationRows:
-        return read_conversations(self._path, f"workload.file={self.file}")
+        return read_conversations(self.path, f"workload.file={self.file}")
 
     def _all_turns(self, tokenizer: Tokenizer | None) -> list[Turn]:
         if self._is_conversation():
@@ -91,7 +91,7 @@ class Recorded(SessionWorkload, ExactLengths):
         return trace_turns(self._trace(), self.block_tokens, self.recorded_tpot, f"workload.file={self.file}")
 
     def _trace(self) -> TraceRows:
-        return read_trace(self._path, f"workload.file={self.file}", self.skip_unsendable)
+        return read_trace(self.path, f"workload.file={self.file}", self.skip_unsendable)
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         pairs = self._trace().lengths

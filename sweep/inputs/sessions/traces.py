@@ -1,5 +1,7 @@
 """Turns from the rows of traces with `hash_ids`: Mooncake's, and Qwen-Bailian's, whose turns name their parents."""
 
+import json
+from contextlib import suppress
 from typing import Any
 
 from sweep.base.config import ConfigError, shortened
@@ -45,6 +47,8 @@ def _block(row: FileRow) -> int:
 def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, ...]:
     """Return a prompt's blocks, of which the last may be shorter."""
     hashes = row.get(HASHES)
+    with suppress(ValueError):
+        hashes = json.loads(hashes) if isinstance(hashes, str) else hashes  # in a table's cell
     if not isinstance(hashes, list) or not all(isinstance(each, int | str) for each in hashes):
         raise ConfigError(f"{where}: {HASHES}={shortened(repr(hashes))}; expected a list of hashes")
     needed = -(-tokens // block)

@@ -9,7 +9,7 @@ from sweep.numbers.chunks import Floats, Mask, as_floats
 from sweep.numbers.quantile import quantile
 from sweep.numbers.quantities.latency import e2el, ttft
 from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import per_second, succeeded, total_tokens, was_sent, with_failures
+from sweep.numbers.selection import per_second, succeeded, total_tokens, with_failures
 
 TURN_TTFT = {"unit": "s", "kind": "latency", "better": "lower"}
 
@@ -24,6 +24,9 @@ class ReplayProof(NamedTuple):
     sent_hits: int
     misplaced: int  # tokens: Σ over turns of |hits as sent − hits as recorded|
     exact_lengths: float | None  # share of the answered turns
+    exact_turns: float | None  # share of the turns that were sent
+    earliest: float | None  # s
+    schedule_error: float | None = None  # s
 
 
 class Sessions(NamedTuple):
@@ -130,6 +133,12 @@ def recorded_prefix_hit_rate(certificate: ReplayProof) -> float:
     return certificate.recorded_hits / max(1, certificate.recorded_tokens)
 
 
+@quantity(unit="share", kind="validity", label="Prefix hits as sent")
+def sent_prefix_hit_rate(certificate: ReplayProof) -> float:
+    """share of the input that such a cache would have of the prompts as sent."""
+    return certificate.sent_hits / max(1, certificate.sent_tokens)
+
+
 @quantity(unit="share", kind="validity", better="lower", label="Misplaced prefixes")
 def replay_hit_error(certificate: ReplayProof) -> float:
     """Σ over turns of |tokens that such a cache has of the prompt as sent − as recorded| / input tokens as recorded."""
@@ -138,14 +147,13 @@ def replay_hit_error(certificate: ReplayProof) -> float:
 
 @quantity(unit="share", kind="validity", label="Prefix hits above the ideal")
 def cache_hit_difference(
-    certificate: ReplayProof, cached_share: float | None, prefix_hit_rate: float | None
+    sent_prefix_hit_rate: float, cached_share: float | None, prefix_hit_rate: float | None
 ) -> float | None:
-    """cached_share (prefix_hit_rate, where no usage has the cached tokens) − the share that an infinite cache has of
-    the prompts as sent. Negative: the engine's cache held less. Positive: it had seen prompts before. null if the
-    engine counts no hits.
+    """cached_share (prefix_hit_rate if no usage reports the cached tokens) − sent_prefix_hit_rate. Negative: the
+    engine's cache held less than an infinite one. Positive: it had seen prompts before. null if it counts no hits.
     """
     counted = prefix_hit_rate if cached_share is None else cached_share
-    return None if counted is None else counted - certificate.sent_hits / max(1, certificate.sent_tokens)
+    return None if counted is None else counted - sent_prefix_hit_rate
 
 
 @quantity(unit="share", kind="validity", better="higher", label="Exact lengths")
@@ -154,13 +162,22 @@ def replay_exact_lengths(certificate: ReplayProof) -> float | None:
     return certificate.exact_lengths
 
 
+@quantity(unit="share", kind="validity", better="higher", label="Exact turns")
+def replay_exact_turns(certificate: ReplayProof) -> float | None:
+    """share of the turns sent that are the recorded ones: equal blocks or words as recorded, parent and gap."""
+    return certificate.exact_turns
+
+
 @quantity(unit="s", kind="validity", label="Earliest turn")
-def earliest_turn(records: Records, mask: Mask) -> float | None:
-    """least of sent − (end of the parent's answer + gap) over later turns: negative if one was too early."""
-    rows = {records.request_id[row]: row for row in np.flatnonzero(mask)}
-    followers = [row for row in np.flatnonzero(mask & was_sent(records)) if records.parent[row] in rows]
-    waits = [records.sent[row] - records.ended[rows[records.parent[row] or ""]] - records.gap[row] for row in followers]
-    return float(min(waits)) if waits else None
+def earliest_turn(certificate: ReplayProof) -> float | None:
+    """least of sent − (end of the parent's answer + gap), as recorded, over later turns: negative if one was early."""
+    return certificate.earliest
+
+
+@quantity(unit="s", kind="validity", better="lower", label="Schedule error")
+def replay_schedule_error(certificate: ReplayProof) -> float | None:
+    """largest difference between a session's scheduled and recorded time; null unless `load=recorded`."""
+    return certificate.schedule_error
 
 
 @quantity(unit="sessions", kind="validity", type=int, label="Sessions not begun")
