@@ -227,7 +227,7 @@ def tables(sessions: int, requests: int, replicates: int) -> Iterator[str]:
     """Yield the lines of the document's tables."""
     headings = (
         "replay | outcome | sessions of several turns | requests | failed | trace's hits | hits as sent (a) | "
-        "engine's hits (b) | \\|a − trace\\|, points | \\|b − a\\|, points | exact lengths | earliest turn, ms | "
+        "engine's hits (b) | a − trace, points | b − a, points | exact lengths | earliest turn, ms | "
         "arrival error p99, ms | alarms"
     )
     small = trace(12, 72, seconds=1, gap=0.2)

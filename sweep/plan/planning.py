@@ -24,6 +24,7 @@ from sweep.base.records import PROTOCOL_VERSION
 from sweep.base.setting_labels import labels
 from sweep.gateway.settings import Gateway
 from sweep.inputs.draft import draft_model
+from sweep.inputs.sessions.traces import LENGTHS_ALONE
 from sweep.inputs.workload import Workload
 from sweep.plan.command_line import Assignments
 from sweep.plan.compose import Composition, Point
@@ -206,13 +207,13 @@ class _Builder:
 
 def _check_replay(workload: Workload, deployment: Deployment) -> None:
     """Raise ConfigError if an engine, or what is before it, cannot replay what recorded prompts shared."""
-    backend, lengths_only = deployment.backend, "workload.prefixes=false replays only the lengths"
+    backend = deployment.backend
     if workload.replays and backend.traits.timed_inside:
         problem = f"a replay needs a client, and {backend.name} is timed inside its own process"
-        raise ConfigError(f"workload={workload.name}: {problem}; {lengths_only}")
+        raise ConfigError(f"workload={workload.name}: {problem}; {LENGTHS_ALONE}")
     if workload.needs_token_ids and (backend.api != "completions" or not backend.token_ids):
         problem = f"hash_ids are sent as token ids, which {backend.name} ({backend.api}) does not take"
-        raise ConfigError(f"workload={workload.name}: {problem}; {lengths_only}")
+        raise ConfigError(f"workload={workload.name}: {problem}; {LENGTHS_ALONE}")
     context = getattr(deployment.model, "context", None)
     if workload.replays and context and backend.launches and backend.traits.computes_model:
         inputs, outputs = workload.longest_request()

@@ -97,6 +97,11 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
         (pair(chat_id=1), "", "row 2: chat_id=1 appears twice"),
         (pair(), "workload.block_tokens=512", "row 1: 2 hash_ids for 20 tokens; expected 1 blocks of 512"),
         (pair(hash_ids=7), "", "row 2: hash_ids=7; expected a list of hashes"),
+        (
+            [{"chat_id": 1, "parent_chat_id": -1, "timestamp": 0, "input_length": 9, "output_length": 1}],
+            "",
+            "hash_ids=None",
+        ),
         (pair(), CHAT_API, "hash_ids are sent as token ids, which simulated (chat) does not take"),
         (pair(), "workload.order=random", "workload.order=random: a replay has its file's order"),
         (pair(), "workload.num_requests=3", "has 2 turns, and 3 are needed; workload.num_requests may be at most 2"),

@@ -15,7 +15,7 @@ from sweep.inputs.sessions.conversations import (
     conversation_turns,
     read_conversations,
 )
-from sweep.inputs.sessions.traces import HASHES, trace_turns
+from sweep.inputs.sessions.traces import HASHES, PARENT, trace_turns
 from sweep.inputs.sessions.turns import SessionWorkload, Turn, replay_note
 from sweep.inputs.workload import Draw, ExactLengths, content_digest
 
@@ -36,7 +36,9 @@ class Recorded(SessionWorkload, ExactLengths):
 
     @property
     def replays(self) -> bool:
-        return self._is_conversation() or (self.prefixes and HASHES in self._first_row())
+        if not self.prefixes or self._is_conversation():
+            return self._is_conversation()
+        return any(not row.keys().isdisjoint((HASHES, PARENT)) for row in self._rows())
 
     @property
     def needs_token_ids(self) -> bool:
@@ -76,11 +78,12 @@ class Recorded(SessionWorkload, ExactLengths):
     def path(self) -> Path:
         return Path(self.file).expanduser()
 
-    def _first_row(self) -> FileRow:
-        return read_rows(self.path, f"workload.file={self.file}")[0]
+    def _rows(self) -> list[FileRow]:
+        return read_rows(self.path, f"workload.file={self.file}")
 
     def _is_conversation(self) -> bool:
-        return trace_columns(self._first_row()) is None and conversation_column(self._first_row()) is not None
+        row = self._rows()[0]
+        return trace_columns(row) is None and conversation_column(row) is not None
 
     def _conversations(self) -> ConversationRows:
         return read_conversations(self.path, f"workload.file={self.file}")

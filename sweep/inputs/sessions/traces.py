@@ -11,6 +11,7 @@ from sweep.inputs.sessions.turns import Piece, Turn
 
 HASHES = "hash_ids"
 CHAT, PARENT = "chat_id", "parent_chat_id"
+LENGTHS_ALONE = "workload.prefixes=false replays only the lengths"
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # tokens that one hash stands for
 
 
@@ -50,12 +51,12 @@ def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, .
     with suppress(ValueError):
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes  # in a table's cell
     if not isinstance(hashes, list) or not all(isinstance(each, int | str) for each in hashes):
-        raise ConfigError(f"{where}: {HASHES}={shortened(repr(hashes))}; expected a list of hashes")
+        problem = f"{HASHES}={shortened(repr(hashes))}; expected a list of hashes"
+        raise ConfigError(f"{where}: {problem}; {LENGTHS_ALONE}")
     needed = -(-tokens // block)
     if len(hashes) != needed:
-        remedy = "set workload.block_tokens, or workload.prefixes=false to replay only the lengths"
-        problem = f"{len(hashes)} {HASHES} for {tokens} tokens"
-        raise ConfigError(f"{where}: {problem}; expected {needed} blocks of {block}; {remedy}")
+        problem = f"{len(hashes)} {HASHES} for {tokens} tokens; expected {needed} blocks of {block}"
+        raise ConfigError(f"{where}: {problem}; set workload.block_tokens, or {LENGTHS_ALONE}")
     return tuple(Piece(each, min(block, tokens - index * block)) for index, each in enumerate(hashes))
 
 
