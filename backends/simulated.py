@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from pydantic import NonNegativeInt, PositiveFloat
 
@@ -29,7 +30,16 @@ class Simulated(Behaviour, Backend):
         requests_running="num_requests_running",
         requests_waiting="num_requests_waiting",
         preemptions_total="num_preemptions_total",
+        prefix_cache_queries_total="prefix_cache_queries_total",
+        prefix_cache_hits_total="prefix_cache_hits_total",
     )
+
+    @property
+    def resets(self) -> tuple[str, ...]:
+        return ("/reset_prefix_cache",) if self.prefix_block else ()
+
+    def facts(self, launch: Launch) -> dict[str, Any]:
+        return {**super().facts(launch), "prefix_cache": self.prefix_block is not None}
 
     def command(self, launch: Launch) -> list[str]:
         config = {

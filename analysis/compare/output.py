@@ -175,7 +175,8 @@ def changes(comparisons: Sequence[PointComparison]) -> list[str]:
 def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparison]) -> list[str]:
     return [
         f"failed: {condition.text}: {comparison.label} {comparison.ratio - 1:+.1%}"
-        f" ({comparison.all_low - 1:+.1%} to {comparison.all_high - 1:+.1%}, for all configurations at once)"
+        f" (with 95% confidence {'at most' if condition.sign == '<' else 'at least'}"
+        f" {(comparison.all_high if condition.sign == '<' else comparison.all_low) - 1:+.1%})"
         for condition, comparison in failures(conditions, comparisons)
     ]
 

@@ -1,8 +1,8 @@
 """Computes each configuration's ratio to the reference, its certainty, and the verdict.
 
 A ratio has the same interval as everywhere (`statistics.comparison.Contest`), or a wider interval from repeated
-launches of one configuration on the machine (noise.py). `--fail-if` uses intervals that hold for all configurations at
-once, by Sidak's inequality (1967).
+launches of one configuration on the machine (noise.py). `--fail-if` looks in one direction, so it uses one-sided
+bounds, which hold for all configurations at once by Sidak's inequality (1967).
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from analysis.compare.matching import Match, match
 from analysis.compare.noise import MachineNoise, apart_text, figure_of, took_turns
@@ -55,7 +56,7 @@ class PointComparison:
     ratio: float = math.nan
     low: float = math.nan
     high: float = math.nan
-    all_low: float = math.nan  # ends of the interval that holds for all configurations at once
+    all_low: float = math.nan  # one-sided bounds, each of which holds for all configurations at once
     all_high: float = math.nan
     units: int = 0
     smallest: float = math.nan  # relative change that as many launches detect with 90% probability
@@ -140,7 +141,8 @@ def point_comparison(
     if noise is not None:
         of_machine = noise.error(error.launches, quantity.column, took_turns(each.first, each.second))
         intervals, error = _widened(intervals, error, of_machine, level)
-    (ratio, low, high), (_, all_low, all_high) = (tuple(map(float, interval)) for interval in intervals)
+    (ratio, low, high), of_all_sides = (tuple(map(float, interval)) for interval in intervals)
+    all_low, all_high = _one_sided(of_all_sides, error.freedom, CONFIDENCE ** (1 / max(1, of_all)))
     cost = minutes_a_launch(each.first, each.second)
     comparison = PointComparison(
         *names,
@@ -182,6 +184,15 @@ def _widened(
         for ratio, low, high in intervals
     ]
     return widened, of_machine if widened[0][2] != intervals[0][2] else error
+
+
+def _one_sided(interval: Sequence[float], freedom: float, level: float) -> tuple[float, float]:
+    """Return the one-sided bounds at the level of this two-sided interval of a ratio, by Student's t."""
+    ratio, low, high = interval
+    narrower = (
+        float(special.stdtrit(freedom, level) / special.stdtrit(freedom, (1 + level) / 2)) if freedom > 0 else 1.0
+    )
+    return ratio * (low / ratio) ** narrower, ratio * (high / ratio) ** narrower
 
 
 def verdict(low: float, high: float, margin: float, better: Literal["higher", "lower"]) -> Finding:

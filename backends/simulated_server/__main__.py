@@ -72,6 +72,9 @@ class SimulatedServer:
             connection.write(plain_answer(200, ""))
         elif path == b"/metrics":
             connection.write(plain_answer(200, self.engine.metrics()))
+        elif path == b"/reset_prefix_cache" and self.engine.prefixes:
+            self.engine.prefixes.clear()
+            connection.write(plain_answer(200, ""))
         elif path == b"/v1/models":
             models = [{"id": self.engine.model, "object": "model", "owned_by": "simulated"}]
             connection.write(plain_answer(200, {"object": "list", "data": models}))

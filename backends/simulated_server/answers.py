@@ -17,6 +17,7 @@ class SequenceCounts(Protocol):
     input_tokens: int
     max_tokens: int
     made: int
+    cached_tokens: int | None
 
 
 @dataclass(slots=True)
@@ -65,6 +66,9 @@ class Dialect:
             prompt, completion = (sum(getattr(row, name) for row in counted) for name in ("input_tokens", "made"))
             total = prompt + completion
             content["usage"] = {"prompt_tokens": prompt, "total_tokens": total, "completion_tokens": completion}
+            if counted[0].cached_tokens is not None:
+                cached = sum(row.cached_tokens or 0 for row in counted)
+                content["usage"]["prompt_tokens_details"] = {"cached_tokens": cached}
         return _sse(content)
 
     def _tgi_token(self, sequence: SequenceCounts, finish: str | None) -> bytes:

@@ -86,7 +86,8 @@ class Behaviour(BaseModel):
     max_concurrency: PositiveInt | None = None  # maximum running sequences; further sequences wait
     max_queue: NonNegativeInt | None = None  # maximum waiting sequences; further requests get 503
     memory_limit: PositiveInt | None = None  # maximum sequences; with more the engine runs out of memory and dies
-    kv_cache_tokens: PositiveInt = 1_000_000  # size of the KV cache in tokens, for kv_cache_usage
+    kv_cache_tokens: PositiveInt = 1_000_000  # size of the KV cache and of the prefix cache, in tokens
+    prefix_block: PositiveInt | None = None  # tokens in a block of the prefix cache; null: no prefix cache
     knobs: dict[str, bool] = {}  # optimisations that are on or off
     knob_costs: dict[str, Cost] = {}  # `a`: cost while a is off; `a+b`: cost while both are off
     launch_spread: NonNegativeFloat = 0.0  # standard deviation of the log of a launch's speed

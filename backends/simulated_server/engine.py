@@ -9,7 +9,7 @@ import sys
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from backends.simulated_server.answers import STREAM_HEAD, Dialect, busy, chunk, plain_answer
 from backends.simulated_server.config import Config
 from backends.simulated_server.connection import ClientConnection
+from backends.simulated_server.prefix_cache import PrefixCache
 from backends.simulated_server.truth import Truth, log_line
 from backends.simulated_server.typed_answers import TYPED_ANSWERS
 
@@ -51,6 +52,7 @@ class EngineSequence:
     index: int
     input_tokens: int
     max_tokens: int
+    cached_tokens: int | None = None  # of the input; None: there is no prefix cache
     made: int = 0
     due: float = 0.0  # when the next token event is due, in seconds
     gaps: Iterator[float] | None = None  # None: constant
@@ -70,6 +72,8 @@ class SimulatedEngine:
         self.running = 0
         self.context_tokens = 0  # total of the running sequences
         self.generated = self.prompted = 0
+        block = config.prefix_block
+        self.prefixes = PrefixCache(block, config.kv_cache_tokens) if block else None
         self._due: list[tuple[float, int, EngineSequence]] = []
         self._pushed = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -93,7 +97,7 @@ class SimulatedEngine:
         if fault in ("status_503", "status_429"):
             connection.write(busy(int(fault[-3:])))
             return
-        prompts, max_tokens = _token_counts(api, body)
+        prompts, max_tokens = _prompts(api, body)
         max_queue = math.inf if self.config.max_queue is None else self.config.max_queue
         if len(self.waiting) + len(prompts) > max_queue + self._room():
             connection.write(busy(503))
@@ -107,8 +111,9 @@ class SimulatedEngine:
         connection.on_close = partial(self.drop, call)
         if fault == "hang":
             return
-        for index, tokens in enumerate(prompts):
-            sequence = EngineSequence(call, index, tokens, max_tokens)
+        for index, prompt in enumerate(prompts):
+            cached = self.prefixes.look_up(prompt) if self.prefixes else None
+            sequence = EngineSequence(call, index, len(prompt), max_tokens, cached)
             call.sequences.append(sequence)
             self.waiting.append(sequence)
             if not self._plain_gaps:
@@ -133,7 +138,8 @@ class SimulatedEngine:
             sequence.running = True
             self.prompted += sequence.input_tokens
             self.context_tokens += sequence.input_tokens
-            sequence.due = first_due + self.config.ttft_per_input_token * sequence.input_tokens
+            uncached = sequence.input_tokens - (sequence.cached_tokens or 0)
+            sequence.due = first_due + self.config.ttft_per_input_token * uncached
             self._push(sequence)
         if self.config.memory_limit is not None and self.running > self.config.memory_limit:
             self._run_out_of_memory()
@@ -265,6 +271,9 @@ class SimulatedEngine:
             "vllm:prompt_tokens_total": ("counter", self.prompted),
             "vllm:generation_tokens_total": ("counter", self.generated),
         }
+        if self.prefixes:
+            readings["vllm:prefix_cache_queries_total"] = ("counter", self.prefixes.queries)
+            readings["vllm:prefix_cache_hits_total"] = ("counter", self.prefixes.hits)
         lines = []
         for metric, (type_, reading) in readings.items():
             lines += [f"# TYPE {metric} {type_}", f'{metric}{{model_name="{self.model}"}} {reading}']
@@ -275,17 +284,17 @@ class SimulatedEngine:
             self.log.close()
 
 
-def _token_counts(api: str, body: dict[str, Any]) -> tuple[list[int], int]:
-    """Return each prompt's number of input tokens (words, if it is text) and the number of output tokens."""
+def _prompts(api: str, body: dict[str, Any]) -> tuple[list[Sequence[object]], int]:
+    """Return each prompt's input tokens (words, if it is text) and the number of output tokens."""
     if api == "tgi":
-        return [len(body["inputs"].split())], int((body.get("parameters") or {}).get("max_new_tokens") or 16)
+        return [body["inputs"].split()], int((body.get("parameters") or {}).get("max_new_tokens") or 16)
     limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
     max_tokens = next((int(body[limit]) for limit in limits if body.get(limit)), 16)
-    if api == "responses":
-        return [len(body["input"].split())], max_tokens
-    if api in ("chat", "messages"):
-        return [sum(len(str(message.get("content")).split()) for message in body["messages"])], max_tokens
+    if api in ("chat", "messages", "responses"):
+        messages = body["input"] if api == "responses" else body["messages"]
+        texts = [messages] if isinstance(messages, str) else [str(message.get("content")) for message in messages]
+        return [[word for text in (str(body.get("system") or ""), *texts) for word in text.split()]], max_tokens
     prompt = body["prompt"]
     several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
     prompts = prompt if several else [prompt]
-    return [len(entry.split()) if isinstance(entry, str) else len(entry) for entry in prompts], max_tokens
+    return [entry.split() if isinstance(entry, str) else entry for entry in prompts], max_tokens

@@ -249,7 +249,8 @@ def read_slo(typed: Any) -> dict[str, float] | None:
 
 
 def _seconds(latency: str, limit: Any) -> float:
-    if not re.fullmatch(r"(ttft|tpot|e2el)(\.p\d{1,2}(\.\d+)?)?", latency, re.ASCII):
+    percentile = re.fullmatch(r"(?:ttft|tpot|e2el)(?:\.p(\d{1,2}(?:\.\d+)?))?", latency, re.ASCII)
+    if not percentile or float(percentile[1] or 1) == 0:
         raise ConfigError(f"{shortened(latency)}: expected ttft, tpot or e2el, with a percentile as in ttft.p90")
     typed = shortened(limit).strip()
     match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?) ?(ms|s)?", typed, re.ASCII)
@@ -270,7 +271,7 @@ def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
 NOT_OF_A_ROW = {
     *("name", "out", "cluster", "tracking", "baseline", "replicates", "dry_run", "details", "fresh", "relock"),
     *("retry", "retry_failed", "patience", "durations", "study_differences", "attempts", "deadline", "relaunch"),
-    *("form", "slo", "percentiles", "metrics", "cache_dir"),
+    *("form", "slo", "capacity", "percentiles", "metrics", "cache_dir"),
 }
 
 

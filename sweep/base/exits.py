@@ -52,6 +52,7 @@ class Cause(StrEnum):
     MANY_FAILED = "many failed"
     NO_TOKEN = "no token"
     OTHER_LENGTH = "other length"
+    NO_CERTIFICATE = "no certificate"
     BELOW_GATE = "below gate"
     PROMPTS = "prompts"
 

@@ -13,7 +13,8 @@ import re
 import socket
 import ssl
 from array import array
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -89,16 +90,68 @@ class Fault(StrEnum):
     SURROUNDINGS = "surroundings"  # a signal, a network, a hub, a disk, the measuring client or another process
 
 
+class Message(NamedTuple):
+    """One message of a conversation."""
+
+    role: str  # system, user or assistant
+    content: str
+
+
+Prompt = str | tuple[int, ...] | tuple[Message, ...]
+"""Text, token ids, or the messages of a conversation."""
+
+
+def prompt_text(prompt: Prompt) -> str | None:
+    """Return a prompt as one text, with a conversation's messages joined; None for token ids."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = [part.content for part in prompt if isinstance(part, Message)]
+    return "\n\n".join(messages) if messages else None
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and the requested number of tokens."""
+    """One prompt and the requested number of tokens: a turn of a session, or a session of one turn."""
 
     request_id: str  # sent as x-request-id
-    prompt: str | tuple[int, ...]  # text, or token ids
+    prompt: Prompt
     output_tokens: int  # max_tokens
     input_tokens: int = UNKNOWN  # counted by the model's tokenizer, including special tokens
     phase: Phase = "measured"
     model: str | None = None  # e.g. a LoRA adapter; None: the trial's model
+    parent: int = UNKNOWN  # index in the phase of the turn before it; UNKNOWN: it begins a session
+    gap: float = 0.0  # s from the last byte of that turn's answer, until it is due
+
+
+class SessionPlaces(NamedTuple):
+    """The place of each request of a phase: its session's number, and how many turns precede it in its branch."""
+
+    session: array[int]
+    turn: array[int]
+    turns: array[int]  # of each session
+
+    @staticmethod
+    def of(requests: Sequence[Request]) -> SessionPlaces:
+        """Return where each request stands. Raises ValueError if one precedes the turn that it follows."""
+        session, turn, turns = array("i"), array("i"), array("i")
+        for index, request in enumerate(requests):
+            if request.parent >= index:
+                raise ValueError(f"request {request.request_id}: follows request {request.parent}, which comes later")
+            if request.parent == UNKNOWN:
+                turns.append(0)
+            session.append(len(turns) - 1 if request.parent == UNKNOWN else session[request.parent])
+            turn.append(0 if request.parent == UNKNOWN else turn[request.parent] + 1)
+            turns[session[index]] += 1
+        return SessionPlaces(session, turn, turns)
+
+
+def most_at_once(requests: Sequence[Request]) -> int:
+    """Return the most turns that any session can have in flight: those that no other turn follows."""
+    parents = {request.parent for request in requests}
+    if parents <= {UNKNOWN}:
+        return 1
+    sessions = SessionPlaces.of(requests).session
+    return max(Counter(session for index, session in enumerate(sessions) if index not in parents).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +210,11 @@ class Record:
     connecting: float | None = None  # when its connection was started; null for a reused connection
     connected: float | None = None  # when its connection was open, including the TLS handshake
     closed: bool = False  # whether the connection was closed after the answer, by the server or as its headers required
+    session: int = UNKNOWN  # number of its session in the phase; a request without history is a session of one turn
+    turn: int = UNKNOWN  # number of turns before it in its session's branch
+    session_turns: int = UNKNOWN  # turns that its session has, whether or not all of them were due
+    parent: str | None = None  # request_id of the turn whose answer it follows; null for the first turn of a session
+    gap: float | None = None  # from the last byte of that answer, until it was due
 
     def __post_init__(self) -> None:
         if self.streamed_tokens == UNKNOWN:
@@ -206,6 +264,11 @@ class Records:
     connecting: array[float]
     connected: array[float]
     closed: array[int]
+    session: array[int]
+    turn: array[int]
+    session_turns: array[int]
+    parent: list[str | None]
+    gap: array[float]
 
     def __init__(self) -> None:
         for column, code in REQUEST_COLUMNS.items():

@@ -1,7 +1,10 @@
-"""Numbers, counts and durations in readable form."""
+"""Numbers, counts, durations and YAML in readable form."""
 
 import math
 import re
+from typing import Any
+
+import yaml
 
 FORMATS = ("text", "markdown", "csv", "json")  # of a command's output
 
@@ -37,6 +40,11 @@ def duration_text(seconds: float | None) -> str:
 def time_left(seconds: float | None) -> str:
     """Return `12 min left`, or a text for an unknown time."""
     return "time left unknown" if seconds is None else f"{duration_text(seconds)} left"
+
+
+def flow(value: Any) -> str:
+    """Return a value as one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).splitlines()[0]
 
 
 def count(number: int, noun: str) -> str:

@@ -4,105 +4,128 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from sweep.base.config import ConfigError, content_hash, read_slo
+from sweep.base.config import PERCENTILES, ConfigError, Settings, content_hash, first_line, read_slo, slo_in_units
+from sweep.base.exits import Cause
 from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
 from sweep.base.wording import count, duration_text, number
 from sweep.disk.ledger import Ledger
 from sweep.disk.object_store import is_url
-from sweep.disk.run_files import RunPaths, read_claims
+from sweep.disk.run_files import RunPaths
+from sweep.drive.driver import RunResult
+from sweep.drive.policy import stored_exit
 from sweep.plan.compose import Composition
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.search.capacity import Capacity, Claim, Probe
-from sweep.search.probes import WARM_UP, measured_of, question_of
+from sweep.search.probes import WARM_UP, question_of, read_probe
 
 SEARCHED = ("load.rate", "workload.num_requests")  # the search chooses them
 OVERTIME = 1.5  # budgets, after which a command begins no other probe
-RISK = "in simulation 0 of 26 such claims were too high, which leaves a risk of up to 11%"
+RISK = "in simulation 0 of 12 such claims were too high, which leaves a risk of up to 22%"
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
 ENDPOINT |= {"retry": "next_run"}
-PROBE_TRIES = 3  # of a probe that its surroundings spoiled
+PROBE_TRIES = 3  # of a probe that was disturbed, or whose trial broke off
 LENGTHS = {"workload.input_tokens": "512", "workload.output_tokens": "128"}
 
 
+@dataclass
 class Search:
     """The searches of a run, one for each point of its plan, one after another."""
 
-    def __init__(
-        self, base: Composition, make: Callable[[Composition], Plan], ledger: Ledger, paths: RunPaths, console: Console
-    ) -> None:
-        """`make` plans a composition; `ledger` has the rows of earlier probes, which are not measured again."""
-        self.base, self.make, self.ledger, self.paths, self.console = base, make, ledger, paths, console
-        self.closed = base.options.load("load", "closed")
-        self.points: list[dict[str, Any]] = []
-        self.coordinates: list[dict[str, Any]] = []
+    base: Composition
+    plan_of: Callable[[Composition], Plan]
+    measure: Callable[[Plan, str], RunResult]  # runs one trial of a plan, by its id
+    ledger: Ledger  # has the rows of earlier probes, which are not measured again
+    paths: RunPaths
+    console: Console
+
+    def __post_init__(self) -> None:
+        self.closed = self.base.options.load("load", "closed")
         self.seeds: list[dict[int, int]] = []
-        self.plan = make(base)
-        self.claims: dict[str, Claim] = {}
-        self.interrupted = False
+        self.probes = replace(self.base, points=[], coordinates=[], seeds=self.seeds)
+        self.plan = self.plan_of(self.base)
+        self.claims: dict[str, dict[str, Any]] = {}
+        self.result = RunResult(interrupted=False, unfinished=0, table_changed=False)
         self.began = 0.0
 
-    def run(self, measure: Callable[[Plan], bool]) -> None:
-        """Search every point; `measure` runs the pending trials of a plan, and returns whether the user interrupted."""
+    def run(self) -> None:
+        """Search every point, until the user interrupts or the run has to stop."""
+        self.paths.claims.unlink(missing_ok=True)
         for deployment, trial in [(launched, trial) for launched in self.plan.deployments for trial in launched.trials]:
-            if trial.replicate == 0 and not self.interrupted:
+            if not self.result.interrupted and not self.result.unfinished:
                 self.began = time.monotonic()
-                self._search(deployment, trial, measure)
+                self._search(deployment, trial)
 
-    def _search(self, deployment: Deployment, trial: Trial, measure: Callable[[Plan], bool]) -> None:
+    def _search(self, deployment: Deployment, trial: Trial) -> None:
         proposer, ended = Capacity(question_of(trial, self.base.settings)), ""
         try:
             while not ended and (probe := proposer.ask()):
-                ended = self._probe(deployment, trial, proposer, probe, measure)
+                ended = self._probe(deployment, trial, proposer, probe)
         except KeyboardInterrupt:
-            self.interrupted, ended = True, "interrupted"
-        claim = proposer.claim()
-        self.claims[f"{deployment.describe()} {trial.name}"] = replace(claim, ended=ended or claim.ended)
-        claims = {name: asdict(claim) | {"lines": [*claim_lines(claim)]} for name, claim in self.claims.items()}
-        write_whole(self.paths.claims, json.dumps(claims, indent=1) + "\n")
+            if not self.ledger.rows:
+                raise
+            self.result, ended = self.result._replace(interrupted=True), "interrupted"
+        except Exception as error:
+            ended = first_line(error)
+            raise
+        finally:
+            claim = proposer.claim()
+            claim = replace(claim, ended=ended or claim.ended)
+            described = {"slo": slo_in_units(self.base.settings.slo), "lines": [*claim_lines(claim)]}
+            self.claims[f"{deployment.describe()} {trial.describe_point()}"] = asdict(claim) | described
+            write_whole(self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
 
-    def _probe(
-        self, deployment: Deployment, base: Trial, proposer: Capacity, probe: Probe, measure: Callable[[Plan], bool]
-    ) -> str:
+    def _probe(self, deployment: Deployment, base: Trial, proposer: Capacity, probe: Probe) -> str:
         """Measure a probe and tell the proposer; return why no other can follow, if none can."""
-        key, order = "concurrency" if probe.users else "rate", len(proposer.measured)
-        load = {**(self.closed if probe.users else base.config["load"]), key: probe.users or probe.rate}
-        workload = {"warmup_requests": WARM_UP, **base.config["workload"], "num_requests": probe.requests}
-        seed = int(content_hash([base.trial_id, order], 8), 16)
-        self.points.append({**base.config, "load": load, "workload": workload})
-        self.coordinates.append({**base.coordinates, f"load.{key}": load[key]})
-        self.seeds.append({order: seed})
-        self.plan = self.make(replace(self.base, points=self.points, coordinates=self.coordinates, seeds=self.seeds))
-        trial = next(trial for trial in self.plan.trials if trial.seed == seed)
+        trial = self._planned(base, probe, len(proposer.measured))
         row = self.ledger.valid_row(trial.trial_id)
         for _ in range(PROBE_TRIES):
-            if (row is not None and _is_measured(row)) or self.interrupted:
+            if row is not None and is_evidence(row):
                 break
             if time.monotonic() - self.began > OVERTIME * proposer.question.budget:
                 return f"{OVERTIME:g} times its budget has passed"
-            self.interrupted = measure(self.plan)
-            row = self.ledger.rows.get(trial.trial_id)
-        if self.interrupted or row is None:
-            return "interrupted" if self.interrupted else "the deadline"
-        if not _is_measured(row):
-            return f"{row['outcome']}: {row.get('reason')}"
+            self.result = self.measure(self.plan, trial.trial_id)._replace(table_changed=True)
+            row = self.ledger.valid_row(trial.trial_id)
+            if self.result.interrupted or self.result.unfinished:
+                return "interrupted" if self.result.interrupted else "the run had to stop"
+            if row is None or row["outcome"] == Outcome.INVALID:
+                break
+        if row is None or not is_evidence(row):
+            return f"{row['outcome']}: {row.get('reason')}" if row else f"no result at {probe.describe()}"
         files = self.paths.trial(deployment.deployment_id, str(row["attempt"]), trial.trial_id)
-        proposer.tell(measured_of(probe, files.requests))
+        proposer.tell(read_probe(probe, files.requests))
         if (claim := proposer.claim()).lower:
             spent = f"{duration_text(claim.seconds)} of {duration_text(proposer.question.budget)} measured"
-            so_far = f"so far between {number(claim.lower)} and {number(claim.upper)} requests/s"
-            self.console.print(f"{so_far}, limited by {claim.limit}; {spent}", markup=False, soft_wrap=True)
+            line = f"so far {interval_text(claim)}, by {claim.limit or 'an unknown limit'}; {spent}"
+            self.console.print(line, markup=False, soft_wrap=True)
         return ""
 
+    def _planned(self, base: Trial, probe: Probe, order: int) -> Trial:
+        """Add a probe to the plan, and return its trial."""
+        key = "concurrency" if probe.users else "rate"
+        load = {**(self.closed if probe.users else base.config["load"]), key: probe.users or probe.rate}
+        workload = {"warmup_requests": WARM_UP, **base.config["workload"], "num_requests": probe.requests}
+        seed = int(content_hash([base.trial_id, order], 8), 16)
+        self.probes.points.append({**base.config, "load": load, "workload": workload})
+        self.probes.coordinates.append({**base.coordinates, f"load.{key}": load[key]})
+        self.seeds.append({order: seed})
+        self.plan = self.plan_of(self.probes)
+        return next(trial for trial in self.plan.trials if trial.seed == seed)
 
-def _is_measured(row: Mapping[str, Any]) -> bool:
-    return row["outcome"] in (Outcome.OK, Outcome.INVALID) and bool(row["num_requests"])  # failures are evidence too
+
+def is_evidence(row: Mapping[str, Any]) -> bool:
+    """Whether a row says how an endpoint bears its load: the trial is OK, or too many but not all requests failed."""
+    if row["outcome"] != Outcome.INVALID:
+        return bool(row["outcome"] == Outcome.OK)
+    exit, share = stored_exit(row), (row.get("num_failed") or 0) / (row.get("num_requests") or 1)
+    allowed = json.loads(row["settings"]).get("max_failed", Settings.model_fields["max_failed"].default)
+    return exit is not None and exit.cause in (Cause.MANY_FAILED, Cause.ENDPOINT) and allowed < share < 1
 
 
 def check_search(plan: Plan) -> str:
@@ -127,30 +150,29 @@ def check_search(plan: Plan) -> str:
     return f"capacity: {count(len(plan.trials), 'point')}, each at most {longest}; a probe is a trial"
 
 
+def interval_text(claim: Claim) -> str:
+    """The interval of a claim, of which an end may be unknown."""
+    low, high = number(claim.lower), number(claim.upper)
+    if claim.lower:
+        return f"between {low} and {high} requests/s" if claim.upper else f"at least {low} requests/s"
+    return f"unknown, at most {high} requests/s" if claim.upper else "unknown"
+
+
 def claim_lines(claim: Claim) -> Iterator[str]:
     """Yield the claim, what limits it, and how sure it is: a line each."""
-    low, high = number(claim.lower), number(claim.upper)
-    limit, sure = f"{claim.limit} is exceeded first" if claim.limit else "unknown", ""
+    limit, sure = f"{claim.limit} is reached first" if claim.limit else "unknown", ""
     match claim.status:
         case "impossible":
-            shown, limit = "none: a single request exceeds the bound", claim.limit
+            answer, limit = "none: a single request misses the bound", claim.limit
         case "above":
-            shown, limit = f"more than {low} requests/s", "the deployment is saturated before any bound is exceeded"
+            highest = "before the deployment is saturated" if claim.upper else "at the highest rate that was tried"
+            answer, limit = f"more than {number(claim.lower)} requests/s", f"no bound is met {highest}"
         case "confirmed":
-            shown, sure = f"{low} requests/s (between {low} and {high})", f"{RISK}; "
+            answer, sure = f"{number(claim.lower)} requests/s ({interval_text(claim)})", f"{RISK}; "
         case _:
-            shown = f"between {low} and {high} requests/s" if claim.lower else "unknown"
-            shown += f", at most {high} requests/s" if claim.upper and not claim.lower else ""
-            sure = f"the search ended early: {claim.ended or 'its budget is spent'}; "
-    sure += f"valid for this launch at this time; {count(claim.probes, 'probe')}, {duration_text(claim.seconds)}"
-    yield from (f"capacity: {shown}", f"limit:    {limit}", f"how sure: {sure} of measurement")
-
-
-def all_claim_lines(paths: RunPaths) -> list[str]:
-    """The lines of a run's claims, after the point's name if there are several points."""
-    claims = read_claims(paths)
-    names = {name: [name] if len(claims) > 1 else [] for name in claims}
-    return [line for name, claim in claims.items() for line in (*names[name], *claim["lines"])]
+            answer, sure = interval_text(claim), f"the search ended early: {claim.ended or 'its budget is spent'}; "
+    sure += f"of this launch while it was measured; {count(claim.probes, 'probe')}, {duration_text(claim.seconds)}"
+    yield from (f"capacity: {answer}", f"limit:    {limit}", f"how sure: {sure} of measuring")
 
 
 def folder_of(command: str, url: str) -> str:
@@ -161,7 +183,7 @@ def folder_of(command: str, url: str) -> str:
 
 def arguments_of_run(url: str, slo: str, budget: str, overrides: Sequence[str]) -> tuple[list[str], Path]:
     """Return the arguments of `sweep run` for an endpoint, and the folder. Raises ConfigError for bad input."""
-    read_slo(slo)
+    bounds = read_slo(slo) or {}
     if stray := [override for override in overrides if "=" not in override]:
         raise ConfigError(f"{stray[0]}: expected KEY=VALUE")
     typed = {override.partition("=")[0] for override in overrides}
@@ -170,8 +192,11 @@ def arguments_of_run(url: str, slo: str, budget: str, overrides: Sequence[str]) 
     if refused := sorted(typed & options.keys()):
         raise ConfigError(f"{refused[0]}: {options[refused[0]]}")
     if stored := [override for override in overrides if override.startswith("out=") and is_url(override[4:])]:
-        raise ConfigError(f"{stored[0]}: expected a folder for a capacity search")
+        raise ConfigError(f"{stored[0]}: expected a folder for a capacity")  # before the store is asked
     lengths = {} if "workload" in typed else LENGTHS
     keys = ENDPOINT | lengths | {"backend.url": url, "slo": slo, "out": folder_of("capacity", url)}
+    percentiles = {*PERCENTILES, *(float(name.partition(".p")[2]) for name in bounds if ".p" in name)}
+    if len(percentiles) > len(PERCENTILES):
+        keys |= {"percentiles": f"[{','.join(f'{percentile:g}' for percentile in sorted(percentiles))}]"}
     keys |= {"capacity.budget": budget} | dict(override.split("=", 1) for override in overrides)
     return [f"{key}={setting}" for key, setting in keys.items()], Path(keys["out"])

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from sweep.base.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cache_directory, first_line, one_of
 from sweep.base.options import PRIMARY, ConfigPath
-from sweep.base.wording import FORMATS, count
+from sweep.base.wording import FORMATS, count, flow
 from sweep.cli.output import make_console
 
 if TYPE_CHECKING:
@@ -125,12 +125,12 @@ def _opened(run: str, all_rows: bool) -> "RunResults":
 
 def run(arguments: list[str]) -> int:
     """Run an experiment, or a single configuration: compose, plan, check, run, report."""
-    from sweep.cli.run import run
-
     folders, overrides = _config_dirs(arguments)
     if not overrides or {"-h", "--help"} & set(arguments):
         _help_of_run(overrides, ConfigPath.of_user(folders))
         return 0
+    from sweep.cli.run import run
+
     return run(overrides, folders)
 
 
@@ -142,12 +142,12 @@ def reissue(arguments: list[str]) -> int:
     Exit status 75 means that a run had to stop (Ray gone, a full disk) before it was finished. A command that was
     killed is repeated too. `reissue` ends with the status of the last command, or after its deadline.
     """
-    from sweep.cli.reissue import Reissuer
-
     folders, overrides = _config_dirs(arguments)
     if not overrides or {"-h", "--help"} & set(arguments):
         Parser(reissue, ARGUMENTS_OF_RUN).print_help()
         return 0
+    from sweep.cli.reissue import Reissuer
+
     return Reissuer(overrides, folders).run()
 
 
@@ -247,9 +247,9 @@ def summary(arguments: list[str]) -> int:
     from analysis.report.models import models_table
     from analysis.report.tables import deciding_table
     from analysis.report.terminal import Summary, everything
-    from analysis.table import Output
+    from analysis.table import Line, Output
     from sweep.base.config import read_slo
-    from sweep.cli.capacity import all_claim_lines
+    from sweep.disk.run_files import all_claim_lines
 
     runs = [_opened(each, options.all_rows) for each in options.runs]
     slo = read_slo(options.slo)
@@ -261,14 +261,15 @@ def summary(arguments: list[str]) -> int:
     elif options.table:
         tables = [table for each in runs for table in (deciding_table(each, None), models_table(each)) if table]
         output = Output(tables, output.table, output.data)
+    claims = {str(each.run.place): each.claims for each in runs if each.claims}
+    lines = [Line(line) for run in claims for line in all_claim_lines(claims[run], run if len(runs) > 1 else "")]
+    if claims:
+        output = Output([*output.parts, *lines], output.table, {**output.data, "claims": claims})
     to_read = options.format == "text" and options.output is None
     if len(runs) == 1 and to_read and not options.all and not options.table:
         make_console(160).print(Summary(runs[0], answered))
-    else:
-        _print(output, options)
-    for results in runs if to_read else ():
-        for line in all_claim_lines(results.run.paths):
-            print(line)
+        output = Output(lines, output.table)
+    _print(output, options)
     return 0
 
 
@@ -280,10 +281,6 @@ def capacity(arguments: list[str]) -> int:
     A bound without a percentile applies to p90. Each probe is a trial in a results folder; the same
     command continues where it stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
     """
-    from sweep.cli.capacity import arguments_of_run
-    from sweep.cli.run import run
-    from sweep.disk.run_files import RunPaths
-
     parser = Parser(capacity)
     parser.add_argument("url", metavar="URL", help="URL of a running engine")
     parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", required=True, help="ttft=500ms,tpot.p90=0.05s")
@@ -292,9 +289,15 @@ def capacity(arguments: list[str]) -> int:
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
-    line, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
+    from sweep.cli.capacity import arguments_of_run
+    from sweep.cli.run import run
+    from sweep.disk.run_files import RunPaths
+
+    run_arguments, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
+    if options.format == "json" and any(override.startswith("dry_run=") for override in options.overrides):
+        raise ConfigError("--format json: expected no dry_run, which measures nothing")
     with contextlib.redirect_stdout(sys.stderr if options.format == "json" else sys.stdout):
-        status = run(line, folders)
+        status = run(run_arguments, folders)
     if options.format == "json" and (claims := RunPaths(out).claims).is_file():
         print(claims.read_text(), end="")
     return status
@@ -309,18 +312,19 @@ def quick(arguments: list[str]) -> int:
     Without --slo the bounds are 1 s to the first token and 50 ms for each further token, or more if a single request
     is slow. Each run measures again and moves older results aside. Ctrl-C prints what has been measured so far.
     """
-    from sweep.cli.quick import look
-
     parser = Parser(quick)
-    parser.add_argument("words", metavar="[URL] [KEY=VALUE ...]", nargs="*", help="keys of sweep run")
-    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="as for sweep capacity")
+    parser.add_argument("url_and_keys", metavar="[URL] [KEY=VALUE ...]", nargs="*", help="keys of sweep run")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="as of sweep capacity")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
-    urls = [word for word in options.words if "://" in word.partition("=")[0]]
-    others = [word for word in options.words if word not in urls]
-    if len(urls) > 1 or any("=" not in word for word in others):
-        raise ConfigError(f"{' '.join(options.words)}: expected one URL, such as http://127.0.0.1:8000, and KEY=VALUE")
-    return look(urls[0] if urls else None, options.slo, others, folders)
+    urls = [argument for argument in options.url_and_keys if "://" in argument.partition("=")[0]]
+    keys = [argument for argument in options.url_and_keys if argument not in urls]
+    if len(urls) > 1 or any("=" not in key for key in keys):
+        typed = " ".join(options.url_and_keys)
+        raise ConfigError(f"{typed}: expected one URL, such as http://127.0.0.1:8000, and KEY=VALUE")
+    from sweep.cli.quick import quick_report
+
+    return quick_report(urls[0] if urls else None, options.slo, keys, folders)
 
 
 def rerun(arguments: list[str]) -> int:
@@ -689,7 +693,6 @@ def _help_of_run(overrides: Sequence[str], options: ConfigPath) -> None:
 
 def _print_keys(options: ConfigPath, group: str, option: str) -> None:
     from sweep.cli.keys import keys_of
-    from sweep.plan.axes import flow
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("key", no_wrap=True)

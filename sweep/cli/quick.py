@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep.base.config import read_slo
+from sweep.base.config import ConfigError, read_slo
 from sweep.base.options import ConfigPath
-from sweep.base.records import Outcome
 from sweep.base.wording import number
-from sweep.cli.capacity import ENDPOINT, arguments_of_run, folder_of
+from sweep.cli.capacity import ENDPOINT, arguments_of_run, folder_of, is_evidence
 from sweep.cli.run import run
 from sweep.disk.run_files import RunPaths, read_claims, read_trials
 from sweep.drive.endpoint_model import local_server, with_dialect, with_model
 
+INTERRUPTED = 130  # exit status
 BUDGET = "60s"  # of measuring; the start, pauses between probes and requests to warm up take as long again at most
 SHORT_LENGTHS = {"workload.input_tokens": "256", "workload.output_tokens": "64"}
 QUICK_KEYS = {"workload.warmup_requests": "1", "report": "false"}
@@ -26,13 +26,15 @@ USUAL = {"ttft": 1.0, "tpot": 0.05}  # s: an answer that begins soon, and is fas
 ROOM = {"ttft": 2.0, "tpot": 1.5}  # times what a single request takes, at least
 
 
-def look(url: str | None, slo: str | None, overrides: Sequence[str], folders: Sequence[str]) -> int:
+def quick_report(url: str | None, slo: str | None, overrides: Sequence[str], folders: Sequence[str]) -> int:
     """Measure an endpoint and print five lines; return the exit status. Raises ConfigError for bad input."""
     url = url or local_server()
     read_slo(slo)
     typed = dict(override.partition("=")[::2] for override in overrides)
     lengths = {} if "workload" in typed else SHORT_LENGTHS
     keys = QUICK_KEYS | lengths | {"out": folder_of("quick", url)} | typed
+    if "dry_run" in typed:
+        raise ConfigError(f"dry_run={typed['dry_run']}: expected no setting; a quick answer is measured")
     out, shared = keys["out"], _pairs(keys)
     arguments_of_run(url, slo or "ttft=1s", BUDGET, [*shared, *overrides])  # refuses bad input before anything is sent
     options = ConfigPath.of_user(folders)
@@ -41,25 +43,24 @@ def look(url: str | None, slo: str | None, overrides: Sequence[str], folders: Se
     single = with_model(_pairs(settings), options)
     single, answered = with_dialect(single, options)
     needed = single[len(settings) :]  # the model, and what the endpoint needs
-    print(f"measuring {url} for at most two minutes; Ctrl-C stops it; details: {out}", file=sys.stderr)
+    print(f"measuring {url} for at most two minutes; Ctrl-C ends it; details: {out}", file=sys.stderr)
+    print(f"serves:   {answered or url}")
     status, log = _quietly([*single, "fresh=true"], folders)
-    alone = _row(out, 1) if status in (0, 1) else None
-    if alone is None:
-        print(log, end="", file=sys.stderr)
-        return status or 1
-    bounds = slo or _sensible_slo(alone)
-    line, _ = arguments_of_run(url, bounds, BUDGET, [*shared, *needed])
-    status, log = _quietly(line, folders)
-    claims = read_claims(RunPaths(Path(out)))
+    alone, bounds, claims = next(_closed_loops(out), None), slo or "", {}
+    if alone is not None:
+        print(f"alone:    {_latencies(alone)}")
+    if alone is not None and status != INTERRUPTED:
+        bounds = slo or _sensible_slo(alone)
+        arguments, _ = arguments_of_run(url, bounds, BUDGET, [*shared, *needed])
+        status, log = _quietly(arguments, folders)
+        claims = read_claims(RunPaths(Path(out)))
     if len(claims) != 1:
-        print(log, end="", file=sys.stderr)
+        print("" if status == INTERRUPTED else log, end="", file=sys.stderr)
         return status or 1
     (claim,) = claims.values()
     capacity, limit, _ = (line.partition(":")[2].strip() for line in claim["lines"])
     again = _pairs(lengths | {key: setting for key, setting in typed.items() if key != "out"})
     command = shlex.join(["sweep", "capacity", url, "--slo", bounds, *again])
-    print(f"serves:   {answered or url}")
-    print(f"alone:    {_latencies(alone)}")
     print(f"full:     {_throughput(out)}")
     ended = f" ({claim['ended']})" if claim["ended"] else ""
     print(f"capacity: {capacity}, at {bounds}{ended}")
@@ -75,19 +76,15 @@ def _quietly(arguments: Sequence[str], folders: Sequence[str]) -> tuple[int, str
     """Run a command line; return its exit status, and what it would have printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        status = run(arguments, folders)
+        status = run(arguments, folders, settled=True)
     return status, printed.getvalue()
 
 
 def _closed_loops(out: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of closed loops whose requests were answered."""
-    for row in read_trials(RunPaths(Path(out)).trials):
-        if row["concurrency"] and row["num_requests"] and row["outcome"] in (Outcome.OK, Outcome.INVALID):
-            yield row
-
-
-def _row(out: str, users: int) -> Mapping[str, Any] | None:
-    return next((row for row in _closed_loops(out) if row["concurrency"] == users), None)
+    """The rows of closed loops whose requests were answered, if there are any yet."""
+    trials = RunPaths(Path(out)).trials
+    rows = read_trials(trials) if trials.exists() else ()
+    yield from (row for row in rows if row["concurrency"] and is_evidence(row))
 
 
 def _sensible_slo(alone: Mapping[str, Any]) -> str:
@@ -111,6 +108,9 @@ def _latencies(row: Mapping[str, Any]) -> str:
 
 def _throughput(out: str) -> str:
     """Describe the busiest closed loop."""
-    busiest = max(_closed_loops(out), key=lambda row: row["output_throughput"] or 0.0)
+    crowded = [row for row in _closed_loops(out) if row["concurrency"] > 1]
+    if not crowded:
+        return "not measured"
+    busiest = max(crowded, key=lambda row: row["output_throughput"] or 0.0)
     tokens, requests = number(busiest["output_throughput"]), number(busiest["request_throughput"])
     return f"{tokens} output tokens/s, {requests} requests/s, with {busiest['concurrency']} users"

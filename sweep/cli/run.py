@@ -34,14 +34,14 @@ from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
 from sweep.base.setting_labels import dotted
 from sweep.base.wording import count
-from sweep.cli.capacity import Search, all_claim_lines, check_search
+from sweep.cli.capacity import Search, check_search
 from sweep.cli.output import make_console
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import object_store
 from sweep.disk.compaction import compact
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
-from sweep.disk.run_files import RunPaths, write_plan
+from sweep.disk.run_files import RunPaths, all_claim_lines, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
 from sweep.drive.endpoint_model import with_dialect, with_model
 from sweep.drive.monitor.progress import Display
@@ -72,15 +72,17 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
 
 
-def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
+def run(arguments: Sequence[str], config_dirs: Sequence[str] = (), settled: bool = False) -> int:
     """Run the command line; return the exit status. `config_dirs` are folders with a user's options.
+
+    `settled` arguments have what their endpoint needs, which is not queried again.
 
     Raises ConfigError for bad input, before anything is launched; Halted for an outage that lasts; Unforeseen for an
     internal error while planning.
     """
     with traced(arguments):
         options = ConfigPath.of_user(config_dirs)
-        arguments, answered = with_dialect(with_model(arguments, options), options)
+        arguments, answered = (arguments, None) if settled else with_dialect(with_model(arguments, options), options)
         settings = functools.partial(_settings_of_run, arguments, config_dirs)
         planned = plan_patiently(functools.partial(_planned, arguments, config_dirs), settings)
     if answered:
@@ -95,7 +97,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
     Raises ConfigError for a plan that cannot be run, before anything is launched; Outage if the results' object store
     does not answer.
     """
-    plan, nodes, paths, assumption = planned[:4]
+    plan, nodes, paths, assumption = planned.plan, planned.nodes, planned.paths, planned.assumption
     settings, console = plan.settings, make_console(PIPE_WIDTH)
     check_out(paths.out)
     if assumption:
@@ -104,10 +106,8 @@ def execute_plan(planned: "Planned", command: str) -> int:
         console.print(check_search(plan), markup=False, soft_wrap=True)
     if settings.dry_run:
         ledger = plan_patiently(lambda: ledger_to_read(settings, paths), lambda: settings)
-        for message in ledger.describe_damage():
-            console.print(message, markup=False, soft_wrap=True)
         history = History.beside(paths.out)
-        for message in history.describe_damage():
+        for message in [*ledger.describe_damage(), *history.describe_damage()]:
             console.print(message, markup=False, soft_wrap=True)
         pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
         check_disk(settings, pending.runnable, nodes)
@@ -126,17 +126,15 @@ def execute_plan(planned: "Planned", command: str) -> int:
         check_disk(settings, [launch for launch in plan.launches if not launch.unavailable], nodes)
         move_aside(paths.out, console)
     with _halted_by_full_disk(paths.out), sole_driver(paths.out) as lock:
-        if settings.capacity is not None:
-            return _search_locked(planned, console, command, lock.check)
         if not object_store.is_url(settings.out):
-            return _run_locked(plan, paths, nodes, console, command, lock.check)
+            return _run_locked(planned, console, command, lock.check)
         with object_store.Mirror(object_store.ObjectStore(settings.out), paths.out, console.print) as mirror:
 
             def check() -> None:
                 lock.check()
                 mirror.lock.check()
 
-            return _run_locked(plan, paths, nodes, console, command, check, mirror)
+            return _run_locked(planned, console, command, check, mirror)
 
 
 @contextmanager
@@ -175,14 +173,14 @@ def _print_findings(console: Console, plan: Plan) -> None:
 
 
 class Planned(NamedTuple):
-    """A plan with the nodes and the results folder for it."""
+    """A plan with the nodes and the results folder for it, and what it was made from."""
 
     plan: Plan
     nodes: Sequence[Node]
     paths: RunPaths
+    composition: Composition
+    facts: Surroundings
     assumption: str | None = None  # a note about the machine that the plan assumes
-    composition: Composition | None = None
-    facts: Surroundings | None = None
 
 
 def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
@@ -200,9 +198,10 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
         raise ConfigError("relock=true: queries the package index, which a dry run never does; set dry_run=false")
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
-    plan = make_plan(replace(composition, settings=settings), facts)
+    composition = replace(composition, settings=settings)
+    plan = make_plan(composition, facts)
     check_resolved(plan)
-    return Planned(plan, nodes, paths, assumption, replace(composition, settings=settings), facts)
+    return Planned(plan, nodes, paths, composition, facts, assumption)
 
 
 @contextmanager
@@ -239,14 +238,13 @@ def _settings_of_run(arguments: Sequence[str], config_dirs: Sequence[str]) -> Se
 
 
 def _run_locked(
-    plan: Plan,
-    paths: RunPaths,
-    nodes: Sequence[Node],
+    planned: Planned,
     console: Console,
     command: str,
     guard: Callable[[], None],
     mirror: object_store.Mirror | None = None,
 ) -> int:
+    plan, nodes, paths = planned.plan, planned.nodes, planned.paths
     ledger, history = Ledger(paths.ledger, compact=mirror is None, guard=guard), History.beside(paths.out)
     for message in [*ledger.describe_damage(), *history.describe_damage()]:
         console.print(message, markup=False, soft_wrap=True)
@@ -255,12 +253,13 @@ def _run_locked(
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
-    print_plan(console, plan, pending, nodes, details=False)
-    if pending.launches:
-        _print_findings(console, plan)
-    write_plan(paths, plan.entries(command))
+    if plan.settings.capacity is None:
+        print_plan(console, plan, pending, nodes, details=False)
+        if pending.launches:
+            _print_findings(console, plan)
+        write_plan(paths, plan.entries(command))
     tracker = _tracker(plan.settings, paths) if pending.launches else None
-    result = _drive(plan, pending, paths, ledger, nodes, console, tracker)
+    plan, result, claims = _drive(planned, pending, ledger, history, console, command, tracker)
     if mirror is not None:
         mirror.fetch_trials()
     ledger.close()
@@ -272,7 +271,7 @@ def _run_locked(
     else:
         console.print(f"nothing to do; sweep summary {paths.out}", markup=False, soft_wrap=True)
         _print_place_of_report(paths, console)
-    for line in tracker.publish(paths.out) if tracker is not None else ():
+    for line in [*(tracker.publish(paths.out) if tracker is not None else ()), *all_claim_lines(claims)]:
         console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
     if result.interrupted:
@@ -284,31 +283,6 @@ def _run_locked(
     elif result.unfinished:
         console.print(f"{count(result.unfinished, 'trial')} not finished; {remedy}")
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
-
-
-def _search_locked(planned: Planned, console: Console, command: str, guard: Callable[[], None]) -> int:
-    """Search the capacity of every point of a plan, then write the report."""
-    plan, nodes, paths, _, composition, facts = planned
-    assert composition is not None
-    assert facts is not None
-    ledger, history = Ledger(paths.ledger, guard=guard), History.beside(paths.out)
-    paths.clear_staging()
-    keep_locks(plan, paths)
-
-    def measure(probes: Plan) -> bool:
-        write_plan(paths, probes.entries(command))
-        pending = find_pending(probes, ledger, history, nodes, drivers_of(nodes))
-        return _drive(probes, pending, paths, ledger, nodes, console, None).interrupted
-
-    search = Search(composition, functools.partial(make_plan, surroundings=facts), ledger, paths, console)
-    search.run(measure)
-    write_plan(paths, search.plan.entries(command))
-    ledger.close()
-    if ledger.rows and plan.settings.report:
-        print_report(paths.out, console)
-    for line in all_claim_lines(paths):
-        console.print(line, markup=False, soft_wrap=True)
-    return exit_status(search.plan, ledger, search.interrupted)
 
 
 def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror | None) -> bool:
@@ -332,20 +306,38 @@ def _is_stale(paths: RunPaths) -> bool:
 
 
 def _drive(
-    plan: Plan,
+    planned: Planned,
     pending: PendingWork,
-    paths: RunPaths,
     ledger: Ledger,
-    nodes: Sequence[Node],
+    history: History,
     console: Console,
+    command: str,
     tracker: Any,
-) -> RunResult:
-    try:
-        with (
-            Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,
-            _executor(plan.settings, nodes) if pending.runnable else InlineExecutor() as executor,
-        ):
+) -> tuple[Plan, RunResult, dict[str, dict[str, Any]]]:
+    """Run the pending trials or a search; return the plan with its probes, how the run ended, and the claims."""
+    plan, nodes, paths, composition, facts, _ = planned
+
+    def run_driver(plan: Plan, pending: PendingWork) -> RunResult:
+        with Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display:
             return Driver(plan, pending, paths, ledger, executor, display, tracker).run()
+
+    def measure(probes: Plan, trial_id: str) -> RunResult:
+        """Run one probe: an earlier one has counted, even if a failed trial would be pending."""
+        write_plan(paths, probes.entries(command))
+        due = find_pending(probes, ledger, history, nodes, drivers_of(nodes))
+        pairs = [(launch, trial) for launch in due.launches for trial in launch.trials]
+        launches = [replace(launch, trials=[trial]) for launch, trial in pairs if trial.trial_id == trial_id]
+        return run_driver(probes, replace(due, launches=launches, finished_trials=len(probes.trials) - 1))
+
+    try:
+        with _executor(plan.settings, nodes) if pending.runnable else InlineExecutor() as executor:
+            if plan.settings.capacity is None:
+                return plan, run_driver(plan, pending), {}
+            plan_of = functools.partial(make_plan, surroundings=facts)
+            search = Search(composition, plan_of, measure, ledger, paths, console)
+            search.run()
+            write_plan(paths, search.plan.entries(command))
+            return search.plan, search.result, search.claims
     finally:
         if tracker is not None:
             tracker.close()
@@ -379,7 +371,8 @@ def print_report(
             except OSError as error:
                 if error.errno not in READ_ONLY:
                     raise
-                paths = _elsewhere(folder)
+                full = folder.resolve()  # no other run's report has the folder
+                paths = RunPaths(Path.cwd() / f"{full.name}-report-{content_hash(str(full), 6)}")
                 analysis.write_all(results, paths)
                 console.print(
                     f"{folder} is read-only: its report is written to {paths.out}", markup=False, soft_wrap=True
@@ -390,12 +383,6 @@ def print_report(
     for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
         console.print(table)
     _print_place_of_report(paths, console, rebuild)
-
-
-def _elsewhere(run: Path) -> RunPaths:
-    """Return where the report of a run goes that cannot be written: a folder here that no other run's report has."""
-    full = run.resolve()
-    return RunPaths(Path.cwd() / f"{full.name}-report-{content_hash(str(full), 6)}")
 
 
 def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = False) -> None:

@@ -55,7 +55,10 @@ class PackedRow(NamedTuple):
 
 @dataclass
 class Job:
-    """The numbered calls of one trial: the warm-up's, then the measured calls. `open` reads one process's part."""
+    """The calls of one trial, numbered: the warm-up's, then the measured ones. `open` reads one process's part.
+
+    A call that follows another's answer is a turn of the same session; every other call begins a session.
+    """
 
     target: wire.Target
     timeouts: Timeouts
@@ -68,6 +71,9 @@ class Job:
     offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # of each call in the file of requests
     prompts: "array[int]" = field(default_factory=lambda: array("I"))  # prompts of each call
     limits: "array[int]" = field(default_factory=lambda: array("I"))  # requested output tokens per prompt of each call
+    heads: "array[int]" = field(default_factory=lambda: array("I"))  # the calls that begin a session
+    followers: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # call -> the calls that follow its
+    # answer, each with its gap in ns
     folder: Path = field(init=False)
     part: int = field(init=False)
     counted: bool = field(init=False, default=False)  # whether the server counted the latest answer's tokens

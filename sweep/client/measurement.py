@@ -24,7 +24,21 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
 
 from sweep.base.config import import_path
 from sweep.base.exits import Cause, Exit, Failed
-from sweep.base.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts, TokenSource, TrialProgress
+from sweep.base.records import (
+    UNKNOWN,
+    BatchForm,
+    Phase,
+    Prompt,
+    Record,
+    Records,
+    Request,
+    SessionPlaces,
+    Timeouts,
+    TokenSource,
+    TrialProgress,
+    most_at_once,
+    prompt_text,
+)
 from sweep.client import wire
 from sweep.client.job import NO_REASONING, ROW, Job, PackedRow
 from sweep.client.modes import Mode
@@ -119,6 +133,7 @@ def measure(
     """
     if target.api_key_env and target.api_key_env not in os.environ:
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
+    mode = mode.branching(most_at_once(requests))
     target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
     parts = process_count(processes, mode, requests, cpus)
     allow_open_files(-(-min(mode.most_in_flight() or len(requests), len(requests)) // parts) + FILES_OF_PROCESS)
@@ -159,10 +174,17 @@ def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequ
     """Write the client's input to two files: the bytes of the calls, and the job with an index of these bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     size = (job.mode.batch() or 1) if job.target.batch_form == "list" else 1
+    if size > 1 and any(request.parent != UNKNOWN for request in requests):
+        raise ValueError("a batch in one call cannot have turns that follow each other")
     with (folder / "requests").open("wb") as file:
         for phase in (warmup, requests):
             for begin in range(0, len(phase), size):
-                batch = phase[begin : begin + size]
+                batch, base = phase[begin : begin + size], job.warmup_calls
+                if batch[0].parent == UNKNOWN:
+                    job.heads.append(len(job.prompts))
+                else:
+                    turn = len(job.prompts), int(batch[0].gap * 1e9)
+                    job.followers.setdefault(base + batch[0].parent, []).append(turn)
                 job.offsets.append(job.offsets[-1] + file.write(wire.call(job.target, batch)))
                 job.prompts.append(len(batch))
                 job.limits.append(max(request.output_tokens for request in batch))
@@ -343,7 +365,9 @@ def _read_records(
     count_tokens: CountTokens | None,
     fixed_length: bool,
 ) -> Records:
-    """Return the rows of all processes as Records in request order, without requests that were never due."""
+    """Return the rows of all processes as Records in request order; requests that were never due have none."""
+    phases = [requests[:warmup], requests[warmup:]]
+    places = [SessionPlaces.of(phase) for phase in phases]
     # For each request: which process sent it (-1: none), where its row is, and its first chunk and text there. As
     # arrays, since there may be a million.
     parts_of, rows_of, chunks_of, answers_of = (array(code, [-1]) * len(requests) for code in "hqqq")
@@ -369,6 +393,7 @@ def _read_records(
                     files[parts_of[number]],
                     _Place(rows_of[number], chunks_of[number], answers_of[number]),
                     requests[number],
+                    _turn(phases, places, number, warmup),
                     "warmup" if number < warmup else "measured",
                     start,
                 )
@@ -390,7 +415,9 @@ def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens
             record.recounted_tokens = count
 
 
-def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: int) -> tuple[Record, str | None]:
+def _record(
+    part: _Part, place: _Place, request: Request, turn: dict[str, Any], phase: Phase, start: int
+) -> tuple[Record, str | None]:
     row = PackedRow(*ROW.unpack_from(part.rows, place.row))
     us, tokens = array("I"), array("H")
     part.us.seek(place.chunk * us.itemsize)
@@ -425,13 +452,26 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
         connected=_since(row.connected, start),
         closed=row.closed,
         model=request.model,
+        **turn,
     )
     return record, _answer_text(part, place, row.text_bytes)
 
 
-def _words(prompt: str | tuple[int, ...]) -> int:
+def _turn(phases: list[list[Request]], places: list[SessionPlaces], number: int, warmup: int) -> dict[str, Any]:
+    """Return a record's fields about its session, for the request of this number among both phases."""
+    measured = number >= warmup
+    place, index = places[measured], number - warmup * measured
+    request, session = phases[measured][index], place.session[index]
+    fields: dict[str, Any] = {"session": session, "turn": place.turn[index], "session_turns": place.turns[session]}
+    if request.parent != UNKNOWN:
+        fields |= {"parent": phases[measured][request.parent].request_id, "gap": request.gap}
+    return fields
+
+
+def _words(prompt: Prompt) -> int:
     """Return the words of a prompt, or a sixth of its bytes if more (code, and languages without spaces)."""
-    return max(len(prompt.split()), len(prompt.encode()) // 6) if isinstance(prompt, str) else len(prompt)
+    text = prompt_text(prompt)
+    return len(prompt) if text is None else max(len(text.split()), len(text.encode()) // 6)
 
 
 def _since(instant: int, start: int) -> float | None:

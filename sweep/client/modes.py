@@ -5,10 +5,14 @@ sender calls `begin` once, `due` at each instant that the mode has put on the ti
 answer. In these methods, the mode sends calls with `send` or `send_next`. Each sender has its own copy, so a mode may
 keep state in fields that its constructor does not take.
 
+A mode knows sessions: index i is the i-th session of a phase (warm-up or measured), over all client processes. Its
+first call is sent when the mode says. The sender sends each further turn when its parent's answer and its gap are over,
+and calls `ended` once no turn is left.
+
 The instant passed for a call becomes the Record's `released`: when its slot, user or batch was free. Only a mode with
 `has_schedule` also sets `scheduled`, the start of latencies, and may release a call later because of its cap.
 
-Indices count the calls of a phase (warm-up or measured) over all client processes. Standard library only.
+Standard library only.
 """
 
 from __future__ import annotations  # array[float] cannot be evaluated before Python 3.12
@@ -30,7 +34,7 @@ LARGEST_SPREAD = 0.1  # share of a load's duration over which its users start
 class Dispatch:
     """One HTTP call in flight. Times are in ns."""
 
-    index: int  # index in its phase
+    index: int  # of its session in the phase
     number: int  # in the job
     scheduled: int  # when it should have been sent; UNKNOWN if the mode has no schedule
     released: int  # when it was allowed to be sent
@@ -45,7 +49,7 @@ class CallSender(Protocol):
     """The interface of `sweep.client.sender.Sender` for modes."""
 
     start: int  # ns
-    indices: range  # number of calls that this process sends
+    indices: range  # of the sessions that this process sends
 
     @property
     def in_flight(self) -> Sized: ...
@@ -79,6 +83,10 @@ class Mode:
         """Return the mode for one of several client processes: every `parts`-th request, starting with `part`."""
         return self
 
+    def branching(self, branches: int) -> Self:
+        """Return the mode for sessions that have so many turns in flight at once."""
+        return self
+
     def after_warm_up(self, request_duration: float) -> Self:
         """Return the mode for the measured phase, given the median duration of warm-up requests, in s (0: unknown)."""
         return self
@@ -92,11 +100,11 @@ class Mode:
         raise NotImplementedError
 
     def due(self, sender: CallSender, instant: int, index: int) -> None:
-        """Send the call with this index, which is due at this instant (ns)."""
+        """Begin the session with this index, which was put on the timeline for this instant. Times are in ns."""
         raise NotImplementedError
 
     def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
-        """Send, or put on the timeline, the call that follows the end of an answer."""
+        """Begin the session that follows a session's end, or put it on the timeline; `dispatch` was its last call."""
 
 
 @dataclass
@@ -134,22 +142,26 @@ class Lockstep(Mode):
 
 @dataclass
 class ClosedLoop(Mode):
-    """`concurrency` users: each sends its next request `think[i]` s after its request i has ended.
+    """`concurrency` users: each begins its next session `think[i]` seconds after its last one, session i, ended.
 
     User u begins at `offsets[u]`, and belongs to client process u modulo the number of processes.
     """
 
     concurrency: int
-    think: array[float] | None = None  # in s, one per request
+    think: array[float] | None = None  # in s, one per session
     offsets: array[float] | None = None  # in s from the start, one per user; or shares of `request_duration`
     request_duration: float | None = None  # s, 0 until the warm-up has measured it; None: offsets are in s
+    branches: int = 1  # most turns that one session has in flight
 
     def most_in_flight(self) -> int:
-        return self.concurrency
+        return self.concurrency * self.branches
 
     def split(self, part: int, parts: int) -> Self:
         offsets = None if self.offsets is None else self.offsets[part::parts]
         return replace(self, concurrency=_part_of(self.concurrency, part, parts), offsets=offsets)
+
+    def branching(self, branches: int) -> Self:
+        return replace(self, branches=branches)
 
     def after_warm_up(self, request_duration: float) -> Self:
         if self.request_duration is None:
@@ -181,14 +193,14 @@ class ClosedLoop(Mode):
 
 @dataclass
 class OpenLoop(Mode):
-    """Request i is due `arrivals[i]` s after the start, independent of answers; only the cap may delay it.
+    """Session i is due `arrivals[i]` s after the start, regardless of other sessions; only the cap may delay it.
 
     A warm-up that is longer than the arrivals repeats them. Several client processes divide the cap.
     """
 
     has_schedule = True
 
-    arrivals: array[float]  # in s from the start, one per request, ascending
+    arrivals: array[float]  # in s from the start, one per session, ascending
     cap: int | None = None  # maximum requests in flight
 
     def most_in_flight(self) -> int | None:

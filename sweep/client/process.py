@@ -19,6 +19,8 @@ import resource
 import sys
 import time
 from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +63,9 @@ class MeasuringProcess:
         pool = Pool(self.job.target, self.job.timeouts, self.loop, self.stamps, self.counters)
         await pool.open(self._first_connections())
         self._tick(pool.poller)
-        warmup, measured = self.job.warmup_calls, self.job.calls - self.job.warmup_calls
-        if warmup and self.stop is None:
-            await self._send_phase(pool, 0, warmup, time.monotonic_ns())
+        measured = bisect_left(self.job.heads, self.job.warmup_calls)  # the first measured session
+        if measured and self.stop is None:
+            await self._send_phase(pool, self.job.heads[:measured], time.monotonic_ns())
         gc.collect()
         gc.freeze()  # existing objects stay alive: the garbage collector need not check them during the measurement
         _send_message(event="ready", warm_up=self.results.warm_up, durations=self.results.warm_up_durations)
@@ -74,7 +76,7 @@ class MeasuringProcess:
         self._lag_due = time.monotonic_ns() + LAG_EVERY
         self._lag_alarm.set(self._lag_due)
         began, cpu = time.monotonic(), time.process_time()
-        sender = await self._send_phase(pool, warmup, measured, start)
+        sender = await self._send_phase(pool, self.job.heads[measured:], start)
         cpu, wall = time.process_time() - cpu, time.monotonic() - max(began, start / 1e9)
         self.results.close()
         (self.job.folder / f"lags.{self.job.part}").write_bytes(self.lags.tobytes())
@@ -91,9 +93,9 @@ class MeasuringProcess:
             peak_memory_bytes=_peak_memory(),
         )
 
-    async def _send_phase(self, pool: Pool, first: int, count: int, start: int) -> Sender:
-        """Send the `count` calls starting with number `first`, or this process's share of them."""
-        sender = self.sender = Sender(self.job, pool, self.results, self.loop, first, count)
+    async def _send_phase(self, pool: Pool, heads: Sequence[int], start: int) -> Sender:
+        """Send the sessions that begin with these calls, or this process's share of them."""
+        sender = self.sender = Sender(self.job, pool, self.results, self.loop, heads)
         sender.begin(start)
         if self.stop is not None:
             sender.stop(self.stop)

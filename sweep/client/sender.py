@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sweep.base.clock import Alarm
@@ -20,30 +21,33 @@ SPARE_CONNECTIONS = 16  # spare connections kept open if the load has no cap on 
 
 
 class Sender:
-    """Sends the calls of one phase, from `begin(start)` until `finished` is done. The mode decides when.
+    """One phase, from `begin(start)` until `finished` is done. `modes` decides when a session begins.
 
-    A call that is due waits in the backlog while the maximum number of calls is in flight.
+    A further turn of a session is due when its parent's answer and its gap are over. A call that is due waits in the
+    backlog for a slot while the mode's limit of calls is in flight. `heads` are the calls that begin a session.
     """
 
     def __init__(
-        self, job: Job, pool: Pool, results: ResultFiles, loop: asyncio.AbstractEventLoop, first: int, count: int
+        self, job: Job, pool: Pool, results: ResultFiles, loop: asyncio.AbstractEventLoop, heads: Sequence[int]
     ) -> None:
         self.job, self.pool, self.results = job, pool, results
         self.mode = replace(job.mode)  # a copy, since a mode may keep state
-        self.indices = range(job.part, count, job.parts)  # of the calls that this process sends
+        self.indices = range(job.part, len(heads), job.parts)  # of the sessions that this process sends
         self.finished: asyncio.Future[None] = loop.create_future()
         self.in_flight: set[StampedConnection] = set()
         self.start = 0  # ns
         self.offered = self.sent = 0  # requests
         self.done = self.failed = self.tokens = 0  # requests that have ended, and failed; all tokens
         self.stopped: str | None = None
-        self.warms_up = first < job.warmup_calls
-        self._first = first  # number of the call with index 0
+        self.warms_up = len(heads) > 0 and heads[0] < job.warmup_calls
+        self._heads = heads
         self._most_in_flight = self.mode.most_in_flight()
-        self._unsent = len(self.indices)  # calls that are neither sent nor in the backlog
+        self._unsent = len(self.indices)  # sessions that have not begun
+        self._siblings: dict[int, int] = {}  # of a session with several turns under way: how many beside one
         self._backlog: deque[Dispatch] = deque()
         self._deadline = NEVER  # time from which nothing new is sent
-        self._timeline: list[tuple[int, int]] = []  # heap of (instant in ns, index)
+        self._timeline: list[tuple[int, int, int]] = []  # heap of (instant in ns, index, call; UNKNOWN: the mode's)
+        self._turns_due = 0  # entries of the timeline with a call
         self._alarm = Alarm(loop, self._expired)
         self._alarm_at = 0  # ns; the instant for which the alarm is set
         self._next_look = 0  # ns; when time-outs are checked next
@@ -63,6 +67,7 @@ class Sender:
             return
         self.stopped, self._deadline = reason, 0
         self._timeline.clear()
+        self._turns_due = 0
         self._give_up_backlog(f"cancelled: {reason}")  # first, so that the backlog gets no freed slot
         for connection in list(self.in_flight):
             connection.abandon(f"cancelled: {reason}")
@@ -74,28 +79,20 @@ class Sender:
     def at(self, instant: int, index: int) -> None:
         """Call the mode's `due` at this instant, unless sending has stopped by then."""
         if instant < self._deadline:
-            heapq.heappush(self._timeline, (instant, index))
+            heapq.heappush(self._timeline, (instant, index, UNKNOWN))
 
     def send(self, index: int, instant: int, batch: int = UNKNOWN) -> int:
-        """Send a call that is due at this instant, or queue it for a slot; return its number of prompts, 0 if too late.
+        """Begin a session that is due at this instant; return the prompts of its first call, 0 if too late.
 
         Without a schedule, the instant is when its user or batch could send it.
         """
         if instant >= self._deadline:
             return 0
         self._unsent -= 1
-        number = self._first + index
-        dispatch = Dispatch(index, number, instant if self.mode.has_schedule else UNKNOWN, instant, batch)
-        prompts: int = self.job.prompts[number]
-        self.offered += prompts
-        if self._most_in_flight is None or len(self.in_flight) < self._most_in_flight:
-            self._send(dispatch)
-        else:
-            self._backlog.append(dispatch)
-        return prompts
+        return self._offer(self._dispatch(index, self._heads[index], instant, batch))
 
     def send_next(self, instant: int, batch: int = UNKNOWN) -> int:
-        """Send the next call in order, like `send`; return 0 if no call is left."""
+        """Begin the next session in order, like `send`; return 0 if none is left."""
         return self.send(self.indices[-self._unsent], instant, batch) if self._unsent else 0
 
     def check_timeouts(self, now: int) -> None:
@@ -152,11 +149,28 @@ class Sender:
         now = time.monotonic_ns()
         self._alarm_at = 0
         while self._timeline and self._timeline[0][0] <= now:
-            instant, index = heapq.heappop(self._timeline)
-            self.mode.due(self, instant, index)
+            instant, index, number = heapq.heappop(self._timeline)
+            if number == UNKNOWN:
+                self.mode.due(self, instant, index)
+            else:
+                self._turns_due -= 1
+                self._offer(self._dispatch(index, number, instant))
         if self._most_in_flight is None:
             self.pool.keep_spare(SPARE_CONNECTIONS)
         self._settle()
+
+    def _dispatch(self, index: int, number: int, instant: int, batch: int = UNKNOWN) -> Dispatch:
+        return Dispatch(index, number, instant if self.mode.has_schedule else UNKNOWN, instant, batch)
+
+    def _offer(self, dispatch: Dispatch) -> int:
+        """Send a call that is due, or let it wait for a slot; return its prompts."""
+        prompts: int = self.job.prompts[dispatch.number]
+        self.offered += prompts
+        if self._most_in_flight is None or len(self.in_flight) < self._most_in_flight:
+            self._send(dispatch)
+        else:
+            self._backlog.append(dispatch)
+        return prompts
 
     def _send(self, dispatch: Dispatch) -> None:
         if not self.in_flight:
@@ -179,8 +193,37 @@ class Sender:
         ended = answer.completed or now
         if self._backlog:
             self._release(ended)
-        self.mode.ended(self, dispatch, ended)
+        followers = self.job.followers.get(dispatch.number, ())
+        if followers and any(map(answer.error_of, answer.streams)):
+            self._skip(dispatch)
+            followers = ()
+        under_way = self._siblings.pop(dispatch.index, 0)
+        for number, gap in followers:
+            under_way += self._follow(dispatch.index, number, ended + gap, now)
+        if under_way:
+            self._siblings[dispatch.index] = under_way - 1
+        else:
+            self.mode.ended(self, dispatch, ended)
         self._settle()
+
+    def _follow(self, index: int, number: int, instant: int, now: int) -> bool:
+        """Send a turn at this instant; return whether that is before sending stops."""
+        if instant >= self._deadline:
+            return False
+        if instant <= now:
+            self._offer(self._dispatch(index, number, instant))
+        else:
+            self._turns_due += 1
+            heapq.heappush(self._timeline, (instant, index, number))
+        return True
+
+    def _skip(self, dispatch: Dispatch) -> None:
+        """Record the turns that would have followed a failed one: none of them can be what was recorded."""
+        failed = [dispatch.number] if self.stopped is None else []
+        while failed:
+            for number, _ in self.job.followers.get(failed.pop(), ()):
+                self._write_unsent(self._dispatch(dispatch.index, number, UNKNOWN), "unsent: the turn before it failed")
+                failed.append(number)
 
     def _release(self, instant: int) -> None:
         """Give a free slot to the call that has waited longest."""
@@ -194,11 +237,14 @@ class Sender:
     def _give_up_backlog(self, error: str) -> None:
         """Record the calls in the backlog as failed with this error."""
         for dispatch in self._backlog:
-            dispatch.released = dispatch.given_up = UNKNOWN
-            answer = self.job.answer(dispatch.number)
-            answer.fail(error)
-            self._write(dispatch, answer)
+            self._write_unsent(dispatch, error)
         self._backlog.clear()
+
+    def _write_unsent(self, dispatch: Dispatch, error: str) -> None:
+        dispatch.released = dispatch.given_up = UNKNOWN
+        answer = self.job.answer(dispatch.number)
+        answer.fail(error)
+        self._write(dispatch, answer)
 
     def _write(self, dispatch: Dispatch, answer: Answer) -> None:
         self.results.add(dispatch, answer, self.job.first[dispatch.number])
@@ -216,7 +262,7 @@ class Sender:
         if self._timeline and self._timeline[0][0] != self._alarm_at:
             self._alarm_at = self._timeline[0][0]
             self._alarm.set(self._alarm_at)
-        if self.in_flight or self._backlog or (self._timeline and self._unsent):
+        if self.in_flight or self._backlog or self._turns_due or (self._timeline and self._unsent):
             return
         if not self.finished.done():
             self.finished.set_result(None)

@@ -18,7 +18,8 @@ A Record's error is "kind: detail". The kinds:
     timeout_between      no token within `Timeouts.between_tokens` of the last one
     timeout_total        the answer was not complete within `Timeouts.total` of the send
     cancelled            the trial was stopped; the detail says why
-    unsent               it was due but never sent: it waited for a slot until the load's duration was over
+    unsent               it was due but never sent: it waited for a slot until the load's duration was over, or it
+                         follows a turn that failed
 
 A request with an error keeps the chunks that arrived before it.
 """
@@ -37,10 +38,12 @@ from sweep.base.records import (
     UNKNOWN,
     Api,
     BatchForm,
+    Message,
     ProxyUse,
     Request,
     TokenSource,
     key_header,
+    prompt_text,
     proxy_of,
     request_path,
 )
@@ -151,7 +154,7 @@ def call(target: Target, requests: Sequence[Request]) -> bytes:
     if not _REQUEST_ID.fullmatch(first.request_id):
         raise ValueError(f"request_id={first.request_id!r}: expected letters, digits and ._:/-")
     for request in requests:
-        if not target.token_ids and not isinstance(request.prompt, str):
+        if not target.token_ids and prompt_text(request.prompt) is None:
             raise ValueError(f"request {request.request_id}: this backend accepts text, not token ids")
     content = _body(target, requests)
     for key, value in target.extra_body.items():
@@ -168,11 +171,11 @@ def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     if target.api in ("completions", "chat"):
         return _openai_body(target, requests)
     request = requests[0]
-    if not isinstance(request.prompt, str):
-        raise ValueError(f"request {request.request_id}: backend.api={target.api} accepts text, not token ids")
     if target.api == "tgi":
         return _tgi_body(target, request)
-    body = TYPED_DIALECTS[target.api].body(request.model or target.model, request.prompt, request.output_tokens)
+    body = TYPED_DIALECTS[target.api].body(
+        request.model or target.model, _messages(target, request), request.output_tokens
+    )
     return {**body, "temperature": target.temperature} if target.temperature else body
 
 
@@ -193,21 +196,32 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     if target.ignore_eos:
         content["ignore_eos"] = True
     if target.api == "chat":
-        if not isinstance(requests[0].prompt, str):
-            raise ValueError(f"request {requests[0].request_id}: chat accepts text, not token ids")
-        content["messages"] = [{"role": "user", "content": requests[0].prompt}]
+        content["messages"] = _messages(target, requests[0])
     else:
-        prompts = [request.prompt for request in requests]
+        texts = [prompt_text(request.prompt) for request in requests]
+        prompts = [request.prompt if text is None else text for request, text in zip(requests, texts, strict=True)]
         content["prompt"] = prompts if len(prompts) > 1 else prompts[0]
     return content
 
 
+def _messages(target: Target, request: Request) -> list[dict[str, str]]:
+    """Return a prompt as messages with roles; a text is one message of a user."""
+    if isinstance(request.prompt, str):
+        return [{"role": "user", "content": request.prompt}]
+    messages = [part._asdict() for part in request.prompt if isinstance(part, Message)]
+    if not messages:
+        raise ValueError(f"request {request.request_id}: backend.api={target.api} accepts text, not token ids")
+    return messages
+
+
 def _tgi_body(target: Target, request: Request) -> dict[str, Any]:
+    if (text := prompt_text(request.prompt)) is None:
+        raise ValueError(f"request {request.request_id}: backend.api={target.api} accepts text, not token ids")
     # do_sample is true by default if parameters omit it; details contain the counts. TGI has no ignore_eos.
     sampled = {"temperature": target.temperature} if target.temperature else {}
     adapter = {"adapter_id": request.model} if request.model not in (None, target.model) else {}
     parameters = {"max_new_tokens": request.output_tokens, "do_sample": bool(sampled), **sampled, "details": True}
-    return {"inputs": request.prompt, "parameters": parameters | adapter}
+    return {"inputs": text, "parameters": parameters | adapter}
 
 
 @dataclass(slots=True, eq=False)

@@ -331,6 +331,14 @@ def read_claims(paths: RunPaths) -> dict[str, dict[str, Any]]:
         raise DamagedFile(paths.claims, str(error)) from None
 
 
+def all_claim_lines(claims: Mapping[str, Mapping[str, Any]], run: str = "") -> list[str]:
+    """Return the lines of a run's claims, below the run's name, and below each point's if there are several."""
+    lines = [run] if run and claims else []
+    for point, claim in claims.items():
+        lines += [*([point] if len(claims) > 1 else []), *claim["lines"]]
+    return lines
+
+
 # Plan ----------------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ MOST_PROBES = 12
 NO_SUCH_PATH = (404, 405, 501)  # statuses of a server that does not speak a dialect
 # vLLM, SGLang, llama.cpp, Ollama, LM Studio, TGI, LMDeploy, LiteLLM.
 USUAL_PORTS = (8000, 30000, 8080, 11434, 1234, 3000, 23333, 4000)
-LOCAL_TIMEOUT = 2.0  # s
+CONNECT_TIMEOUT, LOCAL_TIMEOUT = 0.2, 2.0  # s, of a server on this machine
 BUSY = (429, 502, 503, 504)  # statuses of an endpoint that may answer later: no reason to try another dialect
 # What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
@@ -111,10 +112,12 @@ def local_server() -> str:
     """Return the address of the only server at a usual local port. Raises ConfigError if there is none, or several."""
     servers = []
     for port in USUAL_PORTS:
-        endpoint = _Endpoint({"url": f"http://127.0.0.1:{port}"})
-        endpoint.client.timeout = httpx.Timeout(LOCAL_TIMEOUT)
-        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):  # no server, or of something else
-            endpoint.models()
+        with contextlib.suppress(OSError, httpx.HTTPError, ValueError, KeyError, TypeError):  # no server of models
+            socket.create_connection(("127.0.0.1", port), CONNECT_TIMEOUT).close()
+            endpoint = _Endpoint({"url": f"http://127.0.0.1:{port}"})
+            with endpoint.client:
+                endpoint.client.timeout = httpx.Timeout(LOCAL_TIMEOUT)
+                endpoint.models()
             servers.append(endpoint.url)
     if len(servers) != 1:
         ports = ", ".join(map(str, USUAL_PORTS))

@@ -185,7 +185,7 @@ def engine_answer(row: Cells) -> str | None:
     The message is the failed check and the engine's output; for rows from before exits were stored, the reason. It is
     None also for failures that the user can fix, so that they are always retried.
     """
-    exit = _stored_exit(row)
+    exit = stored_exit(row)
     if row.get("fault") != Fault.ENGINE or (exit is not None and exit.blames == Blame.USER):
         return None
     words = f"{exit.cause} {exit.words}" if exit is not None else row.get("reason") or ""
@@ -199,7 +199,7 @@ def attempts_before(before: Cells | None) -> dict[str, Any]:
     """
     if before is None or before["outcome"] == Outcome.OK:
         return {}
-    exit = _stored_exit(before)
+    exit = stored_exit(before)
     counts = exit is not None and exit.cause == Cause.ENDPOINT
     attempts = (before.get("earlier_attempts") or 0) + counts
     failed = (before.get("earlier_failed") or 0) + counts * (before.get("num_failed") or 0)
@@ -209,7 +209,8 @@ def attempts_before(before: Cells | None) -> dict[str, Any]:
     return columns if attempts else {}
 
 
-def _stored_exit(row: Cells) -> Exit | None:
+def stored_exit(row: Cells) -> Exit | None:
+    """Return how a row's trial ended, if that was stored: of failures alone."""
     return Exit.restored(row["exit"]) if row.get("exit") else None
 
 
@@ -309,7 +310,7 @@ def retried_at_the_tail(settings: Settings, outcome: Outcome, history: TrialHist
 
 def node_is_broken(row: Cells) -> bool:
     """Return whether the engine reports its node as broken in a failed row."""
-    exit = _stored_exit(row)
+    exit = stored_exit(row)
     return exit is not None and exit.blames == Blame.NODE
 
 

@@ -79,6 +79,13 @@ class Call:
             return Question(" ".join(map(str, prompt)), is_text=False)
         return None
 
+    @property
+    def opening(self) -> str:
+        """The text that an engine's prompt cache sees: all messages of a conversation, or the prompt."""
+        if self.path == "/v1/chat/completions":
+            return json.dumps(self.content["messages"])
+        return self.question.text if self.question else ""
+
     def context(self) -> dict[str, Any]:
         """Return everything except the question: model, sampling parameters, system prompt, earlier messages."""
         key = QUESTION_KEYS[self.path]

@@ -146,8 +146,7 @@ class Engines:
         return answer
 
     async def _first_answer(self, call: Call) -> EngineAnswer:
-        question = call.question if self.settings.routing == "prefix" else None
-        prompt = question.text if question else ""
+        prompt = call.opening if self.settings.routing == "prefix" else ""
         tried: set[EngineState] = set()
         problem = "no engine is configured"
         for attempt in range(self.settings.retries + 1):

@@ -10,7 +10,7 @@ since both would change the process.
 import hashlib
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -63,8 +63,11 @@ class Load(Strict):
         """Return a short phrase that describes the load."""
         raise NotImplementedError
 
-    def mode(self, count: int, seed: int) -> Mode:
-        """Return the mode for `count` requests; equal arguments give equal modes on every machine."""
+    def mode(self, count: int, seed: int, starts: Sequence[int] | None = None) -> Mode:
+        """Return the mode for `count` requests; equal arguments give equal modes on every machine.
+
+        `starts` are the indices of the requests that begin a session; None: all of them.
+        """
         raise NotImplementedError
 
 
@@ -93,12 +96,18 @@ class Batch(Load):
     def describe(self) -> str:
         return f"batches of {self.batch_size}"
 
-    def mode(self, count: int, seed: int) -> Mode:
+    def check_pairing(self, workload: Any) -> None:
+        """Raise ConfigError for sessions: a batch has no turn that waits for another."""
+        if len(workload.starts(workload.num_requests)) < workload.num_requests:
+            problem = "its sessions have turns that follow each other"
+            raise ConfigError(f"workload={workload.name}: {problem}; expected load=closed, or another load but batch")
+
+    def mode(self, count: int, seed: int, starts: Sequence[int] | None = None) -> Mode:
         return Lockstep(self.batch_size, duration=self.duration)
 
 
 class Closed(Load):
-    """A closed loop: each of `concurrency` users sends a request a think time after its previous request has ended."""
+    """A closed loop: each of `concurrency` users begins a session once the last one has ended, after thinking."""
 
     name: str = "closed"
     concurrency: Count
@@ -114,7 +123,8 @@ class Closed(Load):
         thinking = f", thinking {self.think_time:g} s" if self.think_time else ""
         return f"{self.concurrency} users{thinking}"
 
-    def mode(self, count: int, seed: int) -> Mode:
+    def mode(self, count: int, seed: int, starts: Sequence[int] | None = None) -> Mode:
+        count = count if starts is None else len(starts)
         think = np.full(count, self.think_time)
         if self.think_distribution == "exponential":
             think *= exponential(uniforms(count, seed, "think"))
@@ -137,8 +147,13 @@ class _ArrivalProcess(Load):
         cap = f", at most {self.max_concurrency} in flight" if self.max_concurrency else ""
         return self.process.format(self=self) + cap
 
-    def mode(self, count: int, seed: int) -> Mode:
-        return OpenLoop(_doubles(self.arrivals(count, seed)), self.max_concurrency, duration=self.duration)
+    def mode(self, count: int, seed: int, starts: Sequence[int] | None = None) -> Mode:
+        arrivals = self.session_arrivals(range(count) if starts is None else starts, seed)
+        return OpenLoop(_doubles(arrivals), self.max_concurrency, duration=self.duration)
+
+    def session_arrivals(self, starts: Sequence[int], seed: int) -> Floats:
+        """Return when the sessions are due that begin with these requests. Shape (sessions,)."""
+        return self.arrivals(len(starts), seed)
 
     def arrivals(self, count: int, seed: int) -> Floats:
         """Return the times, in s from the start, at which `count` requests are due, ascending. Shape (count,)."""
@@ -247,9 +262,16 @@ class Trace(_ArrivalProcess):
 
     def check_pairing(self, workload: Any) -> None:
         """Raise ConfigError if the workload takes its lengths from this file too, but in a different order."""
+        if workload.replays and not workload.needs_token_ids:
+            problem = f"load={self.name}: conversations have no recorded times"
+            raise ConfigError(f"{problem}; expected load=closed, or an arrival process such as load=poisson")
         order, skip = (getattr(workload, key, None) for key in ("order", "skip_unsendable"))
         if order is None or workload.file != self.path:
             return
+        unit = self._cells()[1]
+        has_gaps = len(workload.starts(workload.num_requests)) < workload.num_requests
+        if has_gaps and self.unit not in (None, unit):
+            raise ConfigError(f"load.unit={self.unit}: the gaps in {self.path} are in {unit}; expected {unit}")
         problem = f"lengths and times in {self.path} belong together"
         if order != "file":
             raise ConfigError(f"workload.order={order}: {problem}; expected file with this load")
@@ -273,6 +295,9 @@ class Trace(_ArrivalProcess):
 
     def arrivals(self, count: int, seed: int) -> Floats:
         return self._times()[: self.count(count)]
+
+    def session_arrivals(self, starts: Sequence[int], seed: int) -> Floats:
+        return self.arrivals(starts[-1] + 1, seed)[starts]
 
     def _times(self) -> Floats:
         """Return the arrivals in s since the first one. Shape (arrivals,)."""

@@ -264,7 +264,7 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
     name = column or next((name for name in PROMPT_COLUMNS if name in row), None)
     prompt, tokens = row.get(name or ""), length
     if isinstance(prompt, str):
-        prompt = _turns(prompt)
+        prompt = turns_of(prompt)
     if isinstance(prompt, str) and name in CONVERSATIONS:
         raise Unusable(f"{name} is not a list of turns; expected JSON")
     is_conversation = isinstance(prompt, list)
@@ -285,7 +285,7 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
     return RecordedPrompt(text, tokens, answer)
 
 
-def _turns(cell: str) -> Any:
+def turns_of(cell: str) -> Any:
     """Return the turns in a table's cell (JSON or a Python list); return any other cell unchanged."""
     if re.match(r"\s*[\[{]", cell):
         for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from)'", cell) else (json.loads,):
@@ -301,17 +301,11 @@ def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
     """Return the turns before the first answer as one prompt, and the answer. Raises Unusable without a prompt."""
     question, asked = list[str](), False
     for turn in turns:
-        if not isinstance(turn, Mapping):
-            raise Unusable("a turn is not a mapping; expected {role, content} or {from, value}", of_conversation=True)
-        speaker = str(turn.get("role") or turn.get("from") or "").strip().lower()
-        text = _text_of(next((turn[key] for key in ("content", "value", "text") if turn.get(key)), None))
+        speaker, text = speaker_of(turn), text_of_turn(turn)
         if speaker in ANSWERING:
             if not asked:
                 raise Unusable("no question before the first answer", of_conversation=True)
             return "\n\n".join(question), text or None
-        if speaker not in (*ASKING, *INSTRUCTING):
-            expected = ", ".join((*ASKING, *INSTRUCTING, *ANSWERING))
-            raise Unusable(f"a turn of {shortened(speaker or 'nobody')}; expected {expected}", of_conversation=True)
         question += [text] if text else []
         asked = asked or (speaker in ASKING and text != "")
     if not asked:
@@ -319,8 +313,20 @@ def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
     return "\n\n".join(question), None
 
 
-def _text_of(content: Any) -> str:
+def speaker_of(turn: Any) -> str:
+    """Return who speaks in a turn. Raises Unusable for none of those that are known."""
+    if not isinstance(turn, Mapping):
+        raise Unusable("a turn is not a mapping; expected {role, content} or {from, value}", of_conversation=True)
+    speaker = str(turn.get("role") or turn.get("from") or "").strip().lower()
+    if speaker not in (expected := (*ASKING, *INSTRUCTING, *ANSWERING)):
+        problem = f"a turn of {shortened(speaker or 'nobody')}; expected {', '.join(expected)}"
+        raise Unusable(problem, of_conversation=True)
+    return speaker
+
+
+def text_of_turn(turn: Mapping[str, Any]) -> str:
     """Return the text of a turn, which some chat formats split into parts. Raises Unusable for an image or a sound."""
+    content = next((turn[key] for key in ("content", "value", "text") if turn.get(key)), None)
     if isinstance(content, list):
         kinds = (part.get("type") for part in content if isinstance(part, Mapping) and not part.get("text"))
         if kind := next((kind for kind in kinds if kind not in (None, "text")), None):

@@ -74,10 +74,12 @@ def check_faults(faults: Mapping[int, str], rows: int, key: str, skip: bool) -> 
 
 
 class TraceRows(NamedTuple):
-    """The input and output tokens of each usable row of a trace, and the faults of unusable rows, by row number."""
+    """The rows of a trace with their input and output tokens, and why other rows cannot be sent, by row number."""
 
     lengths: list[tuple[int, int]]
     faults: dict[int, str]
+    rows: dict[int, FileRow]
+    columns: TraceColumns
 
 
 def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
@@ -89,8 +91,10 @@ def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
         raise ConfigError(f"{key}: no columns with lengths; expected {expected}")
     faults = {number: fault for number, row in enumerate(rows, 1) if (fault := fault_of_lengths(row, columns))}
     check_faults(faults, len(rows), key, skip)
-    cells = ([whole_number(row.get(column)) for column in columns[1:3]] for row in rows)
-    return TraceRows([(inputs, outputs) for inputs, outputs in cells if inputs and outputs], faults)
+    sendable = {number: row for number, row in enumerate(rows, 1) if number not in faults}
+    cells = ([whole_number(row.get(column)) for column in columns[1:3]] for row in sendable.values())
+    lengths = [(inputs, outputs) for inputs, outputs in cells if inputs and outputs]
+    return TraceRows(lengths, faults, sendable, columns)
 
 
 def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:

@@ -26,7 +26,6 @@ from tokenizers import Tokenizer
 
 from sweep.base.config import Strict
 from sweep.base.records import UNKNOWN, Phase, Request
-from sweep.inputs.rows import TraceRows, omissions, read_trace
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = DATA / "words.txt"
@@ -98,6 +97,23 @@ class Workload(Strict):
     unique_header: bool = True  # no two prompts begin alike; false: for studies of shared prefixes
     models: dict[str, PositiveFloat] = Field(default_factory=dict)  # name -> weight, e.g. {base: 1, adapter-a: 2}; the
     # model of each request is drawn with the seed; empty: only the trial's model
+
+    @property
+    def replays(self) -> bool:
+        """Return whether its prompts share what recorded prompts shared, within a session or between sessions."""
+        return False
+
+    @property
+    def needs_token_ids(self) -> bool:
+        """Return whether its prompts are sent as token ids."""
+        return False
+
+    def check_count(self, count: int) -> None:
+        """Raise ConfigError if the workload has fewer requests than that, and cannot repeat them."""
+
+    def starts(self, count: int) -> Sequence[int]:
+        """Return the indices of the requests, among the first `count`, that begin a session."""
+        return range(count)
 
     def check(self) -> None:
         """Raise ValueError if a file is invalid, in one line that names the key and what was expected."""
@@ -173,7 +189,7 @@ def shared_prefix_share(prompts: Iterable[str]) -> float | None:
     return shared / total if total else None
 
 
-class _ExactLengths(Workload):
+class ExactLengths(Workload):
     """Random plain words with an exact number of tokens."""
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
@@ -185,7 +201,7 @@ class _ExactLengths(Workload):
         return exact_prompts(inputs, draw, tokenizer, self.unique_header), outputs
 
 
-class Synthetic(_ExactLengths):
+class Synthetic(ExactLengths):
     """Random plain words with exactly `input_tokens` tokens."""
 
     input_tokens: PositiveInt
@@ -231,39 +247,6 @@ class Serving(Synthetic):
         for key in ("input_tokens", "output_tokens"):
             if self.longest is not None and self.longest < getattr(self, key):
                 raise ValueError(f"workload.longest={self.longest}: expected at least {key}, {getattr(self, key)}")
-
-
-class Recorded(_ExactLengths):
-    """Like Synthetic, with the lengths of recorded requests; known traces are recognised by their columns."""
-
-    file: str  # path of a trace, or a file with input_tokens and output_tokens: docs/experiments.md
-    order: Literal["file", "random"] = "file"
-    skip_unsendable: bool = False  # skip rows without lengths, e.g. failed requests; false: reject the file
-
-    def check(self) -> None:
-        self._pairs()
-
-    def notes(self, cache_dir: Path) -> list[str]:
-        lengths, faults = self._trace()
-        return omissions(self.file, len(lengths) + len(faults), faults)
-
-    def digest(self, cache_dir: Path) -> str:
-        return content_digest(Path(self.file).expanduser())
-
-    def longest_request(self) -> tuple[int, int]:
-        return max(self._pairs()[: None if self.order == "random" else self.num_requests], key=sum)
-
-    def _trace(self) -> TraceRows:
-        return read_trace(Path(self.file).expanduser(), f"workload.file={self.file}", self.skip_unsendable)
-
-    def _pairs(self) -> list[tuple[int, int]]:
-        return self._trace().lengths
-
-    def lengths(self, draw: Draw) -> list[tuple[int, int]]:
-        pairs = self._pairs()
-        if self.order == "random":
-            return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
-        return [pairs[i % len(pairs)] for i in range(draw.count)]
 
 
 def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:

@@ -111,7 +111,11 @@ def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
     """Return the openings that every engine continues, and a sample of requests from the trials' workloads."""
     samples = [[tokenizer.encode(text).ids for text in shipped("stories")[:PROMPTS]]]
     # Workloads whose requests can be made again: a different prefix keeps them apart from the measured requests.
-    repeatable = (trial.workload for trial in work.deployment.trials if trial.workload.unique_header)
+    repeatable = (
+        trial.workload
+        for trial in work.deployment.trials
+        if trial.workload.unique_header and not trial.workload.replays
+    )
     workloads = {content_hash(each.model_dump(mode="json")): each for each in repeatable}
     for _, workload in sorted(workloads.items()):
         requests = workload.fetched(work.cache).requests(tokenizer, SAMPLED_REQUESTS, work.settings.seed, salt=SALT)

@@ -195,7 +195,7 @@ def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping
         window=steady_window(records, discard_first),
         fixed_length=trial.workload.ignore_eos,
         exact_length=has_fixed_length(work, trial),
-        unlike_prompts=trial.workload.unique_header,
+        unlike_prompts=trial.workload.unique_header and not trial.workload.replays,
         endpoint=not backend.launches,
         templated=_is_templated(backend.api),
         asked_model=None if backend.launches else model.served_name or model.name,

@@ -158,8 +158,10 @@ class Sampler:
         return samples
 
     def begin(self, start: float) -> None:
-        """Record that the measured part begins at `start` (CLOCK_MONOTONIC), which schedules the EARLY readings."""
-        self._early = [start + later for later in EARLY]
+        """Record that the measured part begins at `start` (CLOCK_MONOTONIC): this schedules the EARLY readings, and one
+        before it, so that counters leave out the warm-up.
+        """
+        self._early = [0.0, *(start + later for later in EARLY)]
 
     def _run(self) -> None:
         began = due = time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any
 from backends.launch.server import Engine
 from sweep.base import code_version
 from sweep.base.exits import Cause, Exit, exit_of
-from sweep.base.records import Outcome, Request, Sample, TrialProgress
+from sweep.base.records import UNKNOWN, Outcome, Request, Sample, TrialProgress
 from sweep.client import measurement, wire
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Observation, TrialRow, Verdict
@@ -27,6 +27,7 @@ from sweep.node.machine.foreign_processes import Foreign, ForeignCpu, ForeignGpu
 from sweep.node.machine.limits import CpuLimits
 from sweep.node.machine.quiet import not_quiet, or_disturbed
 from sweep.node.machine.sharing import sharing_name
+from sweep.node.replay.certificate import or_uncertified, replay_inputs
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.node.verdict import TIMED_OUT, has_fixed_length, judge, not_honoured
@@ -59,7 +60,7 @@ def run_trial(
 
     Raises client.ClientDied if the measuring process ended without its results.
     """
-    salt = salt if trial.workload.unique_header else None
+    salt = salt if trial.workload.unique_header or trial.workload.replays else None
     inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
     inputs["startup_seconds"] = max(engine.startup_seconds for engine in running.engines)
     facts = engine_facts(running, caches_reset, salt)
@@ -70,7 +71,7 @@ def run_trial(
         prompts = _build_requests(work, trial, salt or "")
     except ValueError as error:  # the tokenizer cannot make these prompts, which is not the engine's fault
         return _unmeasured(row, Outcome.INVALID, str(error), Exit(Cause.PROMPTS, words=exit_of(error).cause))
-    if not trial.workload.unique_header:
+    if not trial.workload.unique_header and not trial.workload.replays:
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     if reason := _not_quiet(work, running, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason, Exit())
@@ -84,6 +85,7 @@ def run_trial(
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
     mark_gateway_answers(result.records, inputs.get("decisions") or ())
+    inputs |= replay_inputs(work, trial, prompts[1], result.records, salt or "")
     del prompts  # frees hundreds of megabytes after a long trial
     samples = sampler.samples(result.start_monotonic)
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
@@ -93,6 +95,7 @@ def run_trial(
     observation = Observation(result.report.stamp_source, sampler.described, foreign.describe(), left_out)
     verdict = judge(work, trial, running, result, logged)
     verdict = or_disturbed(verdict, work.settings.quiet, measured, observation.foreign_processes)
+    verdict = or_uncertified(verdict, trial, measured)
     verdict = replace(verdict, ended_at=code_version.now())
     engine = replace(facts, batch_form=result.report.batch_form)
     columns = replace(row, verdict=verdict, engine=engine, observation=observation, measured=measured).flat()
@@ -148,13 +151,14 @@ def _measure(
         if running.gateway is not None:
             running.gateway.reset()  # the cache must not answer measured requests with the warm-up's answers
 
+    starts = [number for number, request in enumerate(requests) if request.parent == UNKNOWN]
     measure = engine_timed.measure if work.deployment.backend.traits.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         return measure(
             target(running.engine, trial.workload.ignore_eos, running.url, trial.workload.temperature),
             warmup,
             requests,
-            trial.load.mode(len(requests), trial.seed),
+            trial.load.mode(len(requests), trial.seed, starts),
             folder=Path(job),
             cpus=running.node.client_cpus,
             processes=work.settings.client.processes,

@@ -39,7 +39,8 @@ class Quantity:
     function: Callable[..., Any]  # its parameters are named like a trial's inputs or other quantities (`summarise`)
     formula: str
     better: Literal["higher", "lower"] | None = None
-    per: Literal["request", "gap", "batch"] | None = None  # of a series, which the row summarises; None: one value
+    # of a series, which the row summarises; None: one value
+    per: Literal["request", "gap", "batch", "session"] | None = None
     type: type = float  # type of a single value: float, int, bool or str
     label: str | None = None  # None: the quantity's name
     short: str | None = None  # None: the label

@@ -71,7 +71,7 @@ def _series(
         if quantity.event:
             inside = values[sent_within(records, mask, window)]
             row |= _prefixed(f"steady_{quantity.name}", statistics(inside, percentiles))
-    elif quantity.per == "batch":
+    elif quantity.per in ("batch", "session"):
         row |= _prefixed(quantity.name, statistics(quantity.function(records, mask), percentiles))
     else:
         row |= _prefixed(quantity.name, statistics(gaps(quantity.function, records, mask), percentiles, 1e6))

@@ -32,6 +32,8 @@ MISCOUNT = 0.1  # relative difference between the server's token count and the m
 HIDDEN = 0.1  # of the output tokens
 LEAST_DEVIATION = 0.001  # of the requested tokens: less is rounding
 CACHED = 0.05  # of the input: the single token that begins all prompts is less
+REPLAY = 0.005  # of the input
+TOO_EARLY = 1e-5  # s: stamps are in ns, and their differences in floats
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
@@ -252,17 +254,72 @@ def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
 
 
 @_warning()
-def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
-    """More than 5% of the input was in the engine's prompt cache."""
+def prompt_cache_hits(prefix_hit_rate: float, recorded_prefix_hit_rate: float | None = None) -> Evidence | None:
+    """More than 5% of the input was in the engine's prompt cache, and no recorded prompts are replayed."""
     share = prefix_hit_rate
-    return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
+    if share <= CACHED or recorded_prefix_hit_rate is not None:
+        return None
+    return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache")
 
 
 @_warning()
-def cached_input(cached_share: float) -> Evidence | None:
-    """According to the answers' usage, the server had more than 5% of the input in its prompt cache."""
-    message = f"{cached_share:.0%} of the input was cached, according to the answers' usage"
-    return Evidence(cached_share, message) if cached_share > CACHED else None
+def cached_input(cached_share: float, recorded_prefix_hit_rate: float | None = None) -> Evidence | None:
+    """The answers' usage reports more than 5% of the input as cached, and no recorded prompts are replayed."""
+    share = cached_share
+    if share <= CACHED or recorded_prefix_hit_rate is not None:
+        return None
+    return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage")
+
+
+@_severe()
+def other_prefixes(replay_hit_error: float) -> Evidence | None:
+    """The prompts of a replay share other prefixes than the recorded ones, by more than half a point of the input."""
+    share = replay_hit_error
+    message = f"{share:.1%} of the input shares other prefixes than the recorded prompts"
+    return Evidence(share, message) if share > REPLAY else None
+
+
+@_warning()
+def unrecorded_hits(cache_hit_difference: float) -> Evidence | None:
+    """The engine's cache answered more of a replay than an infinite cache can: it had seen prompts before."""
+    share = cache_hit_difference
+    message = f"the engine's cache answered {share:.1%} of the input more than an infinite one has of these prompts"
+    return Evidence(share, message) if share > REPLAY else None
+
+
+@_severe(lowest_is_worst=True)
+def other_recorded_lengths(replay_exact_lengths: float) -> Evidence | None:
+    """Prompts or answers of a replay do not have the recorded tokens."""
+    share = 1 - replay_exact_lengths
+    return Evidence(replay_exact_lengths, f"{share:.1%} of the turns differ in length") if share else None
+
+
+@_severe(lowest_is_worst=True)
+def other_turns(replay_exact_turns: float) -> Evidence | None:
+    """Turns of a replay differ from the recorded ones: in the blocks of their prompts, their parents or their gaps."""
+    share = 1 - replay_exact_turns
+    return Evidence(replay_exact_turns, f"{share:.1%} of the turns are not the recorded ones") if share else None
+
+
+@_severe()
+def other_schedule(replay_schedule_error: float) -> Evidence | None:
+    """Sessions of a replay were scheduled at other times than recorded."""
+    late = replay_schedule_error
+    return Evidence(late, f"a session was scheduled {late:.3g} s from its recorded time") if late > TOO_EARLY else None
+
+
+@_severe(lowest_is_worst=True)
+def early_turns(earliest_turn: float) -> Evidence | None:
+    """A turn was sent before its parent's answer and its gap were over."""
+    early = -earliest_turn
+    return Evidence(earliest_turn, f"a turn was sent {early * 1e3:.2f} ms early") if early > TOO_EARLY else None
+
+
+@_warning()
+def cut_sessions(sessions_cut: int, sessions_not_begun: int | None = None) -> Evidence | None:
+    """Sessions were cut short or never began, so later turns, with the longest histories, are missing."""
+    cut = sessions_cut + (sessions_not_begun or 0)
+    return Evidence(cut, f"{cut} sessions were cut short or never began") if cut else None
 
 
 @_warning()

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from sweep.base.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of, shortened
+from sweep.base.wording import flow
 from sweep.plan.command_line import MOST_PLANNED, Assignments, axis_values, is_point_key
 
 LADDER_AXES = ("ladder", "ladder_parent")  # ladder axes: the step's name, and the name of the step it builds on
@@ -161,11 +161,6 @@ def _matches(assignments: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool
         assignments.get(key) in value if isinstance(value, list) else assignments.get(key) == value
         for key, value in pattern.items()
     )
-
-
-def flow(value: Any) -> str:
-    """Return a value as one line of YAML."""
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).splitlines()[0]
 
 
 def brief(value: Any) -> str:

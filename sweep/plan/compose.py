@@ -34,10 +34,11 @@ from sweep.base.config import (
 )
 from sweep.base.exits import Outage
 from sweep.base.options import PRIMARY, ConfigPath
+from sweep.base.wording import flow
 from sweep.inputs.hub import REPOSITORY
 from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS
-from sweep.plan.axes import FORMS, PlanSpec, brief, flow, in_words
+from sweep.plan.axes import FORMS, PlanSpec, brief, in_words
 from sweep.plan.command_line import MOST_PLANNED, Assignments, CommandLine, is_point_key, parse_command_line, point_keys
 
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment

@@ -24,6 +24,8 @@ from sweep.base.records import PROTOCOL_VERSION
 from sweep.base.setting_labels import labels
 from sweep.gateway.settings import Gateway
 from sweep.inputs.draft import draft_model
+from sweep.inputs.sessions.traces import LENGTHS_ALONE
+from sweep.inputs.workload import Workload
 from sweep.plan.command_line import Assignments
 from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
@@ -106,8 +108,9 @@ class _Builder:
     ) -> None:
         """Add the trials of a point once all deployments are known; `seeds`: fixed seeds of replicates, for a rerun."""
         workload, load = (self._part(group, point[group]) for group in ("workload", "load"))
-        load.built.count(workload.built.num_requests)  # raises an error if a trace is too short
+        workload.built.check_count(load.built.count(workload.built.num_requests))  # errors if a trace is too short
         load.built.check_pairing(workload.built)
+        _check_replay(workload.built, deployment)
         if deployment.backend.traits.timed_inside and load.built.mode(1, 0).batch() is None:
             problem = f"{deployment.backend.name} is timed in-process, in lockstep batches"
             raise ConfigError(f"load={load.built.name}: {problem}; expected load=batch")
@@ -200,6 +203,25 @@ class _Builder:
                 gateway=None if gateway is None else gateway.built,
             )
         return self.deployments[deployment_id]
+
+
+def _check_replay(workload: Workload, deployment: Deployment) -> None:
+    """Raise ConfigError if an engine, or what is before it, cannot replay what recorded prompts shared."""
+    backend = deployment.backend
+    if workload.replays and backend.traits.timed_inside:
+        problem = f"a replay needs a client, and {backend.name} is timed inside its own process"
+        raise ConfigError(f"workload={workload.name}: {problem}; {LENGTHS_ALONE}")
+    if workload.needs_token_ids and (backend.api != "completions" or not backend.token_ids):
+        problem = f"hash_ids are sent as token ids, which {backend.name} ({backend.api}) does not take"
+        raise ConfigError(f"workload={workload.name}: {problem}; {LENGTHS_ALONE}")
+    context = getattr(deployment.model, "context", None)
+    if workload.replays and context and backend.launches and backend.traits.computes_model:
+        inputs, outputs = workload.longest_request()
+        if inputs + outputs > context:
+            problem = (
+                f"a turn of {inputs} input and {outputs} output tokens exceeds the context of {deployment.model.name}"
+            )
+            raise ConfigError(f"workload={workload.name}: {problem}; expected at most {context} together")
 
 
 def _unusable(error: ValueError, message: str) -> ValueError:

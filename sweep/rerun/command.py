@@ -160,7 +160,7 @@ def plan_again(
     for deployment in plan.deployments:
         if deployment.unavailable:
             raise ConfigError(f"{capsules[0].capsule}: {deployment.describe()}: {deployment.unavailable}")
-    return Planned(plan, nodes, paths)
+    return Planned(plan, nodes, paths, composition, facts)
 
 
 def _settings_today(

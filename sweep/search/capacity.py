@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from sweep.base.wording import count
 from sweep.search.twin import Floats, Integers, Limits, Replay, Requests, Twin
 
 NEAR = 0.12  # |log rate / estimate| of the probes that the estimate is made from
@@ -20,6 +21,7 @@ FLOOR = 0.02  # of the log capacity: what the twin itself does not know
 SAFETY = 0.006  # of the log capacity: by so much simulated claims were too high too often
 SAFETY_OF_ENDPOINT = 0.01  # the same, where the twin does not know the limits
 NARROW = 0.013  # of the log capacity: the standard error at which a search ends
+MOST_LENGTHS = 30.0  # of probes in all, after which the interval is the answer
 LEAST = 8.0  # full probes' lengths near the estimate before it does
 CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
 CONFIRMATIONS = 6
@@ -35,6 +37,7 @@ RISING = 1.15  # more users than this much less throughput are tried
 ALONE = 5  # requests, one after another, that tell whether a bound can be met at all
 DRIFTING = 3.0  # standard errors between the twin's errors in both halves of the probes: the deployment has changed
 ALIKE = 0.2, 5.0  # scales of a bound with which the twin is like the deployment; beyond them, probes count more
+NOT_FAILING = 0.99  # times the lowest rate that failed: no estimate above it is credible
 DEPENDENT = 10  # requests count for one, where the twin is unlike the deployment
 BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: longer than a queue's memory
 
@@ -63,11 +66,10 @@ class CapacityQuestion:
     bounds: Sequence[LatencyBound]
     arrivals: Callable[[int, int], Floats]  # (count, seed) -> times at one request per second
     lengths: Callable[[int, int], tuple[Integers, Integers]] | None = None  # None: the probes' lengths are drawn again
-    limits: Limits | None = None  # None: unknown, as of an endpoint; they are read off the saturated run
+    limits: Limits | None = None  # set by benchmarks alone; None: of an endpoint, read off the saturated run
     shortest: float = 60.0  # s of a probe: longer than the machine's own noise remembers
     requests: int = 1000  # of a probe, at saturation
-    most: float = 30.0  # probes' lengths in all, after which the interval is the answer
-    budget: float = float("inf")  # s of measurement, after which the interval is the answer
+    budget: float = float("inf")  # s of measuring, after which the interval is the answer
 
 
 class Probe(NamedTuple):
@@ -77,18 +79,22 @@ class Probe(NamedTuple):
     rate: float = 0.0  # requests/s
     users: int = 0
 
+    def describe(self) -> str:
+        """The load: `32 users` or `1.5 requests/s`."""
+        return count(self.users, "user") if self.users else f"{self.rate:g} requests/s"
+
 
 @dataclass(frozen=True)
 class Claim:
     """The answer: the deployment holds `lower` within its bounds, of this launch while it was measured."""
 
-    status: Literal["confirmed", "budget", "above", "impossible", "drift"]
+    status: Literal["confirmed", "interval", "above", "impossible", "drift"]
     lower: float  # requests/s; 0: none was shown
     upper: float  # 0: unknown
     limit: str = ""  # the bound that is exceeded first, in words
     probes: int = 0
-    seconds: float = 0.0  # of measurement
-    ended: str = ""  # why it ended early, if not by its budget
+    seconds: float = 0.0  # of measuring
+    ended: str = ""  # why an interval ended early, if not by its budget
 
 
 @dataclass(frozen=True)
@@ -109,17 +115,17 @@ class Capacity:
         self.measured: list[ProbeResult] = []
         self.twin = Twin(question.limits or Limits())
         self.scales = [1.0] * len(question.bounds)  # of each bound, for the twin to have the measured shares
-        self.throughput = math.inf  # requests/s, saturated
+        self.throughput = math.inf  # requests/s, of the busiest closed loop
+        self.saturated = False  # whether more users would bring no more throughput
+        self.ended = ""  # why no probe can follow, if not by evidence or the budget
         self.users = 2 * question.limits.running if question.limits else FIRST_USERS
         self.estimate = math.nan
         self.unlike = False  # the twin and the deployment
         self.passing, self.failing = 0.0, math.inf  # requests/s, by the probes alone
         self.below = self.above = math.inf  # log widths of the interval around it
-        self.changes = [0.0] * len(
-            question.bounds
-        )  # of the share of good requests, from half to half; 0 if in the noise
-        self.met: LatencyBound | None = None  # the bound that is met first
-        self.claimed, self.confirmations, self.confirmed = math.nan, 0, False
+        self.drift_by_bound = [0.0] * len(question.bounds)  # of the share of good requests; 0 if in the noise
+        self.limiting_bound: LatencyBound | None = None  # the bound that is met first
+        self.claimed_rate, self.confirmation_runs, self.is_confirmed = math.nan, 0, False
         self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
 
     def ask(self) -> Probe | None:
@@ -135,7 +141,7 @@ class Capacity:
             case "probe":
                 return self._open(self.estimate, 1.0 if len(self._open_probes) < 2 else 2.0)
             case "confirm":
-                return self._open(self.claimed, CONFIRMING)
+                return self._open(self.claimed_rate, CONFIRMING)
         return None
 
     def _open(self, rate: float, lengths: float) -> Probe | None:
@@ -156,13 +162,14 @@ class Capacity:
         return min(self._full, SHARE_OF_BUDGET * self.question.budget)
 
     @property
-    def _highest(self) -> float:
-        return HIGHEST * self.throughput
-
-    @property
     def _lower(self) -> float:
         margin = SAFETY if self.question.limits else SAFETY_OF_ENDPOINT
-        return self.estimate * math.exp(-max(self.below, self.floor) - margin)
+        lower = self.estimate * math.exp(-max(self.below, self.floor) - margin)
+        if not self.unlike:
+            return lower
+        sustained = [probed.probe.rate for probed in self.measured if probed.probe.rate and self._excess(probed) >= 0]
+        highest = max((rate for rate in sustained if rate < self.failing), default=0.0)
+        return max(min(lower, highest), self.passing if self.passing < self.failing else 0.0)
 
     @property
     def _spent(self) -> float:
@@ -175,11 +182,13 @@ class Capacity:
     def tell(self, measured: ProbeResult) -> None:
         """Take in what was measured for the probe that was asked."""
         self.measured.append(measured)
+        if not np.isfinite(measured.run.e2el).any():
+            self.phase, self.ended = "done", f"all requests failed at {measured.probe.describe()}"
         match self.phase:
             case "single":
                 missed = (bound for bound in self.question.bounds if np.nanmean(bound.good(measured.run)) == 0)
-                self.met = next(missed, None)
-                self.phase = "done" if self.met else "saturate"
+                self.limiting_bound = next(missed, None)
+                self.phase = "done" if self.limiting_bound else "saturate"
                 if self.question.limits is None and math.isfinite(self.question.budget):
                     served = FINDING_USERS * self.question.budget * ALONE / measured.seconds  # one by one
                     self.users = int(np.clip(2 * served / 5, 2, FIRST_USERS))
@@ -194,47 +203,49 @@ class Capacity:
             case "probe":
                 self._probed()
             case "confirm":
-                self._confirmed(measured)
+                self._take_confirmation(measured)
 
     def _saturated(self, measured: ProbeResult) -> None:
         earlier, self.throughput = self.throughput, _throughput(measured.run)
-        rising = not math.isfinite(earlier) or self.throughput > RISING * earlier
-        if self.question.limits is None:
+        unlimited = self.question.limits is None  # so that only the measured throughput tells when it is saturated
+        rising = unlimited and (not math.isfinite(earlier) or self.throughput > RISING * earlier)
+        if unlimited:
             affordable = 0.2 * self.question.budget * self.throughput / 2.5  # users, if more of them bring nothing
-            more = [users for users in (4 * self.users, 2 * self.users) if users <= min(MOST_USERS, affordable)]
-            if rising and more:
-                self.users = more[0]
+            larger_user_counts = [n for n in (4 * self.users, 2 * self.users) if n <= min(MOST_USERS, affordable)]
+            if rising and larger_user_counts:
+                self.users = larger_user_counts[0]
                 return
-            if rising:  # it was not saturated: how far up it goes is unknown
+            if rising:  # how far up it goes is unknown
                 self.throughput *= 1.5
             self.throughput = max(self.throughput, 0.0 if math.isinf(earlier) else earlier)
             decoding = _most_decoding(measured.run)
             self.twin.limits = Limits(running=decoding) if decoding < 0.9 * self.users else Limits()
-        self.phase = "light"
+        self.saturated, self.phase = not rising, "light"
 
     def _probed(self) -> None:
         probes = self._open_probes
         if len(probes) <= 3:
             self.twin.fit([probed.run for probed in self.measured if probed.probe.users != 1][-3:], 80)
-        near = [probed for probed in probes if abs(math.log(probed.probe.rate / self.estimate)) < NEAR] or probes[-1:]
-        twins = [self.twin.run(probed.run.requests) for probed in near]
-        errors = [self._match(j, near, twins) for j in range(len(self.question.bounds))]
+        nearby = [probed for probed in probes if abs(math.log(probed.probe.rate / self.estimate)) < NEAR] or probes[-1:]
+        twins = [self.twin.run(probed.run.requests) for probed in nearby]
+        errors = [self._match(j, nearby, twins) for j in range(len(self.question.bounds))]
         self.estimate = self._capacity_of_twin(self.estimate)
-        lengths = sum(probed.probe.requests / probed.probe.rate for probed in near) / self._full
+        lengths = sum(probed.probe.requests / probed.probe.rate for probed in nearby) / self._full
         self.floor = FLOOR * math.sqrt(max(1.0, LEAST / lengths))
-        if not self._narrow(errors, near):  # by the twin a bound is met first that no probe has come near
-            self.estimate = min(max(self.estimate, 1.06 * max(probed.probe.rate for probed in near)), self._highest)
-            if near[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
+        if not self._narrow(errors, nearby):  # by the twin a bound is met first that no probe has come near
+            beyond = 1.06 * max(probed.probe.rate for probed in nearby)
+            self.estimate = min(max(self.estimate, beyond), HIGHEST * self.throughput)
+            if nearby[-1].probe.rate > 0.99 * HIGHEST * self.throughput and lengths > 0.99 * LEAST:
                 self.phase = "above"
                 return
         credible = self._within_evidence(probes)
-        narrow = credible and self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST
-        if narrow and any(self.changes):
+        narrow = credible and self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST and self._lower > 0
+        if narrow and any(self.drift_by_bound):
             self.phase = "done"
         elif narrow:
-            self.claimed = self._lower
+            self.claimed_rate = self._lower
             self.phase = "confirm"
-        elif self._spent > self.question.most * self._unit:
+        elif self._spent > MOST_LENGTHS * self._unit:
             self.phase = "done"
 
     def _within_evidence(self, probes: list[ProbeResult]) -> bool:
@@ -245,15 +256,11 @@ class Capacity:
         self.unlike = self.unlike or not all(ALIKE[0] <= scale <= ALIKE[1] for scale in self.scales)
         for probed in probes if self.unlike else ():
             spread = 2 * math.sqrt(DEPENDENT / probed.probe.requests)
-            excess = [
-                (np.nanmean(bound.good(probed.run)) - bound.share) / math.sqrt(bound.share * (1 - bound.share))
-                for bound in self.question.bounds
-            ]
-            if min(excess) < -spread:
+            if self._excess(probed) < -spread:
                 self.failing = min(self.failing, probed.probe.rate)
-            elif min(excess) > spread:
+            elif self._excess(probed) > spread:
                 self.passing = max(self.passing, probed.probe.rate)
-        if self.passing >= self.failing or self.passing < self.estimate < self.failing:
+        if self.passing >= self.failing or self.passing < self.estimate < NOT_FAILING * self.failing:
             return True
         if self.estimate <= self.passing:
             self.estimate = math.sqrt(self.passing * min(self.failing, 1.2 * self.passing))
@@ -261,24 +268,31 @@ class Capacity:
             self.estimate = math.sqrt(max(self.passing, 0.7 * self.failing) * self.failing)
         return False
 
-    def _confirmed(self, measured: ProbeResult) -> None:
+    def _excess(self, probed: ProbeResult) -> float:
+        """By how much a probe holds the bound that it holds least, in standard deviations of a request."""
+        return min(
+            float(np.nanmean(bound.good(probed.run)) - bound.share) / math.sqrt(bound.share * (1 - bound.share))
+            for bound in self.question.bounds
+        )
+
+    def _take_confirmation(self, measured: ProbeResult) -> None:
         """Lower the claim if a fresh run at it, freed of this run's luck by the twin, does not meet a bound."""
-        twin, long = self.twin.run(measured.run.requests), self._long_run(self.claimed, 5 * LONG_RUN)
+        twin, long = self.twin.run(measured.run.requests), self._long_run(self.claimed_rate, 5 * LONG_RUN)
         missing = -1.0
         for bound, scale in zip(self.question.bounds, self.scales, strict=True):
             luck = np.nanmean(bound.good(twin, scale)) - np.nanmean(bound.good(long, scale))
             missing = max(missing, bound.share - (np.nanmean(bound.good(measured.run)) - np.clip(luck, -0.1, 0.1)))
         if missing > 0:
-            step = STEP * 1.5**self.confirmations
-            self.claimed *= math.exp(-float(np.clip(missing / 1.5, step, max(step, 0.06))))
-        self.confirmations, self.confirmed = self.confirmations + 1, missing <= 0
-        if self.confirmed or self.confirmations == CONFIRMATIONS:
+            step = STEP * 1.5**self.confirmation_runs
+            self.claimed_rate *= math.exp(-float(np.clip(missing / 1.5, step, max(step, 0.06))))
+        self.confirmation_runs, self.is_confirmed = self.confirmation_runs + 1, missing <= 0
+        if self.is_confirmed or self.confirmation_runs == CONFIRMATIONS:
             self.phase = "done"
 
-    def _match(self, j: int, near: list[ProbeResult], twins: list[Replay]) -> float | None:
+    def _match(self, j: int, nearby: list[ProbeResult], twins: list[Replay]) -> float | None:
         """Scale a bound to give the twin the measured share; return its standard error, None if the share is near 1."""
-        bound, self.changes[j] = self.question.bounds[j], 0.0
-        good = [bound.good(probed.run) for probed in near]
+        bound, self.drift_by_bound[j] = self.question.bounds[j], 0.0
+        good = [bound.good(probed.run) for probed in nearby]
         pooled = np.concatenate([getattr(twin, bound.quantity) for twin in twins])
         pooled = pooled[np.isfinite(pooled)]
         share = float(np.nanmean(np.concatenate(good)))
@@ -287,23 +301,24 @@ class Capacity:
             return None
         self.scales[j] = float(np.clip(np.quantile(pooled, np.clip(share, 0.02, 1)) / bound.limit, 0.01, 100))
         errors = []
-        for probed, twin, measured in zip(near, twins, good, strict=True):
+        for probed, twin, measured in zip(nearby, twins, good, strict=True):
             expected = bound.good(twin, self.scales[j])
-            most = 20 * max(1.0, float(probed.run.arrivals[-1]) / self._unit)
-            batches = np.array_split(np.arange(len(expected)), int(np.clip(len(expected) // BATCH_SIZE, 3, most)))
+            most_batches = 20 * max(1.0, float(probed.run.arrivals[-1]) / self._unit)
+            number = int(np.clip(len(expected) // BATCH_SIZE, 3, most_batches))
+            batches = np.array_split(np.arange(len(expected)), number)
             errors.append(np.array([np.nanmean(measured[batch]) - np.nanmean(expected[batch]) for batch in batches]))
         variance = _variance(errors, share, sum(map(len, good)))
         earlier, later = np.array_split(np.concatenate(errors), 2)
         change = float(later.mean() - earlier.mean())
         if abs(change) > DRIFTING * 2 * math.sqrt(variance):
-            self.changes[j] = change
+            self.drift_by_bound[j] = change
         return math.sqrt(variance) * (1 + 2.5 / sum(map(len, errors)))
 
-    def _narrow(self, errors: list[float | None], near: list[ProbeResult]) -> bool:
+    def _narrow(self, errors: list[float | None], nearby: list[ProbeResult]) -> bool:
         """Find the interval around the estimate; return False if by the twin a bound is met that no probe came near."""
         slower, faster = (self._long_run(self.estimate * factor, 3 * LONG_RUN // 2) for factor in (0.97, 1.03))
-        distance = float(np.mean([abs(math.log(probed.probe.rate / self.estimate)) for probed in near]))
-        self.below, self.above, self.met, unseen = -math.inf, math.inf, None, False
+        distance = float(np.mean([abs(math.log(probed.probe.rate / self.estimate)) for probed in nearby]))
+        self.below, self.above, self.limiting_bound, unseen = -math.inf, math.inf, None, False
         for bound, scale, error in zip(self.question.bounds, self.scales, errors, strict=True):
             low, high = (float(np.nanmean(bound.good(run, scale))) for run in (slower, faster))
             slope = max((low - high) / 0.06, 0.05)
@@ -313,9 +328,9 @@ class Capacity:
             offset = ((low + high) / 2 - bound.share) / slope  # of this bound's own capacity above the estimate
             spread = LOOKS * math.hypot(error / slope, 0.25 * distance)
             if spread - offset > self.below:
-                self.below, self.met = spread - offset, bound
+                self.below, self.limiting_bound = spread - offset, bound
             self.above = min(self.above, offset + spread)
-        if self.met is None or unseen:
+        if self.limiting_bound is None or unseen:
             self.below, self.above = 0.3, math.inf
             return False
         self.below, self.above = max(self.below, 0.0), max(self.above, 0.0)
@@ -330,7 +345,7 @@ class Capacity:
             middle = (low + high) / 2
             missing = self._missing(self._long_run(math.exp(middle), LONG_RUN))
             low, high = (middle, high) if missing <= 0 else (low, middle)
-        return min(math.exp((low + high) / 2), self._highest)
+        return min(math.exp((low + high) / 2), HIGHEST * self.throughput)
 
     def _missing(self, run: Replay) -> float:
         """The most by which the twin's share of good requests misses a bound's; negative if it holds them all."""
@@ -351,28 +366,30 @@ class Capacity:
 
     def claim(self) -> Claim:
         """Return what the probes so far show."""
-        throughput = self.throughput if math.isfinite(self.throughput) else 0.0
-        shown = Claim("budget", 0.0, throughput, probes=len(self.measured), seconds=self._spent)
-        if self.met and math.isnan(self.estimate):
-            return replace(shown, status="impossible", limit=self.met.describe())
+        highest = self.throughput if self.saturated else 0.0
+        claim = Claim("interval", 0.0, highest, probes=len(self.measured), seconds=self._spent, ended=self.ended)
+        if self.limiting_bound and math.isnan(self.estimate):
+            return replace(claim, status="impossible", limit=self.limiting_bound.describe())
         if math.isinf(self.below):
-            return shown
-        limit = self.met.describe() if self.met else "saturation"
-        if change := next(filter(None, self.changes), 0.0):
+            return claim
+        unbounded = "saturation" if self.saturated else ""
+        claim = replace(claim, limit=self.limiting_bound.describe() if self.limiting_bound else unbounded)
+        if change := next(filter(None, self.drift_by_bound), 0.0):
             drift = f"the deployment became {'slower' if change < 0 else 'faster'} while it was measured"
-            shown = replace(shown, status="drift", ended=drift)
-        shown = replace(shown, upper=min(self.estimate * math.exp(self.above), throughput), limit=limit)
+            claim = replace(claim, status="drift", ended=self.ended or drift)
         if self.phase == "above":
-            return replace(shown, status="above", lower=self._open_probes[-1].probe.rate, upper=self.throughput)
-        if math.isnan(self.claimed):
-            lower = max(self._lower, self.passing if self.passing < self.failing else 0.0)
-            return replace(shown, lower=lower, upper=max(lower, min(shown.upper, self.failing)))
-        shown = replace(shown, status="budget", lower=self.claimed, upper=max(shown.upper, self.claimed))
-        if self.phase != "done":
-            return shown
-        if not self.confirmed:
-            return replace(shown, ended=f"{CONFIRMATIONS} runs at lower and lower claims did not confirm one")
-        return replace(shown, status="confirmed")
+            return replace(claim, status="above", lower=self._open_probes[-1].probe.rate)
+        upper = min(self.estimate * math.exp(self.above), highest or math.inf)
+        lower = self.claimed_rate
+        if math.isnan(lower):
+            lower, upper = self._lower, min(upper, self.failing)
+        claim = replace(claim, lower=lower, upper=max(lower, upper) if math.isfinite(upper) else 0.0)
+        if self.is_confirmed:
+            return replace(claim, status="confirmed")
+        if self.confirmation_runs == CONFIRMATIONS:
+            unconfirmed = f"{CONFIRMATIONS} runs at lower and lower claims did not confirm one"
+            return replace(claim, ended=self.ended or unconfirmed)
+        return claim
 
 
 def _variance(errors: list[Floats], share: float, count: int) -> float:
@@ -387,7 +404,7 @@ def _variance(errors: list[Floats], share: float, count: int) -> float:
 
 
 def _throughput(run: Replay) -> float:
-    """Requests per second while all users of a closed loop were busy, after the first fifth."""
+    """Answers per second while all users of a closed loop were busy, after the first fifth."""
     ends = np.sort((run.arrivals + run.e2el)[np.isfinite(run.e2el)])
     busy = ends[(ends >= ends[len(ends) // 5]) & (ends <= run.arrivals.max())]
     if len(busy) < 10 or np.ptp(busy) < 0.2 * ends[-1]:  # hardly more requests than users

@@ -27,6 +27,10 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
         raise ConfigError(f"load={trial.load.name}: expected a load with a rate, e.g. load=poisson, for a search")
     if getattr(trial.load, "duration", None) is not None:
         raise ConfigError(f"load.duration={trial.load.duration:g}: expected null; a search decides how long a probe is")
+    percentiles = ", ".join(f"p{percentile:g}" for percentile in settings.percentiles)
+    for name in settings.slo:
+        if ".p" in name and float(name.partition(".p")[2]) not in settings.percentiles:
+            raise ConfigError(f"slo={name}: expected one of {percentiles}; percentiles=[...] sets them")
     bounds = [_bound(name, limit) for name, limit in settings.slo.items()]
     workload, load = trial.workload, trial.load.model_copy(update={"rate": 1.0})
 
@@ -45,7 +49,7 @@ def _bound(name: str, limit: float) -> LatencyBound:
     return LatencyBound(latency, limit, float(percentile) / 100) if percentile else LatencyBound(latency, limit)
 
 
-def measured_of(probe: Probe, requests: Path) -> ProbeResult:
+def read_probe(probe: Probe, requests: Path) -> ProbeResult:
     """Return what a trial measured, from its requests.parquet; a failed request is slower than any bound."""
     table = read_table(requests, ["phase", "error", *STAMPS, *LENGTH_COLUMNS])
     table = table.filter(np.array(table["phase"].to_pylist()) == "measured")

@@ -64,7 +64,7 @@ class Replay:
         """The requests that were sent."""
         return Requests(self.arrivals, self.inputs, self.outputs, self.users)
 
-    def section(self, requests: slice) -> "Replay":
+    def section(self, requests: slice | NDArray[np.bool_]) -> "Replay":
         """Return the run of some of its requests."""
         return replace(self, **{name: column[requests] for name, column in vars(self).items() if name != "users"})
 
@@ -196,6 +196,7 @@ class Twin:
 
     def begin(self, saturated: Replay, light: Replay) -> None:
         """Take a guess from a saturated run and a lightly loaded one."""
+        saturated, light = (run.section(np.isfinite(run.e2el)) for run in (saturated, light))  # requests that succeeded
         crowded, alone = np.nanmedian(saturated.tpot), np.nanquantile(light.tpot, 0.1)
         step = 0.8 * min(alone, crowded)
         share = max(crowded - step, 0.1 * step) / min(self.limits.running, saturated.users)
@@ -207,7 +208,7 @@ class Twin:
         shortened = [run.section(slice(FIT_REQUESTS)) for run in runs]
         start = np.log(np.maximum(self.costs, 1e-12))
 
-        from scipy import optimize  # here, since every `sweep --help` imports this module
+        from scipy import optimize  # here, since a run without a search imports this module too
 
         def loss(logs: Floats) -> float:
             costs, total = Costs(*np.exp(logs)), 0.0

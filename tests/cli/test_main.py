@@ -321,7 +321,7 @@ def test_a_summary_loads_no_matplotlib(tmp_path):
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True).returncode == 0
 
 
-def test_no_help_loads_the_analysis():
+def test_no_help_loads_the_analysis_or_a_run():
     """The defect: `compare --help` took 3.5 s of processor time for pandas, SciPy and matplotlib."""
     program = """
 import contextlib, sys
@@ -329,7 +329,8 @@ from sweep.cli.commands import COMMANDS, dispatch
 for command in COMMANDS:
     with contextlib.suppress(SystemExit):
         dispatch([command, "--help"])
-print([name for name in ("analysis", "pandas", "matplotlib", "scipy") if name in sys.modules])
+heavy = ("analysis", "pandas", "matplotlib", "scipy", "hydra", "pyarrow", "sweep.cli.run")
+print([name for name in heavy if name in sys.modules])
 """
     printed = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True

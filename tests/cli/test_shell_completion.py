@@ -9,10 +9,10 @@ import pytest
 from sweep.__main__ import main
 from sweep.base.config import GROUPS, ROOT
 from sweep.base.options import ConfigPath
+from sweep.base.wording import flow
 from sweep.cli.commands import COMMANDS
 from sweep.cli.keys import keys_of
 from sweep.cli.shell_completion import SCRIPTS, candidates
-from sweep.plan.axes import flow
 
 OPTIONS = [(group, option) for group in GROUPS for option in ConfigPath().choices(group)]
 

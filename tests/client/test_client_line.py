@@ -81,7 +81,7 @@ class SlowClosedLoop(ClosedLoop):
 
 
 class SlowUsers(Closed):
-    def mode(self, count: int, seed: int) -> Mode:
+    def mode(self, count: int, seed: int, starts: Any = None) -> Mode:
         return SlowClosedLoop(self.concurrency)
 
 

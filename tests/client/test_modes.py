@@ -57,7 +57,7 @@ class Sessions(Load):
     sessions: int
     gap: float
 
-    def mode(self, count: int, seed: int) -> Mode:
+    def mode(self, count: int, seed: int, starts: Any = None) -> Mode:
         return SessionTurns(array("d", [0.02 * session for session in range(self.sessions)]), self.gap)
 
 

@@ -17,9 +17,12 @@ from analysis.figures import (
     requests_timeline,
     throughput_timeline,
     ttft,
+    ttft_by_turn,
     two_knobs,
 )
+from analysis.load import Run
 from analysis.plotting.figure_files import INK
+from analysis.point_names import Layout
 from analysis.report.page_data import as_block
 from analysis.results import RunResults, open_results
 from sweep.base.records import Sample
@@ -57,6 +60,25 @@ def test_a_curve_ends_at_the_share_that_was_answered(results: RunResults) -> Non
     assert ends == {
         (label, share) for label in latency_distribution.DRAWN_LATENCIES for share in (100.0, 100 * 62 / 64)
     }
+
+
+def test_ttft_by_turn_is_the_median_of_each_turn(tmp_path: Path) -> None:
+    paths = make_run(tmp_path / "run", replicates=1, batches=(1,), workloads=("qa",))
+    records = make_records(64, 1, TOKENS, 0.05, 0.01)
+    for index in range(64):
+        records.turn[index] = index % 4
+        records.chunk_us[index * TOKENS] += 1000 * (index % 4)
+    assert ttft_by_turn.draw(*_opened(tmp_path / "run")) is None, "no trial has sessions yet"
+    run_files.write_requests(paths.trial("dep-vllm", "1", "vlqa1r0"), records)
+    figure = ttft_by_turn.draw(*_opened(tmp_path / "run"))
+    assert figure is not None
+    (line,) = figure.axes[0].lines
+    assert list(zip(*line.get_data(), strict=True)) == [(turn, pytest.approx(49 + turn)) for turn in (1, 2, 3, 4)]
+
+
+def _opened(folder: Path) -> tuple[Run, Layout]:
+    results = open_results(folder)
+    return results.run, results.layout
 
 
 def test_tokens_over_time_add_up(results: RunResults) -> None:

@@ -25,7 +25,7 @@ import analysis
 from backends.openai import OpenAI
 from backends.simulated import Simulated
 from backends.simulated_server.answers import Dialect
-from backends.simulated_server.engine import _token_counts
+from backends.simulated_server.engine import _prompts
 from backends.simulated_server.typed_answers import TYPED_ANSWERS
 from sweep.__main__ import main
 from sweep.base.config import ROOT, ConfigError, Hardware
@@ -295,9 +295,10 @@ class OneDialect(Endpoint):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path != wire.PATHS[self.api]:
             return self.reply(404, "no such path")
-        (prompt,), limit = _token_counts(self.api, body)
+        (prompt,), limit = _prompts(self.api, body)
         dialect = TYPED_ANSWERS.get(self.api, Dialect)(self.api, "a/b", "r", 0, include_usage=True)
-        sequence, stream = SimpleNamespace(index=0, input_tokens=prompt, max_tokens=limit, made=0), dialect.opening()
+        sequence = SimpleNamespace(index=0, input_tokens=len(prompt), max_tokens=limit, made=0)
+        sequence.cached_tokens, stream = None, dialect.opening()
         for sequence.made in range(1, limit + 1):
             stream += dialect.token(sequence, 1)
         return self.reply(200, (stream + dialect.closing([sequence])).decode())

@@ -224,6 +224,20 @@ def test_a_prefix_stays_with_the_engine_that_has_it():
             assert spread(url, [prefix + ending for prefix in prefixes]) == homes
 
 
+def test_a_conversation_stays_with_its_engine():
+    def turns(last):
+        return [[{"role": "user", "content": f"{word} " * 40}, *last] for word in ("red", "blue", "green", "grey")]
+
+    with engine(say("a")) as one, engine(say("b")) as two, gateway(one.url, two.url, routing="prefix") as url:
+        homes = []
+        for last in ([], [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "again"}]):
+            path = url + "/v1/chat/completions"
+            answers = [httpx.post(path, json={"model": "m", "messages": messages}) for messages in turns(last)]
+            homes.append([answer.json()["engine"] for answer in answers])
+        assert homes[0] == homes[1]
+        assert set(homes[0]) == {"a", "b"}
+
+
 def test_the_longest_prefix_decides_unless_its_engine_is_much_busier():
     one, two = EngineState("one"), EngineState("two")
     router = Router([one, two], "prefix")

@@ -37,7 +37,8 @@ def output_lengths(workload: Serving, count: int = 20_000) -> list[int]:
 
 
 def lengths(tokenizer: Tokenizer, requests: list[Any]) -> list[int]:
-    return [len(encoding.ids) for encoding in tokenizer.encode_batch([request.prompt for request in requests])]
+    prompts = (request.prompt for request in requests)
+    return [len(prompt if isinstance(prompt, tuple) else tokenizer.encode(prompt).ids) for prompt in prompts]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -21,7 +21,7 @@ class TypedDialect:
     """One protocol: where a request goes, what it contains, and how its answer is read."""
 
     path: str
-    body: Callable[[str, str, int], dict[str, Any]]  # from a model, a prompt and a number of tokens
+    body: Callable[[str, list[dict[str, str]], int], dict[str, Any]]  # from a model, messages and a number of tokens
     read: Callable[[dict[str, Any]], TypedEvent]
     headers: Mapping[str, str] = field(default_factory=dict)
 

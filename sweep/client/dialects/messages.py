@@ -9,10 +9,12 @@ TEXT_KEYS = ("text", "thinking", "partial_json")  # keys of text in a delta; a s
 CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
-def messages_body(model: str, prompt: str, limit: int) -> dict[str, Any]:
-    """Return the body of a request: a conversation with one message."""
-    message = {"role": "user", "content": prompt}
-    return {"model": model, "max_tokens": limit, "temperature": 0, "stream": True, "messages": [message]}
+def messages_body(model: str, messages: list[dict[str, str]], limit: int) -> dict[str, Any]:
+    """Return a conversation, whose system messages have a field of their own."""
+    system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
+    turns = [message for message in messages if message["role"] != "system"]
+    body = {"model": model, "max_tokens": limit, "temperature": 0, "stream": True, "messages": turns}
+    return {**body, "system": system} if system else body
 
 
 def read_messages(content: dict[str, Any]) -> TypedEvent:

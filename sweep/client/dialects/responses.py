@@ -7,11 +7,12 @@ from sweep.client.dialects.event import TypedDialect, TypedEvent, usage_of
 RESPONSES_REASONS = {"max_output_tokens": "length"}
 
 
-def responses_body(model: str, prompt: str, limit: int) -> dict[str, Any]:
-    """Return the body of a request that asks the server not to store it."""
+def responses_body(model: str, messages: list[dict[str, str]], limit: int) -> dict[str, Any]:
+    """Return a request that the server does not store; a single message of a user is sent as text."""
+    alone = len(messages) == 1 and messages[0]["role"] == "user"
     return {
         "model": model,
-        "input": prompt,
+        "input": messages[0]["content"] if alone else messages,
         "max_output_tokens": limit,
         "temperature": 0,
         "stream": True,

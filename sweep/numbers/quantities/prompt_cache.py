@@ -15,7 +15,7 @@ HITS, QUERIES = "prefix_cache_hits_total", "prefix_cache_queries_total"
 @quantity(unit="share", kind="validity", label="Expected prefix hits")
 def expected_prefix_hit_rate(shared_prefix_share: float | None) -> float | None:
     """share of the prompts' text that repeats the start of an earlier prompt of the trial, in blocks of 64 characters;
-    null if every prompt has a unique prefix.
+    null if every prompt has a unique prefix, and for replays, which have `recorded_prefix_hit_rate`.
     """
     return shared_prefix_share
 

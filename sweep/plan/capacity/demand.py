@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweep.base.config import Hardware
-from sweep.base.records import Request
+from sweep.base.records import Request, prompt_text
 from sweep.base.wording import duration_text
 from sweep.plan.capacity.footprint import GIBIBYTE, RUNTIME, STEP_TOKENS, Sizes
 from sweep.plan.plan import Trial
@@ -74,7 +74,7 @@ def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
     """
     if all(request.input_tokens >= 0 for request in requests):
         return [request.input_tokens for request in requests]
-    texts = [str(request.prompt) for request in requests]
+    texts = [prompt_text(request.prompt) or "" for request in requests]
     if hasattr(workload, "input_tokens"):
         return [len(text.split()) for text in texts]
     return [round(len(text) / CHARACTERS) for text in texts]
@@ -83,7 +83,7 @@ def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
 def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, flags: Mapping[str, Any]) -> Demand:
     """Return the demand of a trial on a deployment of these sizes; `hardware` needs bandwidth and FLOP/s."""
     load = trial.load
-    mode = load.mode(trial.num_requests, trial.seed)
+    mode = load.mode(trial.num_requests, trial.seed, trial.workload.starts(trial.num_requests))
     sequences = min(mode.most_in_flight() or trial.num_requests, trial.num_requests)
     sequences = -(-sequences // sizes.replicas)
     if load.size is None:  # all requests of a lockstep batch arrive at once

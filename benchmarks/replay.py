@@ -1,0 +1,260 @@
+"""Replays a generated trace through the whole command, and plants faults that its certificate must catch.
+
+    python -m benchmarks.replay --write docs/measurements/replay.md
+
+The trace has Qwen-Bailian's columns: sessions with branches behind shared system prompts, in blocks of 16 tokens. The
+simulated engine has a prefix cache of the same blocks and counts its hits. Figures come from trials.parquet and
+requests.parquet; the trace's own hit rate is counted here, from the hashes alone. A fault is planted in this process,
+in the code that reads the trace or makes its requests.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+import analysis
+from benchmarks.documents import markdown_table, publish
+from sweep.__main__ import main as sweep
+from sweep.base.records import Request
+from sweep.disk.run_files import RunPaths, read_trials
+from sweep.inputs.load import Trace
+from sweep.inputs.sessions import recorded, turns
+from sweep.inputs.sessions.traces import trace_turns
+from sweep.numbers.warnings import trial_warnings
+
+BLOCK = 16
+SYSTEM = 8  # blocks of a system prompt
+ALARMS = {"other-prefixes", "unrecorded-hits", "other-recorded-lengths", "other-turns", "other-schedule"}
+ALARMS |= {"early-turns", "cut-sessions"}
+COMMAND = (
+    "backend=simulated backend.prefix_block=16 backend.kv_cache_tokens=8000000 backend.ttft.mean=0.02 "
+    "backend.itl.mean=0.002 model=tiny-llama cluster=inline tracking=none hardware=cpu workload=recorded "
+    "workload.warmup_requests=1"
+)
+Row = dict[str, Any]
+
+
+def trace(sessions: int, requests: int, seconds: float, gap: float = 1.0, seed: int = 1) -> list[Row]:
+    """Make a trace: sessions begin within `seconds`; a turn follows its parent after at most `gap` s.
+
+    One turn in ten does not follow the latest of its session, so a session is a tree.
+    """
+    chance, hashes = random.Random(seed), count(10_000)
+    trees: list[list[Row]] = []
+    for number in range(requests):
+        if number < sessions:
+            system, time = min(int(chance.paretovariate(1)), 8), chance.uniform(0, seconds)
+            blocks = [100 * system + block for block in range(SYSTEM)]
+            parent, tree = dict[str, Any](), list[Row]()
+            trees.append(tree)
+        else:
+            tree = chance.choice(trees)
+            parent = chance.choice(tree) if chance.random() < 0.1 else tree[-1]
+            blocks, time = parent["hash_ids"][: parent["input_length"] // BLOCK], parent["timestamp"]
+            time += chance.uniform(0.1, 1) * gap
+        length = len(blocks) * BLOCK + chance.randint(BLOCK, 6 * BLOCK)
+        blocks = [*blocks, *(next(hashes) for _ in range(-(-length // BLOCK) - len(blocks)))]
+        row: Row = {"parent": parent, "timestamp": round(time, 6), "input_length": length, "hash_ids": blocks}
+        tree.append(row | {"output_length": chance.randint(2, 12), "type": "text", "turn": len(tree) + 1})
+    rows = sorted((row for tree in trees for row in tree), key=lambda row: row["timestamp"])
+    chats = {row["hash_ids"][-1]: chat for chat, row in enumerate(rows)}  # the last block of each prompt is its own
+    for row in rows:
+        parent = row.pop("parent")
+        row["chat_id"] = chats[row["hash_ids"][-1]]
+        row["parent_chat_id"] = chats[parent["hash_ids"][-1]] if parent else -1
+    return rows
+
+
+def without_sharing(rows: list[Row]) -> list[Row]:
+    """Return the trace with a hash of its own for each block: the control."""
+    hashes = count()
+    return [row | {"hash_ids": [next(hashes) for _ in row["hash_ids"]]} for row in rows]
+
+
+def hit_rate(rows: list[Row]) -> float:
+    """Return the share of the input, in whole blocks, with which an earlier row began."""
+    known, hits = set[tuple[int, ...]](), 0
+    for row in rows:
+        whole = row["hash_ids"][: row["input_length"] // BLOCK]
+        prefixes = [tuple(whole[:end]) for end in range(1, len(whole) + 1)]
+        hits += BLOCK * sum(prefix in known and BLOCK * len(prefix) < row["input_length"] for prefix in prefixes)
+        known.update(prefixes)
+    return float(hits / sum(row["input_length"] for row in rows))
+
+
+def replay(rows: list[Row], out: Path, *line: str) -> tuple[list[Row], str]:
+    """Run the command on a trace; return the rows of its trials, and what it printed."""
+    file = out.with_suffix(".jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [*COMMAND.split(), f"workload.file={file}", f"workload.num_requests={len(rows)}", f"out={out}", *line]
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
+        status = sweep(command)
+    return ([] if status == 2 else read_trials(RunPaths(out).trials)), printed.getvalue()
+
+
+def alarms(trial: Row) -> set[str]:
+    """Return the warnings of a trial that its certificate raises, also where a busy machine limited the client."""
+    return ALARMS & {warning.code for warning in trial_warnings({**trial, "outcome": "ok"})}
+
+
+# Planted faults -------------------------------------------------------------------------------------------------------
+
+Change = Callable[[list[Request]], list[Request]]
+
+
+@contextlib.contextmanager
+def changed_requests(change: Change) -> Iterator[None]:
+    """Change the measured requests of a replay after they are made."""
+    make = turns.session_requests
+
+    def faulty(*arguments: Any) -> list[Request]:
+        requests = make(*arguments)
+        return change(requests) if requests[0].phase == "measured" else requests
+
+    with patch.object(turns, "session_requests", faulty):
+        yield
+
+
+@contextlib.contextmanager
+def seconds_read_as_ms() -> Iterator[None]:
+    """Read the times of a trace a thousand times too short."""
+    read, times = trace_turns, Trace._times
+    short = lambda *arguments: [turn._replace(gap=turn.gap / 1000) for turn in read(*arguments)]  # noqa: E731
+    with patch.object(recorded, "trace_turns", short), patch.object(Trace, "_times", lambda load: times(load) / 1000):
+        yield
+
+
+def one(change: Callable[[Request, list[Request]], Request]) -> Change:
+    """Return a change of a single request: the last turn that follows another."""
+
+    def apply(requests: list[Request]) -> list[Request]:
+        number = max(index for index, request in enumerate(requests) if request.parent >= 0)
+        return [*requests[:number], change(requests[number], requests), *requests[number + 1 :]]
+
+    return apply
+
+
+def swapped(requests: list[Request]) -> list[Request]:
+    """Exchange the prompts of the first turns of two sessions."""
+    first, second = [index for index, request in enumerate(requests) if request.parent < 0][1:3]
+    prompts = {first: requests[second].prompt, second: requests[first].prompt}
+    return [replace(request, prompt=prompts.get(index, request.prompt)) for index, request in enumerate(requests)]
+
+
+def salted(requests: list[Request]) -> list[Request]:
+    """Begin each prompt with a token of its own."""
+    return [replace(request, prompt=(100 + n, *request.prompt[1:])) for n, request in enumerate(requests)]
+
+
+def each_with(**fields: Callable[[Request], Any]) -> Change:
+    """Return a change of these fields in each request."""
+
+    return lambda requests: [replace(r, **{name: make(r) for name, make in fields.items()}) for r in requests]
+
+
+CHANGES: dict[str, Change] = {
+    "truncated history": one(lambda request, _: replace(request, prompt=request.prompt[BLOCK:])),
+    "swapped sessions": swapped,
+    "dropped gaps": each_with(gap=lambda _: 0.0),
+    "a template that moves a boundary": each_with(prompt=lambda request: (7, 8, 9, *request.prompt)),
+    "a lost system prompt": each_with(prompt=lambda request: request.prompt[BLOCK * SYSTEM :]),
+    "a doubled turn": one(lambda request, requests: replace(request, prompt=requests[request.parent].prompt)),
+    "a wrong parent": one(lambda request, _: replace(request, parent=0 if request.parent else 1)),
+    "a salted prefix": salted,
+}
+FAULTS = ("block 512 for 16", "seconds read as ms", *CHANGES)
+
+
+def caught_by(name: str, rows: list[Row], out: Path) -> str:
+    """Return the warnings that a planted fault raises, or the line that refuses it; "" if it is missed."""
+    line = ["workload.block_tokens=512"] if name == "block 512 for 16" else []
+    with changed_requests(CHANGES.get(name, list)) if line or name in CHANGES else seconds_read_as_ms():
+        trials, printed = replay(rows, out, "load=recorded", *line)
+    if not trials:
+        return f"refused: {printed.strip().splitlines()[-1].rpartition('.jsonl: ')[2]}"
+    return ", ".join(f"`{code}`" for code in sorted(alarms(trials[0])))
+
+
+# The tables -----------------------------------------------------------------------------------------------------------
+
+
+def arrival_error(rows: list[Row], trial: Row, out: Path) -> float:
+    """Return the p99 of |sent − recorded time| over the first turns of a replay with recorded times, in ms."""
+    requests = analysis.requests(str(out), trial["trial_id"]).query("phase == 'measured'")
+    sent = dict(zip(requests["request_id"].str.rpartition("-")[2], requests["sent"], strict=True))
+    begin = rows[0]["timestamp"]
+    errors = [
+        abs(sent[str(index)] - (row["timestamp"] - begin))
+        for index, row in enumerate(rows)
+        if row["parent_chat_id"] < 0
+    ]
+    return float(np.quantile(errors, 0.99)) * 1e3
+
+
+def true_replays(rows: list[Row], folder: Path) -> Iterator[list[object]]:
+    """Yield a row of the table for each replay of the trace: at recorded times, by 32 users, and the control."""
+    plans = {
+        "recorded times": (rows, "load=recorded"),
+        "32 users": (rows, "load=closed load.concurrency=32"),
+        "no sharing": (without_sharing(rows), "load=recorded"),
+    }
+    for index, (name, (replayed, line)) in enumerate(plans.items()):
+        out = folder / f"true{index}"
+        (trial,), _ = replay(replayed, out, *line.split())
+        ideal, sent, cached = hit_rate(replayed), trial["sent_prefix_hit_rate"], trial["prefix_hit_rate"]
+        late = f"{arrival_error(replayed, trial, out):.2f}" if "recorded" in line else "–"
+        yield [
+            *(name, trial["outcome"], trial["num_sessions"], trial["num_requests"], trial["num_failed"]),
+            *(f"{share:.2%}" for share in (ideal, sent, cached)),
+            *(f"{100 * abs(difference):.3f}" for difference in (sent - ideal, cached - sent)),
+            *(f"{trial['replay_exact_lengths']:.2%}", f"{1e3 * trial['earliest_turn']:.3f}", late),
+            ", ".join(sorted(alarms(trial))) or "none",
+        ]
+
+
+def tables(sessions: int, requests: int, replicates: int) -> Iterator[str]:
+    """Yield the lines of the document's tables."""
+    headings = (
+        "replay | outcome | sessions of several turns | requests | failed | trace's hits | hits as sent (a) | "
+        "engine's hits (b) | a − trace, points | b − a, points | exact lengths | earliest turn, ms | "
+        "arrival error p99, ms | alarms"
+    )
+    small = trace(12, 72, seconds=1, gap=0.2)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = true_replays(trace(sessions, requests, seconds=20), Path(folder))
+        yield from markdown_table(headings, rows)
+        faults = [
+            [name, caught_by(name, small, Path(folder) / f"fault{n}") or "**missed**"] for n, name in enumerate(FAULTS)
+        ]
+        yield from ["", *markdown_table("planted fault | caught by", faults)]
+        trials, _ = replay(small, Path(folder) / "true", "load=recorded", f"replicates={replicates}")
+        false = sum(bool(alarms(trial)) for trial in trials)
+        outcomes = {
+            outcome: sum(trial["outcome"] == outcome for trial in trials) for outcome in ("ok", "client_limited")
+        }
+        yield f"\n{len(trials)} true replays of a small trace raised {false} alarms; outcomes: {outcomes}."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sessions", type=int, default=300)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--replicates", type=int, default=50)
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    publish(["", *tables(options.sessions, options.requests, options.replicates), ""], options.write)
+
+
+if __name__ == "__main__":
+    main()

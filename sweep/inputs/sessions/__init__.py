@@ -1,0 +1,1 @@
+"""Workloads of sessions: what each turn adds, when it is due, and the readers of traces and conversations."""

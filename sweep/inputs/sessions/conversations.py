@@ -1,0 +1,97 @@
+"""Turns from conversations: each answered message of a user is one, with all before it as its history."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+from sweep.base.records import UNKNOWN, Message
+from sweep.inputs.prompts import (
+    ANSWERING,
+    ASKING,
+    CONVERSATIONS,
+    INSTRUCTING,
+    Unusable,
+    speaker_of,
+    text_of_turn,
+    turns_of,
+)
+from sweep.inputs.rows import FileRow, check_faults, read_rows
+from sweep.inputs.sessions.turns import Turn
+
+
+def conversation_column(row: FileRow) -> str | None:
+    """Return the column of a row with a conversation; None without one."""
+    return next((name for name in CONVERSATIONS if name in row), None)
+
+
+class ConversationRows(NamedTuple):
+    """The questions and answers in each row of a file, and why other rows cannot be sent, by row number."""
+
+    conversations: list[list[tuple[tuple[Message, ...], str]]]
+    faults: dict[int, str]
+
+
+def read_conversations(path: Path, key: str) -> ConversationRows:
+    """Return the conversations in a file. Raises ConfigError if none can be sent."""
+    rows, read = read_rows(path, key), ConversationRows([], {})
+    for number, row in enumerate(rows, 1):
+        try:
+            read.conversations.append(exchanges(row))
+        except Unusable as error:
+            read.faults[number] = str(error)
+    check_faults(read.faults, len(rows), key, skip=True)
+    return read
+
+
+def conversation_turns(read: ConversationRows, tokenizer: Tokenizer | None) -> list[Turn]:
+    """Return the turns of the conversations, one conversation after another."""
+    turns: list[Turn] = []
+    for conversation in read.conversations:
+        parent = UNKNOWN
+        for messages, answer in conversation:
+            tokens = answer.split() if tokenizer is None else tokenizer.encode(answer, add_special_tokens=False).ids
+            turns.append(Turn(max(1, len(tokens)), parent, messages=messages, answer=answer))
+            parent = len(turns) - 1
+    return turns
+
+
+def exchanges(row: FileRow) -> list[tuple[tuple[Message, ...], str]]:
+    """Return what is asked and what was answered in each turn of a row's conversation.
+
+    An unanswered question at the end is left out. Raises Unusable, e.g. for roles in an order that templates forbid.
+    """
+    column = conversation_column(row)
+    content: Any = row[column or ""]
+    content = turns_of(content) if isinstance(content, str) else content
+    if not isinstance(content, list):
+        raise Unusable(f"{column} is not a list of turns; expected {{role, content}} or {{from, value}}")
+    pairs: list[tuple[tuple[Message, ...], str]] = []
+    new: list[Message] = []
+    for turn in content:
+        speaker, text = speaker_of(turn), text_of_turn(turn)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Unusable("half a surrogate pair; expected Unicode", of_conversation=True) from None
+        if speaker in ANSWERING:
+            if not new or new[-1].role != "user":
+                raise Unusable("an answer without a question before it", of_conversation=True)
+            if not text:
+                raise Unusable("an answer without text", of_conversation=True)
+            pairs.append((tuple(new), text))
+            new = []
+        elif not text:
+            raise Unusable(f"a message of {speaker} without text", of_conversation=True)
+        elif speaker in ASKING:
+            if new and new[-1].role == "user":
+                raise Unusable("two messages of a user in a row", of_conversation=True)
+            new.append(Message("user", text))
+        else:
+            assert speaker in INSTRUCTING
+            if pairs or new:
+                raise Unusable("a system message after the first", of_conversation=True)
+            new.append(Message("system", text))
+    if not pairs:
+        raise Unusable("no answered question", of_conversation=True)
+    return pairs

@@ -1,0 +1,103 @@
+"""Recorded requests: a trace's lengths, its prefixes and sessions where it has them, or whole conversations."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
+from tokenizers import Tokenizer
+
+from sweep.base.config import ConfigError
+from sweep.base.wording import count as counted
+from sweep.inputs.rows import FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
+from sweep.inputs.sessions.conversations import (
+    ConversationRows,
+    conversation_column,
+    conversation_turns,
+    read_conversations,
+)
+from sweep.inputs.sessions.traces import HASHES, PARENT, trace_turns
+from sweep.inputs.sessions.turns import SessionWorkload, Turn, replay_note
+from sweep.inputs.workload import Draw, ExactLengths, content_digest
+
+
+class Recorded(SessionWorkload, ExactLengths):
+    """Recorded requests, as their file has them: conversations, sessions, prompts that share blocks, or lengths alone.
+
+    The prompts of a trace are random words, of exactly the recorded length, that share what the recorded ones shared.
+    """
+
+    file: str  # path of a trace or of conversations: docs/experiments.md has the formats
+    order: Literal["file", "random"] = "file"
+    skip_unsendable: bool = False  # leave out rows without lengths, e.g. failed requests; false: reject the file
+    prefixes: bool = True  # a trace's hash_ids are replayed; false: only its lengths
+    block_tokens: PositiveInt | None = None  # tokens that one of hash_ids stands for; null: 512, or Bailian's 16
+    recorded_tpot: NonNegativeFloat = 0.0  # s per output token that the recorded engine took. It is taken off the times
+    # between two turns of a trace, which include the answer, to get their gaps
+
+    @property
+    def replays(self) -> bool:
+        if not self.prefixes or self._is_conversation():
+            return self._is_conversation()
+        return any(not row.keys().isdisjoint((HASHES, PARENT)) for row in self._rows())
+
+    @property
+    def needs_token_ids(self) -> bool:
+        return self.replays and not self._is_conversation()
+
+    def check(self) -> None:
+        if not self.replays:
+            self._trace()
+            return
+        if self.order != "file":
+            raise ConfigError(f"workload.order={self.order}: a replay has its file's order; expected file")
+        self._all_turns(None)
+
+    def check_count(self, count: int) -> None:
+        """Raise ConfigError if a replay needs more turns than the file has; nothing is repeated."""
+        if self.replays and count > (turns := len(self._all_turns(None))):
+            problem = f"has {counted(turns, 'turn')}, and {count} are needed"
+            raise ConfigError(f"workload.file={self.file}: {problem}; workload.num_requests may be at most {turns}")
+
+    def notes(self, cache_dir: Path) -> list[str]:
+        rows, faults, *_ = self._conversations() if self._is_conversation() else self._trace()
+        lines = omissions(self.file, len(rows) + len(faults), faults)
+        return [*lines, f"{self.file}: {replay_note(self.session_turns(self.num_requests))}"] if self.replays else lines
+
+    def digest(self, cache_dir: Path) -> str:
+        return content_digest(self.path)
+
+    def longest_request(self) -> tuple[int, int]:
+        if self.replays:
+            return super().longest_request()
+        return max(self._trace().lengths[: None if self.order == "random" else self.num_requests], key=sum)
+
+    def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
+        return self._all_turns(tokenizer)[:count]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file).expanduser()
+
+    def _rows(self) -> list[FileRow]:
+        return read_rows(self.path, f"workload.file={self.file}")
+
+    def _is_conversation(self) -> bool:
+        row = self._rows()[0]
+        return trace_columns(row) is None and conversation_column(row) is not None
+
+    def _conversations(self) -> ConversationRows:
+        return read_conversations(self.path, f"workload.file={self.file}")
+
+    def _all_turns(self, tokenizer: Tokenizer | None) -> list[Turn]:
+        if self._is_conversation():
+            return conversation_turns(self._conversations(), tokenizer)
+        return trace_turns(self._trace(), self.block_tokens, self.recorded_tpot, f"workload.file={self.file}")
+
+    def _trace(self) -> TraceRows:
+        return read_trace(self.path, f"workload.file={self.file}", self.skip_unsendable)
+
+    def lengths(self, draw: Draw) -> list[tuple[int, int]]:
+        pairs = self._trace().lengths
+        if self.order == "random":
+            return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
+        return [pairs[i % len(pairs)] for i in range(draw.count)]

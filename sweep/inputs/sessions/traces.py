@@ -1,0 +1,67 @@
+"""Turns from the rows of traces with `hash_ids`: Mooncake's, and Qwen-Bailian's, whose turns name their parents."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from sweep.base.config import ConfigError, shortened
+from sweep.base.records import UNKNOWN
+from sweep.inputs.rows import FileRow, TraceColumns, TraceRows
+from sweep.inputs.sessions.turns import Piece, Turn
+
+HASHES = "hash_ids"
+CHAT, PARENT = "chat_id", "parent_chat_id"
+LENGTHS_ALONE = "workload.prefixes=false replays only the lengths"
+MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # tokens that one hash stands for
+
+
+def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> list[Turn]:
+    """Return a turn for each row of a trace whose hashes stand for `block` tokens (None: by its columns).
+
+    The recorded engine took `tpot` s per output token. Raises ConfigError for hashes or parents that it cannot replay.
+    """
+    columns, rows = trace.columns, list(trace.rows.items())
+    turns: list[Turn] = []
+    indices: dict[Any, int] = {}  # of a chat's turn
+    chats = {row[CHAT] for _, row in rows if CHAT in row}
+    for index, (number, row) in enumerate(rows):
+        where = f"{key}: row {number}"
+        chat, parent = row.get(CHAT), row.get(PARENT, -1)
+        before = indices.get(parent, UNKNOWN)
+        if before == UNKNOWN and parent in chats:
+            raise ConfigError(f"{where}: {PARENT}={parent}: that turn comes later; expected an earlier one")
+        if chat is not None and indices.setdefault(chat, index) != index:
+            raise ConfigError(f"{where}: {CHAT}={chat} appears twice; expected one row for each turn")
+        gap = 0.0
+        if before != UNKNOWN:
+            seconds = _time(row, columns, where) - _time(rows[before][1], columns, where)
+            gap = max(0.0, seconds - tpot * turns[before].output_tokens)
+        inputs, outputs = trace.lengths[index]
+        turns.append(Turn(outputs, before, gap, _pieces(row, inputs, block or _block(row), where)))
+    return turns
+
+
+def _block(row: FileRow) -> int:
+    return BAILIAN_BLOCK if CHAT in row or PARENT in row else MOONCAKE_BLOCK
+
+
+def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, ...]:
+    """Return a prompt's blocks, of which the last may be shorter."""
+    hashes = row.get(HASHES)
+    with suppress(ValueError):
+        hashes = json.loads(hashes) if isinstance(hashes, str) else hashes  # in a table's cell
+    if not isinstance(hashes, list) or not all(isinstance(each, int | str) for each in hashes):
+        problem = f"{HASHES}={shortened(repr(hashes))}; expected a list of hashes"
+        raise ConfigError(f"{where}: {problem}; {LENGTHS_ALONE}")
+    needed = -(-tokens // block)
+    if len(hashes) != needed:
+        problem = f"{len(hashes)} {HASHES} for {tokens} tokens; expected {needed} blocks of {block}"
+        raise ConfigError(f"{where}: {problem}; set workload.block_tokens, or {LENGTHS_ALONE}")
+    return tuple(Piece(each, min(block, tokens - index * block)) for index, each in enumerate(hashes))
+
+
+def _time(row: FileRow, columns: TraceColumns, where: str) -> float:
+    try:
+        return float(row[columns.time]) * (1e-3 if columns.unit == "ms" else 1.0)
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(f"{where}: {columns.time}={row.get(columns.time)!r}; expected a number") from None

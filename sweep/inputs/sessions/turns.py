@@ -1,0 +1,215 @@
+"""Sessions as data: turns, the requests that they become, and the share of them that a prefix cache could answer.
+
+A turn's prompt is a list of pieces or of messages. A piece has a key and a length: its tokens are a pseudo-random
+function of seed and key, so two prompts share exactly what their leading pieces share. They are sent as token ids, so
+that neither a tokenizer nor a template moves the boundary of a block. Messages add to the history of the turn before.
+"""
+
+import hashlib
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, prompt_text
+from sweep.base.wording import count as counted
+from sweep.inputs.workload import HEADER_WORDS, Workload, header_words
+
+CACHE_BLOCK = 16  # tokens in a block of an engine's prefix cache: vLLM's default
+RECENT_PIECES = 20_000  # whose tokens are kept while requests are made
+
+
+class Piece(NamedTuple):
+    """A run of tokens at the beginning of the text that belongs to a key."""
+
+    key: Hashable
+    tokens: int
+
+
+class Turn(NamedTuple):
+    """One request of a session: its prompt, the tokens of its answer, and when it is due."""
+
+    output_tokens: int
+    parent: int = UNKNOWN  # index of the turn whose answer it follows; UNKNOWN: it begins a session
+    gap: float = 0.0  # s from the last byte of that answer, until this turn is due
+    pieces: tuple[Piece, ...] = ()  # of the whole prompt
+    messages: tuple[Message, ...] = ()  # the new ones, instead of pieces
+    answer: str = ""  # the recorded one, which the turns that follow have in their history
+
+    @property
+    def input_tokens(self) -> int:
+        """The tokens of the prompt; 0 if it consists of messages, which only a tokenizer can count."""
+        return sum(piece.tokens for piece in self.pieces)
+
+
+class PieceTexts:
+    """The tokens of pieces: plain words, one token each, that depend on seed, phase, salt and key alone."""
+
+    def __init__(self, tokenizer: Tokenizer | None, seed: int, phase: Phase, salt: str) -> None:
+        lead, words = header_words(tokenizer)
+        self._name, self.words = f"{seed}/{phase}/pieces{salt}", words
+        self._ids = None if tokenizer is None else _single_tokens(tokenizer, lead, words)
+        self._of = lru_cache(RECENT_PIECES)(self._draw)
+
+    def prompt(self, pieces: Iterable[Piece]) -> Prompt:
+        """Return a prompt as token ids; without a tokenizer, as words."""
+        indices = np.concatenate([self._of(piece.key, piece.tokens) for piece in pieces]).tolist()
+        if self._ids is None:
+            return " ".join(self.words[index % len(self.words)] for index in indices)
+        return tuple(self._ids[index % len(self._ids)] for index in indices)
+
+    def header(self) -> str:
+        """Return the words with which every conversation of the trial begins."""
+        return " ".join(self.words[index % len(self.words)] for index in self._of("header", HEADER_WORDS).tolist())
+
+    def _draw(self, key: Hashable, tokens: int) -> NDArray[np.uint32]:
+        name = hashlib.sha256(f"{self._name}/{key}".encode()).digest()[:16]
+        return (np.random.PCG64(int.from_bytes(name, "little")).random_raw(tokens) >> np.uint64(40)).astype(np.uint32)
+
+
+def _single_tokens(tokenizer: Tokenizer, lead: str, words: Sequence[str]) -> list[int]:
+    """Return the id of each word as it stands inside a text."""
+    encodings = tokenizer.encode_batch_fast([lead + word for word in words], add_special_tokens=False)
+    return [encoding.ids[-1] for encoding in encodings]
+
+
+def session_requests(
+    turns: Sequence[Turn], tokenizer: Tokenizer | None, seed: int, phase: Phase, salt: str
+) -> list[Request]:
+    """Return the requests of these turns; each turn's parent precedes it."""
+    texts = PieceTexts(tokenizer, seed, phase, salt)
+    histories: dict[int, tuple[Message, ...]] = {}
+    requests = []
+    for number, turn in enumerate(turns):
+        if turn.pieces:
+            prompt: Prompt = texts.prompt(turn.pieces)
+        else:
+            prompt = histories.get(turn.parent, ()) + turn.messages
+            if turn.parent == UNKNOWN:
+                first = turn.messages[0]
+                prompt = (first._replace(content=f"{texts.header()}\n\n{first.content}"), *turn.messages[1:])
+            histories[number] = (*prompt, Message("assistant", turn.answer))
+        tokens = _tokens_of(prompt, tokenizer)
+        request_id = f"{phase}-{seed:x}-{number}"
+        requests.append(
+            Request(request_id, prompt, turn.output_tokens, tokens, phase, parent=turn.parent, gap=turn.gap)
+        )
+    return requests
+
+
+def _tokens_of(prompt: Prompt, tokenizer: Tokenizer | None) -> int:
+    text = prompt_text(prompt)
+    if text is None:
+        return len(prompt)
+    return UNKNOWN if tokenizer is None else len(tokenizer.encode(text).ids)
+
+
+class SessionWorkload(Workload):
+    """The base of workloads of sessions."""
+
+    @property
+    def replays(self) -> bool:
+        return True
+
+    @property
+    def needs_token_ids(self) -> bool:
+        return self.replays
+
+    def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
+        """Return the first turns, at most `count`; each turn's parent precedes it."""
+        raise NotImplementedError
+
+    def starts(self, count: int) -> Sequence[int]:
+        if not self.replays:
+            return super().starts(count)
+        return [number for number, turn in enumerate(self.session_turns(count)) if turn.parent == UNKNOWN]
+
+    def longest_request(self) -> tuple[int, int]:
+        lengths = ((turn.input_tokens, turn.output_tokens) for turn in self.session_turns(self.num_requests))
+        return max(lengths, key=sum) if self.needs_token_ids else (0, 0)
+
+    def requests(
+        self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured", salt: str = ""
+    ) -> list[Request]:
+        if not self.replays or not count:
+            return super().requests(tokenizer, count, seed, phase, salt)
+        turns = self.session_turns(count, seed, tokenizer)
+        if phase == "warmup":  # nobody waits for its gaps
+            turns = [turns[i % len(turns)]._replace(parent=UNKNOWN, gap=0.0) for i in range(count)]
+        return session_requests(turns, tokenizer, seed, phase, salt)
+
+
+# What a prefix cache could answer -------------------------------------------------------------------------------------
+
+
+def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]]) -> list[int]:
+    """Return how many tokens of each prompt an infinite prefix cache has, given its tokens and its whole blocks.
+
+    Like an engine, it computes at least the last token of a prompt.
+    """
+    known: set[int] = set()
+    hits = []
+    for tokens, blocks in prompts:
+        start, cached, unbroken = 0, 0, True
+        for number, block in enumerate(blocks, 1):
+            start = hash((start, block))
+            unbroken = unbroken and start in known and number * CACHE_BLOCK < tokens
+            cached += unbroken * CACHE_BLOCK
+            known.add(start)
+        hits.append(cached)
+    return hits
+
+
+def recorded_texts(turns: Sequence[Turn], header: str) -> list[str]:
+    """Return each turn's conversation as the file has it, as one text behind the header of the trial."""
+    texts: list[str] = []
+    for turn in turns:
+        before = header if turn.parent == UNKNOWN else f"{texts[turn.parent]}\n\n{turns[turn.parent].answer}"
+        texts.append("\n\n".join([before, *(message.content for message in turn.messages)]))
+    return texts
+
+
+def blocks_of_turn(turn: Turn) -> Iterator[Hashable]:
+    """Yield the whole blocks of a prompt as its pieces say: which tokens of which piece each block has."""
+    block: list[tuple[Hashable, int, int]] = []
+    room = CACHE_BLOCK
+    for key, tokens in turn.pieces:
+        begin = 0
+        while begin < tokens:
+            taken = min(room, tokens - begin)
+            block.append((key, begin, taken))
+            begin, room = begin + taken, room - taken
+            if not room:
+                yield tuple(block)
+                block, room = [], CACHE_BLOCK
+
+
+def blocks_of_ids(ids: Sequence[int]) -> Iterator[Hashable]:
+    """Yield the whole blocks of a prompt as it is sent."""
+    return (tuple(ids[end - CACHE_BLOCK : end]) for end in range(CACHE_BLOCK, len(ids) + 1, CACHE_BLOCK))
+
+
+def sent_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:
+    """Return the token ids of a prompt; the text of one is encoded, or cut into words without a tokenizer."""
+    text = prompt_text(prompt)
+    if text is None:
+        return [token for token in prompt if isinstance(token, int)]
+    return [hash(word) for word in text.split()] if tokenizer is None else list(tokenizer.encode(text).ids)
+
+
+def replay_note(turns: Sequence[Turn]) -> str:
+    """Describe what is to be replayed: its size, the share that a prefix cache could answer, and its longest gaps."""
+    waits: list[float] = []
+    for turn in turns:
+        waits.append(turn.gap + (0.0 if turn.parent == UNKNOWN else waits[turn.parent]))
+    sessions = sum(turn.parent == UNKNOWN for turn in turns)
+    tokens = sum(turn.input_tokens for turn in turns)
+    parts = [counted(sessions, "session"), counted(len(turns), "turn")]
+    if tokens:
+        rate = sum(ideal_hits((turn.input_tokens, blocks_of_turn(turn)) for turn in turns)) / tokens
+        parts.append(f"{tokens:,} input and {sum(turn.output_tokens for turn in turns):,} output tokens")
+        parts.append(f"an infinite prefix cache answers {rate:.1%} of the input")
+    return f"{', '.join(parts)}; gaps of {max(waits):.3g} s in the longest session"

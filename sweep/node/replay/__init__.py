@@ -1,0 +1,1 @@
+"""The certificate of a replay: what was sent beside what was recorded."""

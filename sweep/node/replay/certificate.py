@@ -1,0 +1,176 @@
+"""The certificate of a replay: whether the requests that were sent are what the file recorded.
+
+A trace is read here again, apart from the code that makes its requests, so that a fault of that code shows.
+"""
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sweep.base.exits import Cause, Exit
+from sweep.base.records import UNKNOWN, Outcome, Records, Request, prompt_text
+from sweep.disk.row import Verdict
+from sweep.inputs.load import Trace
+from sweep.inputs.rows import fault_of_lengths, read_rows, trace_columns
+from sweep.inputs.sessions.recorded import Recorded
+from sweep.inputs.sessions.turns import (
+    CACHE_BLOCK,
+    Piece,
+    PieceTexts,
+    SessionWorkload,
+    Turn,
+    blocks_of_ids,
+    blocks_of_turn,
+    ideal_hits,
+    recorded_texts,
+    sent_ids,
+)
+from sweep.node.work import Work
+from sweep.numbers.quantities.sessions import ReplayProof
+from sweep.numbers.selection import measured, succeeded, was_sent
+from sweep.plan.plan import Trial
+
+PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
+SAME_GAP = 1e-6  # s
+
+
+def replay_inputs(work: Work, trial: Trial, requests: Sequence[Request], records: Records, salt: str) -> dict[str, Any]:
+    """Return the certificate of a trial that replays prompts, as an input of the quantities; else, or if the file has
+    become unreadable, nothing.
+    """
+    workload = trial.workload.fetched(work.cache)
+    if not isinstance(workload, SessionWorkload) or not workload.replays:
+        return {}
+    tokenizer = work.deployment.model.load_tokenizer(work.cache)
+    arrivals: list[float] = []
+    try:
+        if isinstance(workload, Recorded) and workload.needs_token_ids:
+            turns, arrivals = recorded_turns(workload, len(requests), getattr(trial.load, "unit", None))
+        else:
+            turns = workload.session_turns(len(requests), trial.seed, tokenizer)
+    except (OSError, ValueError, KeyError):
+        return {}
+    header = PieceTexts(tokenizer, trial.seed, "measured", salt).header()
+    proof = certificate(turns, requests, records, tokenizer, header)
+    if arrivals and isinstance(trial.load, Trace) and trial.load.path == workload.file:
+        proof = proof._replace(schedule_error=_schedule_error(arrivals, requests, records))
+    return {"certificate": proof}
+
+
+def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any]) -> Verdict:
+    """Return the verdict, or `invalid` for a replay without a certificate."""
+    certified = columns.get("recorded_prefix_hit_rate") is not None
+    if verdict.outcome is not Outcome.OK or not trial.workload.replays or certified:
+        return verdict
+    reason = "the replay has no certificate: its file could not be read again after the trial"
+    return replace(verdict, outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.NO_CERTIFICATE))
+
+
+def recorded_turns(workload: Recorded, count: int, unit: str | None) -> tuple[list[Turn], list[float]]:
+    """Return the first turns of a trace, and the time of each since the first one, in s."""
+    rows = read_rows(workload.path, f"workload.file={workload.file}")
+    columns = trace_columns(rows[0])
+    assert columns is not None
+    rows = [row for row in rows if fault_of_lengths(row, columns) is None][:count]
+    turns, times, chats = list[Turn](), list[float](), dict[Any, int]()
+    for number, row in enumerate(rows):
+        parent = chats.get(row.get("parent_chat_id"), UNKNOWN)
+        chats[row.get("chat_id", (number,))] = number
+        inputs, outputs = int(float(row[columns.input_tokens])), int(float(row[columns.output_tokens]))
+        hashes = row["hash_ids"]
+        hashes = json.loads(hashes) if isinstance(hashes, str) else hashes
+        block = workload.block_tokens or (512 if "chat_id" not in row and "parent_chat_id" not in row else 16)
+        pieces = tuple(Piece(key, min(block, inputs - block * i)) for i, key in enumerate(hashes))
+        times.append(float(row.get(columns.time, 0)) / PER_SECOND[unit or columns.unit])
+        answer = workload.recorded_tpot * turns[parent].output_tokens if parent >= 0 else 0.0
+        gap = max(0.0, times[number] - times[parent] - answer) if parent >= 0 else 0.0
+        turns.append(Turn(outputs, parent, gap, pieces))
+    return turns, [time - times[0] for time in times]
+
+
+def certificate(
+    turns: Sequence[Turn], requests: Sequence[Request], records: Records, tokenizer: Tokenizer | None, header: str
+) -> ReplayProof:
+    """Compare what was sent, in its order, with the file's turns; both in an infinite prefix cache."""
+    numbers = {request.request_id: number for number, request in enumerate(requests)}
+    rows = np.flatnonzero(measured(records) & was_sent(records))
+    rows = rows[np.argsort(np.asarray(records.sent)[rows], kind="stable")]
+    order = [numbers[records.request_id[row]] for row in rows]
+    sent = [sent_ids(requests[number].prompt, tokenizer) for number in order]
+    if any(turn.messages for turn in turns):
+        texts = recorded_texts(turns, header)
+        recorded = [sent_ids(texts[number], tokenizer) for number in order]
+        lengths = [len(ids) for ids in recorded]
+        recorded_hits = ideal_hits((len(ids), blocks_of_ids(ids)) for ids in recorded)
+        alike = [prompt_text(requests[number].prompt) == texts[number] for number in order]
+    else:
+        lengths = [turns[number].input_tokens for number in order]
+        recorded_hits = ideal_hits((turns[number].input_tokens, blocks_of_turn(turns[number])) for number in order)
+        alike = _same_pieces([turns[number] for number in order], sent)
+    sent_hits = ideal_hits((len(ids), blocks_of_ids(ids)) for ids in sent)
+    answered = succeeded(records)[rows]
+    exact = [
+        records.output_tokens[row] == turns[number].output_tokens
+        and length == len(ids)
+        and (bool(turns[number].messages) or records.input_tokens[row] in (UNKNOWN, length))
+        for row, number, length, ids in zip(rows, order, lengths, sent, strict=True)
+    ]
+    recorded_turn = [same and _follows(requests[i], turns[i]) for same, i in zip(alike, order, strict=True)]
+    return ReplayProof(
+        sessions=sum(turn.parent == UNKNOWN for turn in turns),
+        recorded_tokens=sum(lengths),
+        recorded_hits=sum(recorded_hits),
+        sent_tokens=sum(map(len, sent)),
+        sent_hits=sum(sent_hits),
+        misplaced=sum(abs(a - b) for a, b in zip(sent_hits, recorded_hits, strict=True)),
+        exact_turns=float(np.mean(recorded_turn)) if order else None,
+        exact_lengths=float(np.mean(np.asarray(exact)[answered])) if answered.any() else None,
+        earliest=_earliest(turns, {number: int(row) for row, number in zip(rows, order, strict=True)}, records),
+    )
+
+
+def _same_pieces(turns: Sequence[Turn], prompts: Sequence[Sequence[int]]) -> list[bool]:
+    """Return for each prompt whether its pieces have the tokens that their keys have elsewhere, and no others have."""
+    tokens_of: dict[Hashable, Sequence[int]] = {}
+    keys: dict[Hashable, Hashable] = {}  # by the first tokens
+    alike = []
+    for turn, prompt in zip(turns, prompts, strict=True):
+        begin, same = 0, True
+        for key, length in turn.pieces:
+            tokens = prompt[begin : begin + length]
+            earlier, begin = tokens_of.get(key, ()), begin + length
+            common = min(len(earlier), len(tokens))
+            same &= earlier[:common] == tokens[:common] if common else True
+            if len(tokens) > len(earlier):
+                tokens_of[key] = tokens
+            if length >= CACHE_BLOCK:
+                same &= keys.setdefault(tuple(tokens[:CACHE_BLOCK]), key) == key
+        alike.append(same)
+    return alike
+
+
+def _follows(request: Request, turn: Turn) -> bool:
+    return request.parent == turn.parent and abs(request.gap - turn.gap) < SAME_GAP
+
+
+def _earliest(turns: Sequence[Turn], rows: Mapping[int, int], records: Records) -> float | None:
+    """Return the least of sent − (end of the parent's answer + gap) over the later turns that were sent."""
+    waits = [
+        records.sent[row] - records.ended[rows[turns[number].parent]] - turns[number].gap
+        for number, row in rows.items()
+        if turns[number].parent in rows
+    ]
+    return float(min(waits)) if waits else None
+
+
+def _schedule_error(arrivals: Sequence[float], requests: Sequence[Request], records: Records) -> float | None:
+    """Return the largest difference between the scheduled and the recorded beginning of a session."""
+    scheduled = dict(zip(records.request_id, records.scheduled, strict=True))
+    due = [scheduled.get(request.request_id, np.nan) for request in requests]
+    begin = [i for i, request in enumerate(requests) if request.parent == UNKNOWN and not np.isnan(due[i])]
+    errors = [abs(due[i] - arrivals[i]) for i in begin]
+    return float(max(errors)) if errors else None

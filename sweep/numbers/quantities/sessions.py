@@ -1,0 +1,186 @@
+"""Sessions: how long they take, their turns, and the certificate that a replay is what was recorded."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sweep.base.records import UNKNOWN, Records
+from sweep.numbers.chunks import Floats, Mask, as_floats
+from sweep.numbers.quantile import quantile
+from sweep.numbers.quantities.latency import e2el, ttft
+from sweep.numbers.quantity import quantity
+from sweep.numbers.selection import per_second, succeeded, total_tokens, with_failures
+
+TURN_TTFT = {"unit": "s", "kind": "latency", "better": "lower"}
+
+
+class ReplayProof(NamedTuple):
+    """The prompts of a replay as sent, beside those of its file, both in an infinite prefix cache."""
+
+    sessions: int  # in the file's part that was to be replayed
+    recorded_tokens: int  # of the prompts that were sent, as the file states them
+    recorded_hits: int  # tokens of these with which an earlier prompt began
+    sent_tokens: int
+    sent_hits: int
+    misplaced: int  # tokens: Σ over turns of |hits as sent − hits as recorded|
+    exact_lengths: float | None  # share of the answered turns
+    exact_turns: float | None  # share of the turns that were sent
+    earliest: float | None  # s
+    schedule_error: float | None = None  # s
+
+
+class Sessions(NamedTuple):
+    """The sessions of a trial that have several turns. Each array has shape (sessions,)."""
+
+    duration: Floats  # s from the first turn's schedule or send to the last token; infinite if a turn failed; NaN: cut
+    cut: Mask  # whether turns were never due
+
+
+def sessions(records: Records, mask: Mask) -> Sessions:
+    """Return the sessions of which a turn was due."""
+    mask = mask & (np.asarray(records.session) != UNKNOWN)
+    ids, member = np.unique(np.asarray(records.session)[mask], return_inverse=True)
+    scheduled, sent = as_floats(records.scheduled)[mask], as_floats(records.sent)[mask]
+    begin = np.where(np.isnan(scheduled), sent, scheduled)
+    end = begin + e2el(records)[mask]
+    begins, ends = np.full(ids.size, np.inf), np.full(ids.size, -np.inf)
+    np.fmin.at(begins, member, begin)
+    np.fmax.at(ends, member, end)
+    failed, turns = np.zeros(ids.size, np.bool_), np.zeros(ids.size, np.int64)
+    np.logical_or.at(failed, member, ~succeeded(records)[mask])
+    turns[member] = np.asarray(records.session_turns)[mask]
+    cut = np.bincount(member, minlength=ids.size) < turns
+    duration = np.where(failed, np.inf, np.where(cut, np.nan, ends - begins))
+    several = turns > 1
+    return Sessions(duration[several], cut[several])
+
+
+@quantity(unit="s", kind="latency", per="session", better="lower", label="session duration")
+def session_duration(records: Records, mask: Mask) -> Floats:
+    """last token of a session's turns − its first turn's schedule (without one: its send); infinite if a turn failed.
+    Sessions of one turn, and those that `duration` cut short, are left out. Shape (sessions,), s.
+    """
+    return sessions(records, mask).duration
+
+
+@quantity(unit="sessions", kind="count", type=int)
+def num_sessions(records: Records, mask: Mask) -> int | None:
+    """sessions of several turns of which a turn was due; null if every request stands alone."""
+    return sessions(records, mask).cut.size or None
+
+
+@quantity(unit="sessions/h", kind="throughput", better="higher", label="Sessions per hour")
+def sessions_per_hour(records: Records, mask: Mask, duration: float | None) -> float | None:
+    """sessions of several turns that ended without a failure / duration × 3600."""
+    ended = int(np.isfinite(sessions(records, mask).duration).sum())
+    rate = per_second(ended, duration)
+    return None if rate is None else rate * 3600
+
+
+@quantity(unit="sessions", kind="validity", type=int, label="Sessions cut")
+def sessions_cut(records: Records, mask: Mask) -> int | None:
+    """sessions of several turns of which some were never due, because `duration` was over; null if every request stands
+    alone.
+    """
+    cut = sessions(records, mask).cut
+    return int(cut.sum()) if cut.size else None
+
+
+def _ttft_of_turns(records: Records, mask: Mask, later: bool, probability: float) -> float | None:
+    turns = np.asarray(records.turn)
+    if not np.any(turns[mask] > 0):
+        return None
+    chosen = mask & ((turns > 0) if later else (turns == 0)) & (np.asarray(records.session_turns) > 1)
+    values = with_failures(ttft(records), ~succeeded(records))[chosen]
+    figure = quantile(values[~np.isnan(values)], probability) if np.any(~np.isnan(values)) else np.inf
+    return float(figure) if np.isfinite(figure) else None
+
+
+@quantity(**TURN_TTFT, label="TTFT of first turns p50")
+def first_turn_ttft_p50(records: Records, mask: Mask) -> float | None:
+    """median ttft of the first turns of sessions with several turns; a failed turn counts as infinite."""
+    return _ttft_of_turns(records, mask, later=False, probability=0.5)
+
+
+@quantity(**TURN_TTFT, label="TTFT of later turns p50")
+def later_turn_ttft_p50(records: Records, mask: Mask) -> float | None:
+    """median ttft of all turns but the first, counted from the end of the gap; a failed turn counts as infinite."""
+    return _ttft_of_turns(records, mask, later=True, probability=0.5)
+
+
+@quantity(**TURN_TTFT, label="TTFT of later turns p99")
+def later_turn_ttft_p99(records: Records, mask: Mask) -> float | None:
+    """p99 of the ttft of all turns but the first, counted from the end of the gap; a failed turn counts as infinite."""
+    return _ttft_of_turns(records, mask, later=True, probability=0.99)
+
+
+@quantity(unit="share", kind="validity", label="Cached input of later turns")
+def later_turn_cached_share(records: Records, mask: Mask) -> float | None:
+    """cached input tokens / input tokens of later turns, for answers whose usage reports the cached ones."""
+    later = mask & succeeded(records) & (np.asarray(records.turn) > 0) & (np.asarray(records.cached_tokens) != UNKNOWN)
+    cached, inputs = (total_tokens(column, later) for column in (records.cached_tokens, records.input_tokens))
+    return cached / inputs if cached is not None and inputs else None
+
+
+# The certificate of a replay ------------------------------------------------------------------------------------------
+
+
+@quantity(unit="share", kind="validity", label="Recorded prefix hits")
+def recorded_prefix_hit_rate(certificate: ReplayProof) -> float:
+    """share of the input that an infinite prefix cache with blocks of 16 tokens would have, by the file's own blocks or
+    messages, for the turns that were sent; null unless the workload replays recorded prompts.
+    """
+    return certificate.recorded_hits / max(1, certificate.recorded_tokens)
+
+
+@quantity(unit="share", kind="validity", label="Prefix hits as sent")
+def sent_prefix_hit_rate(certificate: ReplayProof) -> float:
+    """share of the input that such a cache would have of the prompts as sent."""
+    return certificate.sent_hits / max(1, certificate.sent_tokens)
+
+
+@quantity(unit="share", kind="validity", better="lower", label="Misplaced prefixes")
+def replay_hit_error(certificate: ReplayProof) -> float:
+    """Σ over turns of |tokens that such a cache has of the prompt as sent − as recorded| / input tokens as recorded."""
+    return certificate.misplaced / max(1, certificate.recorded_tokens)
+
+
+@quantity(unit="share", kind="validity", label="Prefix hits above the ideal")
+def cache_hit_difference(
+    sent_prefix_hit_rate: float, cached_share: float | None, prefix_hit_rate: float | None
+) -> float | None:
+    """cached_share (prefix_hit_rate if no usage reports the cached tokens) − sent_prefix_hit_rate. Negative: the
+    engine's cache held less than an infinite one. Positive: it had seen prompts before. null if it counts no hits.
+    """
+    counted = prefix_hit_rate if cached_share is None else cached_share
+    return None if counted is None else counted - sent_prefix_hit_rate
+
+
+@quantity(unit="share", kind="validity", better="higher", label="Exact lengths")
+def replay_exact_lengths(certificate: ReplayProof) -> float | None:
+    """share of the answered turns whose prompt and answer have exactly the recorded tokens."""
+    return certificate.exact_lengths
+
+
+@quantity(unit="share", kind="validity", better="higher", label="Exact turns")
+def replay_exact_turns(certificate: ReplayProof) -> float | None:
+    """share of the turns sent that are the recorded ones: equal blocks or words as recorded, parent and gap."""
+    return certificate.exact_turns
+
+
+@quantity(unit="s", kind="validity", label="Earliest turn")
+def earliest_turn(certificate: ReplayProof) -> float | None:
+    """least of sent − (end of the parent's answer + gap), as recorded, over later turns: negative if one was early."""
+    return certificate.earliest
+
+
+@quantity(unit="s", kind="validity", better="lower", label="Schedule error")
+def replay_schedule_error(certificate: ReplayProof) -> float | None:
+    """largest difference between a session's scheduled and recorded time; null unless `load=recorded`."""
+    return certificate.schedule_error
+
+
+@quantity(unit="sessions", kind="validity", type=int, label="Sessions not begun")
+def sessions_not_begun(certificate: ReplayProof, records: Records, mask: Mask) -> int:
+    """sessions of a replay of which no turn was due."""
+    return max(0, certificate.sessions - np.unique(np.asarray(records.session)[mask]).size)

@@ -1,0 +1,180 @@
+"""Sessions from files, through the whole command: what was recorded is what is sent, and a fault does not pass."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+import analysis
+from benchmarks.replay import FAULTS, alarms, caught_by, hit_rate, replay, trace
+from sweep.__main__ import main
+from sweep.base.config import ROOT
+from sweep.base.records import Message
+from sweep.inputs.sessions.recorded import Recorded
+from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from sweep.node.replay.certificate import recorded_turns
+from tests.inputs.test_prompts import QUICK, measure, write
+
+CACHED = [*QUICK, "backend.prefix_block=16", "backend.ttft.mean=0.05"]
+CHAT_API = "backend.api=chat backend.batch_form=streams"
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Red, as far as I can see."},
+    {"role": "user", "content": "And another one?"},
+    {"role": "assistant", "content": "Blue."},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", ["closed load.concurrency=3", "recorded"])
+def test_a_trace_is_replayed_with_its_sessions_prefixes_and_gaps(tmp_path: Path, load: str) -> None:
+    rows = trace(20, 60, seconds=0.5, gap=0.05)
+    line = ["workload=recorded", f"workload.file={write(tmp_path / 't.jsonl', rows)}", "workload.num_requests=60"]
+    row = measure(*CACHED, *line, *f"load={load}".split(), f"out={tmp_path / 'out'}")
+    assert row["recorded_prefix_hit_rate"] == pytest.approx(hit_rate(rows))
+    assert row["cached_share"] == pytest.approx(hit_rate(rows), abs=0.005)
+    assert row["cache_hit_difference"] == pytest.approx(0, abs=0.005)
+    exact = ("replay_exact_lengths", "replay_exact_turns", "replay_hit_error", "sessions_cut")
+    assert [row[column] for column in exact] == [1, 1, 0, 0]
+    assert row["earliest_turn"] >= -1e-6
+    assert not alarms(row.dropna().to_dict())
+    assert row["later_turn_cached_share"] > row["cached_share"]
+    assert row["session_duration_p50"] > 0
+    requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
+    requests = requests.assign(number=requests["request_id"].str.split("-").str[2].astype(int)).set_index("number")
+    begun, ended = (requests.groupby("session")[name] for name in ("sent", "ended"))
+    if load != "recorded":  # a user keeps its session until the tree has drained
+        under_way = [((begun.min() <= time) & (ended.max() > time)).sum() for time in begun.min()]
+        assert max(under_way) == 3
+    for number, cells in enumerate(rows):
+        sent = requests.loc[number]
+        assert (sent["input_tokens"], sent["output_tokens"]) == (cells["input_length"], cells["output_length"])
+        if cells["parent_chat_id"] >= 0:
+            before = requests.loc[cells["parent_chat_id"]]
+            assert (sent["parent"], sent["session"]) == (before["request_id"], before["session"])
+            gap = cells["timestamp"] - rows[cells["parent_chat_id"]]["timestamp"]
+            assert sent["gap"] == pytest.approx(gap)
+            assert sent["sent"] >= before["ended"] + gap - 1e-6
+        elif load == "recorded":
+            assert sent["scheduled"] == pytest.approx(cells["timestamp"] - rows[0]["timestamp"])
+
+
+@pytest.mark.slow
+def test_a_conversation_is_sent_turn_by_turn_with_its_roles(tmp_path: Path, capsys: Any) -> None:
+    file = write(tmp_path / "chats.jsonl", [{"messages": CHAT}, {"messages": CHAT[1:]}])
+    line = ["workload=recorded", f"workload.file={file}", "workload.num_requests=4", *CHAT_API.split()]
+    row = measure(*CACHED, *line, "load=closed", f"out={tmp_path / 'out'}")
+    assert "2 sessions, 4 turns" in capsys.readouterr().out
+    assert not alarms(row.dropna().to_dict())
+    requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
+    assert requests["turn"].tolist() == [0, 1, 0, 1]
+    assert requests["prompt_words"].diff().iloc[1] == 10  # the answer, and what is asked next
+
+
+@pytest.mark.slow
+def test_nothing_is_shared_in_the_control(tmp_path: Path) -> None:
+    line = ["workload=conversations", "workload.num_requests=40", "workload.prefix_tokens=48", "load=closed"]
+    for shared, low, high in (("true", 0.5, 1), ("false", 0, 0.01)):
+        row = measure(*CACHED, *line, f"workload.shared={shared}", f"out={tmp_path / shared}")
+        assert low <= row["recorded_prefix_hit_rate"] <= high
+        assert row["cached_share"] == pytest.approx(row["recorded_prefix_hit_rate"], abs=0.005)
+        assert not alarms(row.dropna().to_dict())
+
+
+def pair(**cells: Any) -> list[dict[str, Any]]:
+    row = {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.0, "input_length": 20, "output_length": 2}
+    return [{**row, "hash_ids": [1, 2]}, {**row, "chat_id": 2, "timestamp": 0.5, "hash_ids": [1, 3], **cells}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "typed", "message"),
+    [
+        ([pair()[0] | {"parent_chat_id": 2}, pair()[1]], "", "row 1: parent_chat_id=2: that turn comes later"),
+        (pair(parent_chat_id=2), "", "row 2: parent_chat_id=2: that turn comes later"),
+        (pair(chat_id=1), "", "row 2: chat_id=1 appears twice"),
+        (pair(), "workload.block_tokens=512", "row 1: 2 hash_ids for 20 tokens; expected 1 blocks of 512"),
+        (pair(hash_ids=7), "", "row 2: hash_ids=7; expected a list of hashes"),
+        (
+            [{"chat_id": 1, "parent_chat_id": -1, "timestamp": 0, "input_length": 9, "output_length": 1}],
+            "",
+            "hash_ids=None",
+        ),
+        (pair(), CHAT_API, "hash_ids are sent as token ids, which simulated (chat) does not take"),
+        (pair(), "workload.order=random", "workload.order=random: a replay has its file's order"),
+        (pair(), "workload.num_requests=3", "has 2 turns, and 3 are needed; workload.num_requests may be at most 2"),
+        (pair(parent_chat_id=1), "load=batch", "its sessions have turns that follow each other; expected load=closed"),
+        (pair(parent_chat_id=1), "load=recorded load.unit=ms", "are in s; expected s"),
+        (
+            [{"messages": CHAT, "timestamp": 0.0}] * 2,
+            "load=recorded",
+            "conversations have no recorded times; expected load=closed",
+        ),
+        ([{"messages": CHAT[1:2] * 2 + CHAT[2:]}], "", "two messages of a user in a row"),
+        ([{"messages": CHAT[1:3] + CHAT[:1]}], "", "a system message after the first"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused_in_one_line(
+    tmp_path: Path, capsys: Any, rows: Any, typed: str, message: str
+) -> None:
+    file = write(tmp_path / "t.jsonl", rows)
+    line = [*QUICK, "workload=recorded", f"workload.file={file}", "workload.num_requests=2", "load=closed"]
+    assert main([*line, *typed.split(), "dry_run=true", f"out={tmp_path / 'out'}"]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
+    assert caught_by(fault, trace(8, 40, seconds=0.3, gap=0.1), tmp_path / "out"), "no alarm"
+
+
+@pytest.mark.slow
+def test_a_replay_without_a_certificate_is_invalid_also_after_a_resume(tmp_path: Path) -> None:
+    rows, out = trace(8, 40, seconds=0.3, gap=0.1), tmp_path / "out"
+    for _ in range(2):
+        with patch("sweep.node.replay.certificate.recorded_turns", side_effect=OSError):
+            ((row,), _) = replay(rows, out, "load=recorded")
+        assert row["outcome"] == "invalid"
+        assert row["reason"].startswith("the replay has no certificate")
+    ((row,), _) = replay(rows, out, "load=recorded", "retry_failed=true")
+    assert row["outcome"] in ("ok", "client_limited")
+    assert row["replay_exact_turns"] == 1
+
+
+def test_texts_depend_on_seed_and_hash_alone(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(SHIPPED_TOKENIZER)
+    workload = Recorded(name="r", file=str(write(tmp_path / "t.jsonl", trace(3, 8, seconds=1))), num_requests=8)
+    first, again, salted, other = (
+        [request.prompt for request in workload.requests(tokenizer, 8, seed, salt=salt)]
+        for seed, salt in ((1, ""), (1, ""), (1, "x"), (2, ""))
+    )
+    assert first == again
+    assert all(a[:16] != b[:16] for a, b in ((first[0], salted[0]), (first[0], other[0])))
+    assert [len(prompt) for prompt in first] == [len(prompt) for prompt in other]
+    assert all(isinstance(token, int) for prompt in first for token in prompt)
+
+
+def test_the_documented_table_is_a_trace(tmp_path: Path) -> None:
+    document = (ROOT / "docs" / "experiments.md").read_text()
+    table = document[document.index("    chat_id,") :].partition("\n\n")[0]
+    file = write(tmp_path / "trace.csv", "\n".join(line.strip() for line in table.splitlines()))
+    workload = Recorded(name="r", file=str(file), num_requests=4)
+    requests = workload.requests(None, 4, 1)
+    assert [(request.parent, round(request.gap, 3)) for request in requests] == [(-1, 0), (-1, 0), (0, 1.5), (0, 1.9)]
+    turns, arrivals = recorded_turns(workload, 4, None)
+    assert turns == workload.session_turns(4)
+    assert arrivals == [0, 0.4, 1.5, 1.9]
+
+
+def test_a_conversation_keeps_its_history(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", [{"messages": CHAT}])
+    one, two = Recorded(name="r", file=str(file), num_requests=2).requests(None, 2, 1)
+    assert [part.role for part in two.prompt if isinstance(part, Message)] == [turn["role"] for turn in CHAT[:-1]]
+    assert two.prompt[:2] == one.prompt
+    assert two.parent == 0
+    assert all(a != b for a, b in pairwise(two.prompt))
