@@ -30,7 +30,7 @@ OVERTIME = 1.5  # budgets, after which a command begins no other probe
 RISK = "in simulation 0 of 12 such claims were too high, which leaves a risk of up to 22%"
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
 ENDPOINT |= {"retry": "next_run"}
-PROBE_TRIES = 3  # of a probe that was disturbed, or whose trial broke off
+PROBE_TRIES = 3  # of a probe that was disturbed, or whose trial was cut off
 LENGTHS = {"workload.input_tokens": "512", "workload.output_tokens": "128"}
 
 
@@ -160,19 +160,19 @@ def interval_text(claim: Claim) -> str:
 
 def claim_lines(claim: Claim) -> Iterator[str]:
     """Yield the claim, what limits it, and how sure it is: a line each."""
-    limit, sure = f"{claim.limit} is reached first" if claim.limit else "unknown", ""
+    limit, sure = f"{claim.limit} is exceeded first" if claim.limit else "unknown", ""
     match claim.status:
         case "impossible":
-            answer, limit = "none: a single request misses the bound", claim.limit
+            answer, limit = "none: a single request exceeds the bound", claim.limit
         case "above":
             highest = "before the deployment is saturated" if claim.upper else "at the highest rate that was tried"
-            answer, limit = f"more than {number(claim.lower)} requests/s", f"no bound is met {highest}"
+            answer, limit = f"more than {number(claim.lower)} requests/s", f"no bound is exceeded {highest}"
         case "confirmed":
             answer, sure = f"{number(claim.lower)} requests/s ({interval_text(claim)})", f"{RISK}; "
         case _:
             answer, sure = interval_text(claim), f"the search ended early: {claim.ended or 'its budget is spent'}; "
-    sure += f"of this launch while it was measured; {count(claim.probes, 'probe')}, {duration_text(claim.seconds)}"
-    yield from (f"capacity: {answer}", f"limit:    {limit}", f"how sure: {sure} of measuring")
+    sure += f"valid for this launch at this time; {count(claim.probes, 'probe')}, {duration_text(claim.seconds)}"
+    yield from (f"capacity: {answer}", f"limit:    {limit}", f"how sure: {sure} of measurement")
 
 
 def folder_of(command: str, url: str) -> str:
@@ -192,7 +192,7 @@ def arguments_of_run(url: str, slo: str, budget: str, overrides: Sequence[str]) 
     if refused := sorted(typed & options.keys()):
         raise ConfigError(f"{refused[0]}: {options[refused[0]]}")
     if stored := [override for override in overrides if override.startswith("out=") and is_url(override[4:])]:
-        raise ConfigError(f"{stored[0]}: expected a folder for a capacity")  # before the store is asked
+        raise ConfigError(f"{stored[0]}: expected a folder for a capacity search")  # before the store is asked
     lengths = {} if "workload" in typed else LENGTHS
     keys = ENDPOINT | lengths | {"backend.url": url, "slo": slo, "out": folder_of("capacity", url)}
     percentiles = {*PERCENTILES, *(float(name.partition(".p")[2]) for name in bounds if ".p" in name)}

@@ -314,7 +314,7 @@ def quick(arguments: list[str]) -> int:
     """
     parser = Parser(quick)
     parser.add_argument("url_and_keys", metavar="[URL] [KEY=VALUE ...]", nargs="*", help="keys of sweep run")
-    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="as of sweep capacity")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="as for sweep capacity")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
     urls = [argument for argument in options.url_and_keys if "://" in argument.partition("=")[0]]

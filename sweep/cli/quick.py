@@ -18,7 +18,7 @@ from sweep.disk.run_files import RunPaths, read_claims, read_trials
 from sweep.drive.endpoint_model import local_server, with_dialect, with_model
 
 INTERRUPTED = 130  # exit status
-BUDGET = "60s"  # of measuring; the start, pauses between probes and requests to warm up take as long again at most
+BUDGET = "60s"  # of measurement; the start, pauses between probes and requests to warm up take as long again at most
 SHORT_LENGTHS = {"workload.input_tokens": "256", "workload.output_tokens": "64"}
 QUICK_KEYS = {"workload.warmup_requests": "1", "report": "false"}
 LONE_USER = {"load": "closed", "load.concurrency": "1", "workload.num_requests": "3"}
@@ -43,7 +43,7 @@ def quick_report(url: str | None, slo: str | None, overrides: Sequence[str], fol
     single = with_model(_pairs(settings), options)
     single, answered = with_dialect(single, options)
     needed = single[len(settings) :]  # the model, and what the endpoint needs
-    print(f"measuring {url} for at most two minutes; Ctrl-C ends it; details: {out}", file=sys.stderr)
+    print(f"measuring {url} for at most two minutes; Ctrl-C stops it; details: {out}", file=sys.stderr)
     print(f"serves:   {answered or url}")
     status, log = _quietly([*single, "fresh=true"], folders)
     alone, bounds, claims = next(_closed_loops(out), None), slo or "", {}

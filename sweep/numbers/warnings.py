@@ -268,7 +268,7 @@ def cached_input(cached_share: float, recorded_prefix_hit_rate: float | None = N
     share = cached_share
     if share <= CACHED or recorded_prefix_hit_rate is not None:
         return None
-    return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage")
+    return Evidence(share, f"{share:.0%} of the input was cached, according to the answers' usage")
 
 
 @_severe()

@@ -69,7 +69,7 @@ class CapacityQuestion:
     limits: Limits | None = None  # set by benchmarks alone; None: of an endpoint, read off the saturated run
     shortest: float = 60.0  # s of a probe: longer than the machine's own noise remembers
     requests: int = 1000  # of a probe, at saturation
-    budget: float = float("inf")  # s of measuring, after which the interval is the answer
+    budget: float = float("inf")  # s of measurement, after which the interval is the answer
 
 
 class Probe(NamedTuple):
@@ -93,7 +93,7 @@ class Claim:
     upper: float  # 0: unknown
     limit: str = ""  # the bound that is exceeded first, in words
     probes: int = 0
-    seconds: float = 0.0  # of measuring
+    seconds: float = 0.0  # of measurement
     ended: str = ""  # why an interval ended early, if not by its budget
 
 
@@ -124,7 +124,7 @@ class Capacity:
         self.passing, self.failing = 0.0, math.inf  # requests/s, by the probes alone
         self.below = self.above = math.inf  # log widths of the interval around it
         self.drift_by_bound = [0.0] * len(question.bounds)  # of the share of good requests; 0 if in the noise
-        self.limiting_bound: LatencyBound | None = None  # the bound that is met first
+        self.limiting_bound: LatencyBound | None = None  # the bound that is exceeded first
         self.claimed_rate, self.confirmation_runs, self.is_confirmed = math.nan, 0, False
         self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
 
@@ -232,7 +232,7 @@ class Capacity:
         self.estimate = self._capacity_of_twin(self.estimate)
         lengths = sum(probed.probe.requests / probed.probe.rate for probed in nearby) / self._full
         self.floor = FLOOR * math.sqrt(max(1.0, LEAST / lengths))
-        if not self._narrow(errors, nearby):  # by the twin a bound is met first that no probe has come near
+        if not self._narrow(errors, nearby):  # by the twin a bound is exceeded first that no probe has come near
             beyond = 1.06 * max(probed.probe.rate for probed in nearby)
             self.estimate = min(max(self.estimate, beyond), HIGHEST * self.throughput)
             if nearby[-1].probe.rate > 0.99 * HIGHEST * self.throughput and lengths > 0.99 * LEAST:
