@@ -537,7 +537,7 @@ def foreign_cpu(foreign_cpu_share: float, foreign_processes: str) -> Evidence | 
 @_warning()
 def foreign_gpu(foreign_gpu_processes: int, foreign_processes: str) -> Evidence | None:
     """Other processes used one of the engine's GPUs."""
-    message = f"{foreign_gpu_processes} other processes used a GPU of the engine ({foreign_processes})"
+    message = f"other processes on a GPU of the engine: {foreign_gpu_processes} ({foreign_processes})"
     return Evidence(foreign_gpu_processes, message) if foreign_gpu_processes else None
 
 
