@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.failures import dropped_trials
 from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.point_names import Layout, listed
@@ -115,6 +116,8 @@ def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
 def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Some of the point's replicates failed or have not run."""
     planned, counts = _planned_replicates(run, layout), layout.points["n"]
+    dropped = dropped_trials(run, layout)["point"].value_counts()
+    planned = planned.sub(dropped, fill_value=0).reindex(planned.index).astype(int)
     for point in layout.points.index[(counts > 0) & (counts < planned)]:
         n, total = counts[point], planned[point]
         yield Evidence(n / total, f"{n} of {total} replicates have a result", points=(point,))

@@ -128,7 +128,10 @@ def _ranked_configuration(every: Measured, point: "pd.Series[Any]", criterion: T
     begins = every.rows_of(place, ["started_at"])["started_at"].dropna()
     measured = (str(begins.min()), str(begins.max())) if len(begins) else None
     name, run = str(point["name"]), str(point["run"])
-    configuration = RankedConfiguration(name, load, run, figure, point=place, codes=codes, measured=measured)
+    dropped = str(point["dropped"]) if pd.notna(point["dropped"]) else None
+    configuration = RankedConfiguration(
+        name, load, run, figure, point=place, codes=codes, measured=measured, dropped=dropped
+    )
     if not criterion.bounds:
         return configuration
     shown = [bound.on(shown_column(point, bound.quantity.column)) for bound in criterion.bounds]

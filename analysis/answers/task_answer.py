@@ -132,6 +132,7 @@ class RankedConfiguration:
     judged: bool = True  # False: too few requests for the bounded percentile
     codes: tuple[str, ...] = ()  # codes of warnings about its figure and its bounded latencies
     measured: tuple[str, str] | None = None  # start of its first and of its last trial
+    dropped: str | None = None  # why the race needed no more of its trials
 
     @property
     def meets(self) -> bool:
