@@ -29,7 +29,7 @@ UNEQUAL_CHARACTERS = 1.3  # ratio of most to fewest characters per token
 UNEQUAL_INPUTS = 1.05  # ratio of most to fewest tokens in a prompt; a chat template may add a few
 LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and change, that are reported
 BY_AGE = ("output_throughput", "e2el_p50")
-FEWEST_IN_ORDER, ENOUGH_IN_ORDER = 5, 10  # launches whose order is tested, and that show more than a strong trend
+FEWEST_IN_ORDER, ENOUGH_IN_ORDER = 5, 20  # launches whose order is tested, and that show more than a strong trend
 SMALL_SPREAD, CHANCE, SHUFFLES = 0.01, 0.025, 2000  # spread whose order is ignored; of a false alarm; permutations
 MOST_NAMED = 3  # maximum points named in a sentence
 OF_FIGURES = ("few-requests", "few-steady-requests")  # about trials' columns that the point may lack
@@ -178,7 +178,7 @@ def launch_order(run: Run, layout: Layout) -> Iterator[Evidence]:
     launched = layout.placed(run.ok).dropna(subset=["launch", "started_at"])
     for column in (name for name in BY_AGE if name in launched):
         trials = launched[launched[column] > 0]
-        logs = np.log(trials[column].astype("float64"))
+        logs = trials[column].astype("float64").map(math.log)
         trials = trials.assign(log=logs - logs.groupby(trials["point"]).transform("mean"))
         by_launch = trials.groupby(["line", "launch"]).agg({"log": "mean", "started_at": "min"})
         ordered = by_launch.sort_values("started_at", kind="stable")["log"].groupby(level="line")
@@ -208,7 +208,7 @@ def order_resemblance(series: Sequence[FloatArray]) -> float | None:
 @register(
     CHECKS,
     Severity.INFO,
-    "Intervals of a new launch, and leads, assume launches that are independent and alike: set replicates=10, or "
+    "Intervals of a new launch, and leads, assume launches that are independent and alike: set replicates=20, or "
     "measure again on another day.",
 )
 def few_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -218,7 +218,8 @@ def few_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
     launched = layout.placed(run.ok[run.ok["launch"].notna()])
     counts = launched[launched["point"].isin(np.concatenate(best) if best else [])].groupby("point")["launch"].nunique()
     if len(counts) and 2 <= counts.min() < ENOUGH_IN_ORDER:
-        message = f"{counts.min()} launches of each hardly show a trend between launches, or an odd one in five"
+        shown = "show only a strong" if counts.min() >= FEWEST_IN_ORDER else "hardly show a"
+        message = f"{counts.min()} launches of each {shown} trend between launches, or an odd one in five"
         yield Evidence(float(counts.min()), message)
 
 

@@ -11,6 +11,7 @@ import argparse
 import csv
 import itertools
 import multiprocessing
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from analysis.statistics.intervals import (
 )
 from benchmarks.documents import markdown_table
 from benchmarks.simulated_runs import (
+    ADVERSE,
     SCENARIOS,
     STATIONARY,
     FloatArray,
@@ -59,6 +61,7 @@ FEW_REPLICATES = (3, 5)  # of steady states, which take long
 FEWEST_OF_GAPS, GAP_REPLICATES = 500, 3  # requests and replicates
 TRUTH = 4_000_000  # latencies, for the true figure
 VALUES_AT_ONCE = 100_000  # so that a processor's cache holds the arrays
+LEAST_COVERAGE, MOST_LISTED = 0.93, 40  # that a shown cell should have, and figures below it that are listed
 SHOWN = 0.5  # share of the repetitions with an interval, from which a cell counts as shown
 
 Figures = dict[str, Interval]
@@ -228,13 +231,13 @@ class Design(NamedTuple):
         coverage = float(covered[shown].mean()) if shown.any() else np.nan
         wrong, effective = float((shown & ~covered).mean()), float(np.median(interval.effective_n))
         return Cell(
-            rule, figure, self.scenario, self.n, self.replicates, self.repetitions, float(shown.mean()), coverage, float(width), wrong,
-            effective, code_version.commit() or "",
+            rule, figure, self.scenario, self.n, self.replicates, self.repetitions, float(shown.mean()), coverage,
+            float(width), wrong, effective, code_version.commit() or "",
         )  # fmt: skip
 
 
 def launch_factors(spread: float | str, shape: tuple[int, ...], chance: np.random.Generator) -> FloatArray:
-    """By what factor the times of each launch are longer. Shape (repetitions, launches), the launches in their order."""
+    """The factors by which launches take longer, in their order. Shape (repetitions, launches)."""
     normal = chance.standard_normal(shape)
     if spread == ODD:
         return np.asarray(np.where(chance.random(shape) < 0.2, SLOWER, 1.0))
@@ -364,9 +367,10 @@ def document(results: Sequence[Cell]) -> str:
     """A section for each rule: an account of it, and a table with the least that is shown and the least coverage."""
     parts = []
     for rule, heading in GROUPS.items():
-        chosen = [cell for cell in results if cell.rule == rule]
-        if chosen:
-            parts += [heading, _account(chosen), _table(chosen)]
+        parts += [heading] if any(cell.rule == rule for cell in results) else []
+        for adverse, title in ((False, ""), (True, "Adverse designs: ")):
+            chosen = [cell for cell in results if cell.rule == rule and (cell.scenario in ADVERSE) == adverse]
+            parts += [textwrap.fill(title + _account(chosen), 120), _table(chosen), *_below(chosen)] if chosen else []
     return "\n\n".join(parts)
 
 
@@ -375,15 +379,30 @@ def _account(chosen: Sequence[Cell]) -> str:
     if not shown:
         return "No cell is shown."
     least, widest = min(shown, key=lambda cell: cell.coverage), max(shown, key=lambda cell: cell.width)
-    below = sum(cell.coverage < 0.93 for cell in shown)
+    below = sum(cell.coverage < LEAST_COVERAGE for cell in shown)
     wide = sum(cell.width > 1.5 for cell in shown)
     worst = max(chosen, key=lambda cell: cell.misleading)
     return (
-        f"{len(shown)} of {len(chosen)} cells are shown. {below} of them cover less than 93%, the least {_at(least)} "
-        f"with {least.coverage:.1%}. {wide} are wider than 1.5 × the oracle, the widest {_at(widest)} with "
-        f"{widest.width:.2f}. The largest share of repetitions that show an interval without the truth is "
+        f"{len(shown)} of {len(chosen)} cells are shown. {below} of them cover less than 93%, the least "
+        f"{_at(least)} with {least.coverage:.1%}. {wide} are wider than 1.5 × the oracle, the widest {_at(widest)} "
+        f"with {widest.width:.2f}. The largest share of repetitions that show an interval without the truth is "
         f"{worst.misleading:.1%}, {_at(worst)}."
     )
+
+
+def _below(chosen: Sequence[Cell]) -> Iterator[str]:
+    """A table of the shown cells that are covered too seldom, unless they are as many as of others' rules."""
+    below: dict[tuple[str, str], list[str]] = {}
+    for cell in chosen:
+        if cell.counts and cell.coverage < LEAST_COVERAGE:
+            covered = f"{cell.replicates} × {cell.requests:,}: {cell.coverage:.1%}"
+            below.setdefault((cell.scenario, cell.figure), []).append(covered)
+    if 0 < len(below) <= MOST_LISTED:
+        yield "\n".join(
+            markdown_table(
+                "covered too seldom | figure | cells", [[*name, "; ".join(cells)] for name, cells in below.items()]
+            )
+        )
 
 
 def _at(cell: Cell) -> str:
@@ -427,7 +446,9 @@ def write(results: Sequence[Cell]) -> None:
         dict.fromkeys(f"{cell.commit[:12]} ({cell.repetitions:,} repetitions a cell)" for cell in results)
     )
     before, mark, _ = DOCUMENT.read_text().partition("<!-- tables: python -m benchmarks.coverage -->\n")
-    DOCUMENT.write_text(f"{before}{mark}\nMeasured at commit {sources}.\n\n{document(results)}\n")
+    DOCUMENT.write_text(
+        f"{before}{mark}\n{textwrap.fill(f'Measured at commit {sources}.', 120)}\n\n{document(results)}\n"
+    )
 
 
 def _read(row: Mapping[str, str]) -> Cell:

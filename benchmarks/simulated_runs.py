@@ -88,7 +88,8 @@ def _gap(scenario: str, number: NDArray[np.int64], chance: np.random.Generator) 
     """The time since the arrival before; None for users, who send when their answer is there."""
     runs = len(number)
     if scenario in BURSTS:
-        return chance.exponential(BURST / (BURSTS[scenario] * SLOTS), runs) * ((number > 0) & (number % BURST == 0))
+        begins = (number > 0) & (number % BURST == 0)
+        return np.where(begins, chance.exponential(BURST / (BURSTS[scenario] * SLOTS), runs), 0.0)
     if scenario == SURGES:
         slow = SURGE_LOAD * SLOTS * (1 + SURGE_FACTOR) / (2 * SURGE_FACTOR)
         return chance.exponential(1, runs) / np.where(number // SURGE % 2, slow * SURGE_FACTOR, slow)

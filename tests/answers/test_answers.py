@@ -460,13 +460,13 @@ def test_the_launches_asked_for_do_tell_nine_times_in_ten():
 
 
 def test_launches_that_drift_are_named_and_few_launches_say_what_they_cannot_show(tmp_path):
-    """One engine gains 2 % with each of ten launches; of engines whose launches are independent nothing is said."""
-    chance = np.random.default_rng(4).normal(0, 0.02, (2, 10))
+    """Engines gain 2 % with each of 20 launches; of engines whose launches are independent nothing is said."""
+    chance = np.random.default_rng(4).normal(0, 0.02, (2, 20))
     found = {}
-    for name, step, count in (("trend", 0.02, 10), ("independent", 0.0, 10), ("few", 0.02, 3)):
+    for name, step, count in (("trend", 0.02, 20), ("independent", 0.0, 20), ("few", 0.02, 3)):
         rows = [
             trial(backend, 1, i, speed * float(np.exp(chance[engine, i] + step * i)), launch=f"{backend}{i}")
-            | {"started_at": f"2026-11-25T{10 + i}:00:00"}
+            | {"started_at": f"2026-11-25T{i:02}:00:00"}
             for engine, (backend, speed) in enumerate((("vllm", 100), ("tgi", 50)))
             for i in range(count)
         ]
