@@ -15,7 +15,7 @@ from sweep.base.config import PERCENTILES, ConfigError
 from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantity import percentile_name
 
-MOST_SUGGESTED = 3  # multiple of the launches that ran; suggesting more would be absurd
+MOST_SUGGESTED = 10  # multiple of the launches that ran; suggesting more would be absurd
 LEAST_BOUNDED = 90  # lowest percentile at which an SLO is judged
 
 
@@ -192,7 +192,7 @@ class TaskAnswer:
 
     @property
     def suggested(self) -> Remedy | None:
-        """The remedy for a tie, if it takes fewer than three times the launches that ran."""
+        """The remedy for a tie, if it takes fewer than ten times the launches that ran."""
         affordable = self.remedy and self.best and self.remedy.launches < MOST_SUGGESTED * self.best.figure.n
         return self.remedy if affordable else None
 
