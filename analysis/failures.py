@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis.load import Run
 from analysis.point_names import Layout
+from sweep.base.records import Outcome
 
 MOST_LOSSES = 40  # ways to fail
 NUMBER = r"\b[0-9a-f]*\d[0-9a-f]*(?:[.,]\d+)*"  # parts in which equal reasons may differ
@@ -22,12 +23,18 @@ class Loss(NamedTuple):
     log_tail: str | None
 
 
+def dropped_trials(run: Run, layout: Layout) -> pd.DataFrame:
+    """Return the trials that the race dropped, with their `reason` and `point`."""
+    return layout.placed(run.trials[run.trials["outcome"] == Outcome.DROPPED])
+
+
 class Losses(NamedTuple):
     """The trials without a result, grouped by kind of failure."""
 
     shown: list[Loss]  # the most frequent kinds
     trials: int
     left_out: str  # a sentence on the kinds not shown; empty if all are shown
+    dropped: int = 0  # how many of `trials` the race dropped, since the answer does not need them
 
 
 def losses(run: Run, layout: Layout) -> Losses:
@@ -55,7 +62,7 @@ def losses(run: Run, layout: Layout) -> Losses:
     ]
     kinds, others = len(sizes) - len(most), sizes.sum() - most.sum()
     left_out = f"and {others:,} more trials with {kinds:,} other failures: see trials.parquet" if kinds else ""
-    return Losses(shown, len(run.not_ok), left_out)
+    return Losses(shown, len(run.not_ok), left_out, len(dropped_trials(run, layout)))
 
 
 def _log(run: Run, trials: pd.DataFrame) -> str | None:

@@ -87,6 +87,11 @@ class Run:
         return [name for name in named if name in self.trials.columns and name not in schema]
 
 
+def run_of_rows(paths: RunPaths, table: pa.Table, experiment: dict[str, Any]) -> Run:
+    """Return an unfinished run, from the rows so far and its plan's entry about the experiment."""
+    return Run(paths, _frame(table), experiment)
+
+
 def open_run(folder: str | Path, all_rows: bool = False, kinds: Sequence[str] = ("requests",)) -> Run:
     """Open the run in a folder: the trials of its current plan, or all trials ever measured there.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.failures import Losses, losses
+from analysis.failures import Losses, dropped_trials, losses
 from analysis.load import Run, open_run
 from analysis.plotting.fitting import Fit, fits
 from analysis.plotting.layout import arrange
@@ -76,6 +76,11 @@ class RunResults:
     @cached_property
     def losses(self) -> Losses:
         return losses(self.run, self.layout)
+
+    @cached_property
+    def dropped(self) -> "pd.Series[str]":
+        """Why the race needed no more trials of each point; null where it did."""
+        return dropped_trials(self.run, self.layout).groupby("point")["reason"].first().reindex(self.points.index)
 
     @cached_property
     def fits(self) -> list[Fit]:

@@ -5,7 +5,7 @@ A check is a function in CHECKS (`sweep.numbers.warnings.register`): its name is
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.failures import dropped_trials
 from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.point_names import Layout, listed
 from analysis.quantities import labelled_column
 from analysis.statistics.intervals import FloatArray, t
 from analysis.statistics.pooled import of_endpoints
-from analysis.statistics.standings import UNEQUAL, warnings_of_trials
+from analysis.statistics.standings import UNEQUAL, Standing, warnings_of_trials
 from analysis.summary import planned_trials
 from sweep.base.wording import count, duration_text
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
@@ -29,6 +30,8 @@ UNEQUAL_CHARACTERS = 1.3  # ratio of most to fewest characters per token
 UNEQUAL_INPUTS = 1.05  # ratio of most to fewest tokens in a prompt; a chat template may add a few
 LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and change, that are reported
 BY_AGE = ("output_throughput", "e2el_p50")
+FEWEST_IN_ORDER, ENOUGH_IN_ORDER = 5, 20  # launches whose order is tested, and that show more than a strong trend
+SMALL_SPREAD, CHANCE, SHUFFLES = 0.01, 0.025, 2000  # spread whose order is ignored; of a false alarm; permutations
 MOST_NAMED = 3  # maximum points named in a sentence
 OF_FIGURES = ("few-requests", "few-steady-requests")  # about trials' columns that the point may lack
 CHECKS: list[Check] = []
@@ -115,6 +118,8 @@ def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
 def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Some of the point's replicates failed or have not run."""
     planned, counts = _planned_replicates(run, layout), layout.points["n"]
+    dropped = dropped_trials(run, layout)["point"].value_counts()
+    planned = planned.sub(dropped, fill_value=0).reindex(planned.index).astype(int)
     for point in layout.points.index[(counts > 0) & (counts < planned)]:
         n, total = counts[point], planned[point]
         yield Evidence(n / total, f"{n} of {total} replicates have a result", points=(point,))
@@ -164,6 +169,61 @@ def _change(before: FloatArray, after: FloatArray) -> float:
         error = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(after)))
         least = max(LEAST_CHANGE, float(t(freedom)) * error)
     return difference if abs(difference) > least else 0.0
+
+
+@_warning(
+    "Intervals and leads assume independent launches, so they are too narrow: find out what changes from launch to "
+    "launch (temperature, clocks, other users), or spread the replicates over several days.",
+    BY_AGE,
+)
+def launch_order(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """Successive launches resemble each other more than chance explains: a trend, or a slow change."""
+    launched = layout.placed(run.ok).dropna(subset=["launch", "started_at"])
+    for column in (name for name in BY_AGE if name in launched):
+        trials = launched[launched[column] > 0]
+        logs = trials[column].astype("float64").map(math.log)
+        trials = trials.assign(log=logs - logs.groupby(trials["point"]).transform("mean"))
+        by_launch = trials.groupby(["line", "launch"]).agg({"log": "mean", "started_at": "min"})
+        ordered = by_launch.sort_values("started_at", kind="stable")["log"].groupby(level="line")
+        series = [each.to_numpy(np.float64) for _, each in ordered if len(each) >= FEWEST_IN_ORDER]
+        series = [each for each in series if each.std() > SMALL_SPREAD]
+        if series and (resemblance := order_resemblance(series)) is not None:
+            message = f"successive launches resemble each other (correlation {resemblance:.2f})"
+            yield Evidence(resemblance, message, points=tuple(trials["point"].unique()))
+            return
+
+
+def order_resemblance(series: Sequence[FloatArray]) -> float | None:
+    """Return the mean correlation of successive launches; None if their order may be chance.
+
+    The launches are permuted, all series alike, since launches of a replicate share what the machine does then.
+    """
+    draws = np.random.default_rng(0).random((SHUFFLES + 1, max(map(len, series))))
+    draws[0] = np.arange(draws.shape[1])  # as they were
+    correlations = np.zeros(len(draws))
+    for launches in series:
+        shuffled = (launches - launches.mean())[draws[:, : len(launches)].argsort(axis=1)]
+        correlations += (shuffled[:, 1:] * shuffled[:, :-1]).sum(axis=1) / (shuffled[0] ** 2).sum() / len(series)
+    by_chance = float((correlations >= correlations[0] - 1e-12).mean())
+    return float(correlations[0]) if by_chance <= CHANCE else None
+
+
+@register(
+    CHECKS,
+    Severity.INFO,
+    "Intervals of a new launch, and leads, assume launches that are independent and alike: set replicates=20, or "
+    "measure again on another day.",
+)
+def few_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """A configuration leads, by launches too few to show a trend between them, or an odd one in five."""
+    standings = [layout.points[name] for name in _derived(layout, "standing")]
+    best = [each.index[each == Standing.BEST] for each in standings]
+    launched = layout.placed(run.ok[run.ok["launch"].notna()])
+    counts = launched[launched["point"].isin(np.concatenate(best) if best else [])].groupby("point")["launch"].nunique()
+    if len(counts) and 2 <= counts.min() < ENOUGH_IN_ORDER:
+        shown = "show only a strong" if counts.min() >= FEWEST_IN_ORDER else "hardly show a"
+        message = f"{counts.min()} launches of each {shown} trend between launches, or an odd one in five"
+        yield Evidence(float(counts.min()), message)
 
 
 @_warning("Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.")

@@ -11,6 +11,7 @@ import argparse
 import csv
 import itertools
 import multiprocessing
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from analysis.statistics.intervals import (
 )
 from benchmarks.documents import markdown_table
 from benchmarks.simulated_runs import (
+    ADVERSE,
     SCENARIOS,
     STATIONARY,
     FloatArray,
@@ -49,12 +51,17 @@ REPLICATES = (1, 2, 3, 5, 10)
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LAUNCHES = (3, 5, 10)
 BETWEEN_LAUNCHES = (0.02, 0.05)
+ODD, RESEMBLING, TREND = "an odd launch in five", "resembling launches", "a trend between launches"
+UNLIKE_LAUNCHES = (ODD, RESEMBLING, TREND)  # designs of launches that are not alike, or not independent
+UNLIKE_SCENARIO, UNLIKE_REQUESTS = "lognormal", (500, 1500)
+SLOWER, CORRELATION, UNLIKE_SPREAD, STEP, OF_A_TREND = 1.2, 0.8, 0.03, 0.02, 20
 STEADY_REQUESTS = (1500,)  # fewer often hold no steady state
 STUDIES = ("whole", "ratios", "steady")  # parts, which can be run one by one
 FEW_REPLICATES = (3, 5)  # of steady states, which take long
 FEWEST_OF_GAPS, GAP_REPLICATES = 500, 3  # requests and replicates
 TRUTH = 4_000_000  # latencies, for the true figure
 VALUES_AT_ONCE = 100_000  # so that a processor's cache holds the arrays
+LEAST_COVERAGE, MOST_LISTED = 0.93, 40  # that a shown cell should have, and figures below it that are listed
 SHOWN = 0.5  # share of the repetitions with an interval, from which a cell counts as shown
 
 Figures = dict[str, Interval]
@@ -155,6 +162,7 @@ class Cell(NamedTuple):
     scenario: str
     requests: int
     replicates: int
+    repetitions: int
     shown: float  # share of the repetitions with an interval
     coverage: float  # share of those that hold the truth
     width: float  # median of those, over the range of 95% of the figure's values (the oracle)
@@ -178,7 +186,7 @@ class Design(NamedTuple):
     n: int
     replicates: int
     repetitions: int
-    spread: float = 0.0
+    spread: float | str = 0.0  # or one of UNLIKE_LAUNCHES
 
     def cells(
         self,
@@ -201,13 +209,13 @@ class Design(NamedTuple):
     def _parts(self, runs: Runs, states: FloatArray | None) -> Iterator[tuple[Runs] | tuple[Runs, FloatArray]]:
         """The replicates of some repetitions, of shape (repetitions, replicates, n), with their steady states."""
         share = len(runs.sent) // self.repetitions
-        chance = np.random.default_rng([self.n, self.replicates, round(1000 * self.spread)])
+        chance = np.random.default_rng([self.n, self.replicates, _code(self.spread)])
         size = max(1, VALUES_AT_ONCE // (self.replicates * self.n))
         for begin in range(0, self.repetitions, size):
             chosen = slice(begin * share, min(begin + size, self.repetitions) * share)
             shape = (-1, share, self.n)
             part = Runs(*(values.reshape(shape)[:, : self.replicates] for values in runs.section(chosen, self.n)))
-            factors = np.exp(self.spread * chance.standard_normal(part.sent.shape[:2]))
+            factors = launch_factors(self.spread, part.sent.shape[:2], chance)
             if states is None:
                 yield (part.slower(factors),)
             else:
@@ -223,16 +231,42 @@ class Design(NamedTuple):
         coverage = float(covered[shown].mean()) if shown.any() else np.nan
         wrong, effective = float((shown & ~covered).mean()), float(np.median(interval.effective_n))
         return Cell(
-            rule, figure, self.scenario, self.n, self.replicates, float(shown.mean()), coverage, float(width), wrong,
-            effective, code_version.commit() or "",
+            rule, figure, self.scenario, self.n, self.replicates, self.repetitions, float(shown.mean()), coverage,
+            float(width), wrong, effective, code_version.commit() or "",
         )  # fmt: skip
 
 
-def _truth(latency: FloatArray, rate: float, spread: float) -> dict[str, float]:
-    """The figures over infinitely many launches, each slower by a factor: over many factors of each latency."""
+def launch_factors(spread: float | str, shape: tuple[int, ...], chance: np.random.Generator) -> FloatArray:
+    """The factors by which launches take longer, in their order. Shape (repetitions, launches)."""
+    normal = chance.standard_normal(shape)
+    if spread == ODD:
+        return np.asarray(np.where(chance.random(shape) < 0.2, SLOWER, 1.0))
+    if spread == TREND:
+        return np.broadcast_to(np.exp(STEP * np.arange(shape[-1])), shape)
+    if spread == RESEMBLING:
+        for launch in range(1, shape[-1]):
+            normal[:, launch] *= np.sqrt(1 - CORRELATION**2)
+            normal[:, launch] += CORRELATION * normal[:, launch - 1]
+        spread = UNLIKE_SPREAD
+    return np.asarray(np.exp(float(spread) * normal))
+
+
+def _new_launches(spread: float | str, count: int) -> FloatArray:
+    """The factors of launches that are independent of those measured; of a trend, any of OF_A_TREND launches."""
     chance = np.random.default_rng(1)
+    if spread == TREND:
+        return np.asarray(np.exp(STEP * chance.integers(0, OF_A_TREND, count)))
+    return launch_factors(spread, (count, 1), chance)[:, 0]
+
+
+def _code(spread: float | str) -> int:
+    return 10_000 + UNLIKE_LAUNCHES.index(spread) if isinstance(spread, str) else round(1000 * spread)
+
+
+def _truth(latency: FloatArray, rate: float, spread: float | str) -> dict[str, float]:
+    """The figures over infinitely many launches, each slower by a factor: over many factors of each latency."""
     latency = latency.ravel()[:: max(1, latency.size // TRUTH)].astype(np.float64)
-    latency = latency * np.exp(spread * chance.standard_normal(latency.size))
+    latency = latency * _new_launches(spread, latency.size)
     quantiles = {name: float(np.quantile(latency, q)) for name, q in QUANTILES.items()}
     noise = gaps(latency[::4], seed=2)
     return {
@@ -254,12 +288,15 @@ def study(
 ) -> Iterator[Cell]:
     """Every cell of a scenario: of these launches and of a new launch, and under the rules of others."""
     runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
-    for n, spread in itertools.product(requests, (0.0, *BETWEEN_LAUNCHES)):
+    unlike = UNLIKE_LAUNCHES if scenario == UNLIKE_SCENARIO and figures is ours else ()
+    for n, spread in itertools.product(requests, (0.0, *BETWEEN_LAUNCHES, *unlike)):
+        if spread in UNLIKE_LAUNCHES and n not in UNLIKE_REQUESTS:
+            continue
         truth = _truth(runs.latency[:, :n], _rate(runs, n, spread), spread)
         for count in [each for each in (LAUNCHES if spread else REPLICATES) if each in replicates]:
             design = Design(scenario, n, count, repetitions, spread)
             yield from design.cells(_rule(spread), runs, figures, truth)
-            if count == GAP_REPLICATES and n >= FEWEST_OF_GAPS and spread < max(BETWEEN_LAUNCHES):
+            if count == GAP_REPLICATES and n >= FEWEST_OF_GAPS and spread in (0.0, min(BETWEEN_LAUNCHES)):
                 yield from design.cells(_rule(spread), runs, of_gaps, truth)
             if rival_rules and not spread:
                 yield from design.cells("AIPerf", runs, over_runs, truth)
@@ -278,14 +315,17 @@ def ratio_study(
         yield from Design(scenario, n, count, repetitions, spread).cells(f"ratio, {spread:.0%}", runs, ratios, equal)
 
 
-def _rule(spread: float) -> str:
+def _rule(spread: float | str) -> str:
+    if isinstance(spread, str):
+        return f"new launch, {spread}"
     return f"new launch, {spread:.0%}" if spread else "ours"
 
 
-def _rate(runs: Runs, n: int, spread: float) -> float:
+def _rate(runs: Runs, n: int, spread: float | str) -> float:
     """The throughput over infinitely many launches: requests over the mean duration."""
-    duration = float((runs.sent[:, :n] + runs.latency[:, :n]).max(-1).mean(dtype=np.float64))
-    return n / (duration * float(np.exp(spread**2 / 2)))
+    duration = float(((runs.sent[:, :n] + runs.latency[:, :n]).max(-1) - runs.sent[:, 0]).mean(dtype=np.float64))
+    factor = float(_new_launches(spread, 100_000).mean()) if isinstance(spread, str) else float(np.exp(spread**2 / 2))
+    return n / (duration * factor)
 
 
 def steady_study(
@@ -313,6 +353,7 @@ GROUPS = {
     **{
         f"new launch, {spread:.0%}": f"## Of a new launch, {spread:.0%} between launches" for spread in BETWEEN_LAUNCHES
     },
+    **{f"new launch, {design}": f"## Of a new launch, {design}" for design in UNLIKE_LAUNCHES},
     **{
         f"ratio, {spread:.0%}": f"## Ratios of two engines, {spread:.0%} between launches"
         for spread in (0.0, *BETWEEN_LAUNCHES)
@@ -326,9 +367,10 @@ def document(results: Sequence[Cell]) -> str:
     """A section for each rule: an account of it, and a table with the least that is shown and the least coverage."""
     parts = []
     for rule, heading in GROUPS.items():
-        chosen = [cell for cell in results if cell.rule == rule]
-        if chosen:
-            parts += [heading, _account(chosen), _table(chosen)]
+        parts += [heading] if any(cell.rule == rule for cell in results) else []
+        for adverse, title in ((False, ""), (True, "Adverse designs: ")):
+            chosen = [cell for cell in results if cell.rule == rule and (cell.scenario in ADVERSE) == adverse]
+            parts += [textwrap.fill(title + _account(chosen), 120), _table(chosen), *_below(chosen)] if chosen else []
     return "\n\n".join(parts)
 
 
@@ -337,15 +379,30 @@ def _account(chosen: Sequence[Cell]) -> str:
     if not shown:
         return "No cell is shown."
     least, widest = min(shown, key=lambda cell: cell.coverage), max(shown, key=lambda cell: cell.width)
-    below = sum(cell.coverage < 0.93 for cell in shown)
+    below = sum(cell.coverage < LEAST_COVERAGE for cell in shown)
     wide = sum(cell.width > 1.5 for cell in shown)
     worst = max(chosen, key=lambda cell: cell.misleading)
     return (
-        f"{len(shown)} of {len(chosen)} cells are shown. {below} of them cover less than 93%, the least {_at(least)} "
-        f"with {least.coverage:.1%}. {wide} are wider than 1.5 × the oracle, the widest {_at(widest)} with "
-        f"{widest.width:.2f}. The largest share of repetitions that show an interval without the truth is "
+        f"{len(shown)} of {len(chosen)} cells are shown. {below} of them cover less than 93%, the least "
+        f"{_at(least)} with {least.coverage:.1%}. {wide} are wider than 1.5 × the oracle, the widest {_at(widest)} "
+        f"with {widest.width:.2f}. The largest share of repetitions that show an interval without the truth is "
         f"{worst.misleading:.1%}, {_at(worst)}."
     )
+
+
+def _below(chosen: Sequence[Cell]) -> Iterator[str]:
+    """A table of the shown cells that are covered too seldom, unless they are as many as of others' rules."""
+    below: dict[tuple[str, str], list[str]] = {}
+    for cell in chosen:
+        if cell.counts and cell.coverage < LEAST_COVERAGE:
+            covered = f"{cell.replicates} × {cell.requests:,}: {cell.coverage:.1%}"
+            below.setdefault((cell.scenario, cell.figure), []).append(covered)
+    if 0 < len(below) <= MOST_LISTED:
+        yield "\n".join(
+            markdown_table(
+                "covered too seldom | figure | cells", [[*name, "; ".join(cells)] for name, cells in below.items()]
+            )
+        )
 
 
 def _at(cell: Cell) -> str:
@@ -375,7 +432,8 @@ def write(results: Sequence[Cell]) -> None:
     """Replace the cells of these scenarios in coverage.csv, and the tables of coverage.md."""
     path, measured = DOCUMENT.with_suffix(".csv"), {cell.key for cell in results}
     with path.open(newline="") as file:
-        earlier = [cell for cell in map(_read, csv.DictReader(file)) if cell.key not in measured]
+        cells = map(_read, csv.DictReader(file))
+        earlier = [cell for cell in cells if cell.key not in measured and cell.rule in GROUPS]
     results = sorted(
         [*earlier, *results],
         key=lambda cell: (list(GROUPS).index(cell.rule), SCENARIOS.index(cell.scenario), cell.requests),
@@ -384,9 +442,13 @@ def write(results: Sequence[Cell]) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(Cell._fields)
         rows.writerows([f"{value:.4g}" if isinstance(value, float) else value for value in cell] for cell in results)
-    commits = ", ".join(dict.fromkeys(cell.commit for cell in results))
+    sources = ", ".join(
+        dict.fromkeys(f"{cell.commit[:12]} ({cell.repetitions:,} repetitions a cell)" for cell in results)
+    )
     before, mark, _ = DOCUMENT.read_text().partition("<!-- tables: python -m benchmarks.coverage -->\n")
-    DOCUMENT.write_text(f"{before}{mark}\nMeasured at commit {commits}.\n\n{document(results)}\n")
+    DOCUMENT.write_text(
+        f"{before}{mark}\n{textwrap.fill(f'Measured at commit {sources}.', 120)}\n\n{document(results)}\n"
+    )
 
 
 def _read(row: Mapping[str, str]) -> Cell:
@@ -404,6 +466,8 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="the whole runs only")
     parser.add_argument("--ratios", action="store_true", help="the ratios of two engines only")
     parser.add_argument("--requests", nargs="*", type=int, default=REQUESTS, help="of a whole run")
+    parser.add_argument("--replicates", nargs="*", type=int, default=REPLICATES, help="of a whole run")
+    parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     np.seterr(invalid="ignore", divide="ignore")
@@ -411,21 +475,22 @@ def main() -> None:
         print(document(list(study("load 0.7", [100], [3], 300))))
         return
     chosen = [part for part in STUDIES if getattr(arguments, part)]
-    jobs = list(itertools.product(arguments.scenarios, chosen or STUDIES, [arguments.requests], [not arguments.ours]))
+    sizes = arguments.requests, arguments.replicates, arguments.repetitions
+    jobs = list(itertools.product(arguments.scenarios, chosen or STUDIES, [sizes], [not arguments.ours]))
     with multiprocessing.Pool(arguments.processes) as pool:
         for cells in pool.imap_unordered(_job, jobs):
             write(cells)
 
 
-def _job(job: tuple[str, str, Sequence[int], bool]) -> list[Cell]:
-    scenario, part, requests, rival_rules = job
+def _job(job: tuple[str, str, tuple[Sequence[int], Sequence[int], int], bool]) -> list[Cell]:
+    scenario, part, (requests, replicates, repetitions), rival_rules = job
     np.seterr(invalid="ignore", divide="ignore")
     match part:
         case "whole":
-            return list(study(scenario, requests, rival_rules=rival_rules))
+            return list(study(scenario, requests, replicates, repetitions, rival_rules=rival_rules))
         case "ratios":
-            return list(ratio_study(scenario, requests))
-    return list(steady_study(scenario)) if scenario in STATIONARY else []
+            return list(ratio_study(scenario, requests, repetitions=repetitions))
+    return list(steady_study(scenario, repetitions=repetitions)) if scenario in STATIONARY else []
 
 
 if __name__ == "__main__":

@@ -16,7 +16,13 @@ LOADS = {f"load {load}": load for load in (0.3, 0.5, 0.7, 0.85, 0.9)}
 FEW_USERS = {"4 users": 4, "4 users, 2% slow": 4}
 BATCH = 8  # requests of a lockstep batch, which take as long as the batch but for a little
 STATIONARY = ("lognormal", "2% slow", *LOADS)  # of which long runs are studied
-SCENARIOS = (*STATIONARY, *FEW_USERS, "batches of 8")
+PARETO = {"Pareto 2.5": 2.5, "Pareto 1.5": 1.5}  # the index of the services' tail
+STALLS, STALL_EVERY, STALL_LENGTH = "stalls", 60.0, 3.0  # mean services between two stalls, and of a stall
+WANDERING, WANDER_SPREAD, WANDER_MEMORY = "wandering speed", 0.05, 300  # of the logarithm; requests
+BURSTS, BURST = {"bursts 0.5": 0.5, "bursts 0.7": 0.7}, 32  # loads, and the requests that arrive together
+SURGES, SURGE_LOAD, SURGE_FACTOR, SURGE = "surges", 0.6, 3.0, 200  # the rate changes by a factor every SURGE requests
+ADVERSE = (*PARETO, STALLS, WANDERING, *BURSTS, SURGES)
+SCENARIOS = (*STATIONARY, *FEW_USERS, "batches of 8", *ADVERSE)
 SLOW = 20.0
 SLOW_SHARE = 0.02
 TOKENS = 4  # of an answer, evenly over its service
@@ -48,7 +54,8 @@ def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
     """A queue of SLOTS slots, first in, first out; without a load, a user in each slot whose answers are independent.
 
     Service takes lognormal(0.5) times of mean 1; where 2% are slow lognormal(0.25), and SLOW times as long in 2 of
-    100. In batches the next begins when the last answer is there, and what they have in common is lognormal(0.1).
+    100. In batches the next begins when the last answer is there, and what they have in common is lognormal(0.1). In a
+    stall the server stands still.
     """
     chance = np.random.default_rng([seed, SCENARIOS.index(scenario)])
     if scenario == "batches of 8":
@@ -56,18 +63,54 @@ def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
     slots = FEW_USERS.get(scenario, SLOTS)
     free, clock, each = np.zeros((runs, slots)), np.zeros(runs), np.arange(runs)
     sent, latency, service = (np.empty((n, runs), np.float32) for _ in range(3))
+    phase = chance.integers(0, 2 * SURGE, runs) if scenario == SURGES else np.zeros(runs, np.int64)
+    speed = np.asarray(chance.standard_normal(runs)) if scenario == WANDERING else np.zeros(runs)
     for index in range(n):
         slot = free.argmin(1)
         begin = free[each, slot]
-        if scenario in LOADS:
-            clock += chance.exponential(1 / (LOADS[scenario] * SLOTS), runs)
-            sent[index], begin = clock, np.maximum(clock, begin)
-        else:
+        gap = _gap(scenario, index + phase, chance)
+        if gap is None:
             sent[index] = begin
+        else:
+            clock += gap
+            sent[index], begin = clock, np.maximum(clock, begin)
         service[index] = _service(scenario, runs, chance)
+        if scenario == WANDERING:
+            speed = _wandered(speed, chance)
+            service[index] *= np.exp(WANDER_SPREAD * speed)
         free[each, slot] = begin + service[index]
         latency[index] = free[each, slot] - sent[index]
-    return Runs(sent.T, latency.T, service.T)
+    simulated = Runs(sent.T, latency.T, service.T)
+    return _stalled(simulated, chance) if scenario == STALLS else simulated
+
+
+def _gap(scenario: str, number: NDArray[np.int64], chance: np.random.Generator) -> FloatArray | None:
+    """The time since the arrival before; None for users, who send when their answer is there."""
+    runs = len(number)
+    if scenario in BURSTS:
+        begins = (number > 0) & (number % BURST == 0)
+        return np.where(begins, chance.exponential(BURST / (BURSTS[scenario] * SLOTS), runs), 0.0)
+    if scenario == SURGES:
+        slow = SURGE_LOAD * SLOTS * (1 + SURGE_FACTOR) / (2 * SURGE_FACTOR)
+        return chance.exponential(1, runs) / np.where(number // SURGE % 2, slow * SURGE_FACTOR, slow)
+    return chance.exponential(1 / (LOADS[scenario] * SLOTS), runs) if scenario in LOADS else None
+
+
+def _wandered(speed: FloatArray, chance: np.random.Generator) -> FloatArray:
+    """The next value of a normal process that forgets within WANDER_MEMORY requests."""
+    kept = float(np.exp(-1 / WANDER_MEMORY))
+    return kept * speed + float(np.sqrt(1 - kept**2)) * chance.standard_normal(len(speed))
+
+
+def _stalled(runs: Runs, chance: np.random.Generator) -> Runs:
+    """The same runs, whose clock goes on for STALL_LENGTH at random moments while nothing happens."""
+    ends = runs.sent + runs.latency
+    count = int(4 + 2 * ends.max() / STALL_EVERY)
+    moments = np.cumsum(chance.exponential(STALL_EVERY, (len(ends), count)), -1)
+    sent, ended = (
+        times + STALL_LENGTH * sum((moment[:, None] <= times) for moment in moments.T) for times in (runs.sent, ends)
+    )
+    return Runs(sent.astype(np.float32), *[(ended - sent).astype(np.float32)] * 2)
 
 
 def _batches(runs: int, n: int, chance: np.random.Generator) -> Runs:
@@ -83,6 +126,9 @@ def _batches(runs: int, n: int, chance: np.random.Generator) -> Runs:
 
 
 def _service(scenario: str, runs: int, chance: np.random.Generator) -> FloatArray:
+    if scenario in PARETO:
+        index = PARETO[scenario]
+        return np.asarray((index - 1) / index * (1 - chance.random(runs)) ** (-1 / index))
     if scenario.endswith("2% slow"):
         slow = np.where(chance.random(runs) < SLOW_SHARE, SLOW, 1.0)
         return np.asarray(slow * np.exp(0.25 * chance.standard_normal(runs)))

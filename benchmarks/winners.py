@@ -1,6 +1,6 @@
 """How often the analysis names a winner, rightly and wrongly, over simulated sweeps with a known truth.
 
-    python -m benchmarks.winners [--sweeps 1000]
+    python -m benchmarks.winners [--sweeps 1000] [--uneven 3] [--unlike]
 
 Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate have a drift of
 DRIFT in common. `false winners`: of equal engines one is named the best alone. `false ratios`: of equal engines some
@@ -8,7 +8,8 @@ ratio to the first has an interval without 1. `named`: one that is FASTER is nam
 the summary and the report use, with arrays that no writer wrote: written.py names winners from a run's files.
 
 A second table is of answers within an SLO, where each engine is taken at the best of its loads, on a plateau: all its
-loads are equal, and their trials differ by SPREAD besides. `uncorrected`: as if nobody had chosen the load. The last
+loads are equal, and their trials differ by SPREAD besides. `uncorrected`: as if nobody had chosen the load. With
+`--unlike` there is one table, of launches that are not alike or not independent, as in the coverage study. The last
 line of the output is JSON.
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 from analysis.answers.deciding import best_choices
 from analysis.quantities import compared_column
 from analysis.statistics.comparison import Trials, contest, fit
+from benchmarks.coverage import ODD, RESEMBLING, launch_factors
 from benchmarks.documents import markdown_table, publish
 
 SPREAD = 0.02  # standard deviation between launches of one engine, of logarithms
@@ -31,6 +33,9 @@ DRIFT = 0.02  # of all engines between replicates
 FASTER = 1.10
 LOADS = [(5, 1), (5, 5), (5, 1, 1, 1)]  # of each engine
 LOAD_REPLICATES = (3, 5, 10)
+UNLIKE = [
+    (design, engines, replicates) for design in (ODD, RESEMBLING) for engines in (2, 5) for replicates in (2, 3, 5, 10)
+]
 CELLS = [(engines, replicates) for engines in (2, 7, 31) for replicates in (2, 3, 5)]
 
 
@@ -84,14 +89,16 @@ def study_of_loads(loads: tuple[int, ...], replicates: int, sweeps: int, seed: i
     return LoadsCell(loads, replicates, *(counts / sweeps))
 
 
-def study(engines: int, replicates: int, sweeps: int, seed: int, uneven: float = 1.0) -> Cell:
-    """Simulate sweeps; `uneven` times SPREAD is the spread of one of the engines."""
+def study(engines: int, replicates: int, sweeps: int, seed: int, uneven: float = 1.0, unlike: str = "") -> Cell:
+    """Simulate sweeps; `uneven` times SPREAD is the spread of one of the engines. `unlike` is a design of launches."""
     random = np.random.default_rng([seed, engines, replicates])
     trials = trials_of(engines, replicates)
     spread = np.where(np.arange(engines) == 1, uneven * SPREAD, SPREAD)[:, None]
     counts = np.zeros(4)
     for _ in range(sweeps):
         logs = random.normal(0, 1, (engines, replicates)) * spread + random.normal(0, DRIFT, replicates)
+        if unlike:
+            logs = logs * (unlike == ODD) - np.log(launch_factors(unlike, logs.shape, random))
         counts += [
             _winner(logs, trials) is not None,
             _ratio_without_one(logs, trials),
@@ -99,6 +106,15 @@ def study(engines: int, replicates: int, sweeps: int, seed: int, uneven: float =
             _winner(logs + np.where(np.arange(engines) == 0, np.log(FASTER), 0.0)[:, None], trials) == 0,
         ]
     return Cell(engines, replicates, *(counts / sweeps))
+
+
+def unlike_table(sweeps: int, seed: int) -> list[str]:
+    """The shares of sweeps with a false winner, and with the faster engine named, where launches are not alike."""
+    rows = []
+    for design, engines, replicates in UNLIKE:
+        cell = study(engines, replicates, sweeps, seed, unlike=design)
+        rows.append([design, engines, replicates, f"{cell.false_winners:.1%}", f"{cell.named:.1%}"])
+    return markdown_table("launches | engines | replicates | false winners | 10% faster, named", rows)
 
 
 def _winner(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials, choices: int = 0) -> int | None:
@@ -119,8 +135,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--sweeps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--uneven", type=float, default=1.0, help="one engine's spread, in units of the others'")
+    parser.add_argument("--unlike", action="store_true", help="launches that are not alike or not independent")
     chosen = parser.parse_args(arguments)
     began = time.perf_counter()
+    if chosen.unlike:
+        publish(unlike_table(chosen.sweeps, chosen.seed))
+        return
     cells = [study(*cell, sweeps=chosen.sweeps, seed=chosen.seed, uneven=chosen.uneven) for cell in CELLS]
     rows = []
     for cell in cells:

@@ -95,9 +95,14 @@ def _contests(runs: Sequence[RunResults], measured: pd.DataFrame, count: int) ->
 
 
 def every_point(runs: Sequence[RunResults]) -> pd.DataFrame:
-    """Return the points of these runs in turn, with `name`, `at`, `by_load`, `run`, and the run's position `order`."""
+    """Return the points of these runs in turn, with `name`, `at`, `by_load`, `run`, the run's position `order`, and
+    why the race `dropped` it.
+    """
     named = zip(runs, run_names(runs), strict=True)
-    points = [_named(results.layout, name).assign(order=index) for index, (results, name) in enumerate(named)]
+    points = [
+        _named(results.layout, name).assign(order=index, dropped=results.dropped)
+        for index, (results, name) in enumerate(named)
+    ]
     return pd.concat(points, ignore_index=True)
 
 

@@ -30,10 +30,10 @@ from analysis.results import RunResults
 from analysis.statistics.comparison import MARGIN, Contest, Positions, comparisons_with_best
 from analysis.statistics.estimates import estimate
 from analysis.statistics.intervals import CONFIDENCE
-from analysis.statistics.power import Error, smallest_change
+from analysis.statistics.power import POWER, errors_needed
 from analysis.statistics.standings import Standing
 
-SPREAD_WEIGHT = 4  # weight of all questions' spread relative to the question's spread, in degrees of freedom
+SPREAD_WEIGHT = 4  # highest weight of the other questions' spread, in degrees of freedom
 FEWEST_LAUNCHES = 3  # launches to suggest if none were repeated
 
 
@@ -128,7 +128,10 @@ def _ranked_configuration(every: Measured, point: "pd.Series[Any]", criterion: T
     begins = every.rows_of(place, ["started_at"])["started_at"].dropna()
     measured = (str(begins.min()), str(begins.max())) if len(begins) else None
     name, run = str(point["name"]), str(point["run"])
-    configuration = RankedConfiguration(name, load, run, figure, point=place, codes=codes, measured=measured)
+    dropped = str(point["dropped"]) if pd.notna(point["dropped"]) else None
+    configuration = RankedConfiguration(
+        name, load, run, figure, point=place, codes=codes, measured=measured, dropped=dropped
+    )
     if not criterion.bounds:
         return configuration
     shown = [bound.on(shown_column(point, bound.quantity.column)) for bound in criterion.bounds]
@@ -189,20 +192,27 @@ def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: flo
     model, (best, rival) = contest.model, pair
     difference = max(abs(math.expm1(model.effects[best] - model.effects[rival])), MARGIN)
     launches, count = int(min(model.n[best], model.n[rival])), int((model.n > 0).sum())
-    squares = model.variance * model.freedom if model.freedom > 0 else 0.0
-    weight = SPREAD_WEIGHT if spread.freedom > 0 else 0
-    freedom = max(model.freedom, 0) + weight
+    own = max(model.freedom, 0)
+    squares, others = model.variance * own if own else 0.0, max(spread.freedom - own, 0)
+    weight = min(SPREAD_WEIGHT, others)
+    freedom = own + weight
     if not freedom:
         return Remedy(difference, 0, max(FEWEST_LAUNCHES, launches), math.nan)
-    variance = (squares + (weight * spread.squares / spread.freedom if weight else 0.0)) / freedom
+    variance = (squares + (weight * (spread.squares - squares) / others if weight else 0.0)) / freedom
     total = launches + 1
     level = CONFIDENCE ** (1 / comparisons_with_best(count, contest.choices))
-    while _smallest_difference(variance, total, count - 1, level) > difference:
+    power = 1 - (1 - POWER) / max(1, int(contest.tied(best).sum()))  # to get ahead of all that tie
+    while _smallest_difference(variance, freedom, total, count - 1, level, power) > difference:
         total += max(1, total // 50)
     return Remedy(difference, total - launches, total, (total - launches) * minutes if minutes else math.nan)
 
 
-def _smallest_difference(variance: float, launches: int, rivals: int, level: float) -> float:
-    """Return the smallest difference from the best that this many launches per configuration detect at this level."""
-    paired = Error(math.sqrt(2 * variance / launches), (launches - 1) * rivals, launches)
-    return smallest_change(paired, launches, level)
+def _smallest_difference(
+    variance: float, freedom: int, launches: int, rivals: int, level: float, power: float
+) -> float:
+    """Return the smallest difference from the best that this many launches per configuration detect at this level.
+
+    The variance was estimated with `freedom` degrees of freedom.
+    """
+    errors = errors_needed(freedom, (launches - 1) * rivals, level, power)
+    return math.expm1(errors * math.sqrt(2 * variance / launches))

@@ -85,6 +85,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
         lambda row: row.configuration.measured or (None, None),
     ),
     Column("verdict", "best, behind, not ranked, …", lambda row: row.standing, kind="text"),
+    Column("dropped", "why the race dropped its later trials", lambda row: row.configuration.dropped, kind="text"),
     Column("warnings", "codes, the most serious first", lambda row: ";".join(row.configuration.codes) or None),
     Column("more_launches", "further launches to decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
     Column("sentence", "the answer; best only", lambda row: sentence(row.answer) if row.rank == 1 else None),

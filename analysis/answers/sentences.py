@@ -80,7 +80,9 @@ def caveats(answers: Sequence[TaskAnswer]) -> str:
     barred = [f"{each.full_name} ({', '.join(each.codes)})" for answer in answers for each in answer.barred]
     named = [each for answer in answers for each in (*answer.configurations[:1], *(answer.tied or answer.meeting[1:2]))]
     codes = dict.fromkeys(code for each in named for code in each.codes)
+    dropped = {each.name: None for answer in answers for each in answer.configurations[1:] if each.dropped}
     parts = {"not compared, since answers were shorter": shorter, "not ranked": list(dict.fromkeys(barred))}
+    parts["dropped by the race"] = list(dropped)
     parts["warnings"] = list(codes)
     return "".join(f"; {label}: {listed(items)}" for label, items in parts.items() if items)
 

@@ -15,7 +15,7 @@ from sweep.base.config import PERCENTILES, ConfigError
 from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantity import percentile_name
 
-MOST_SUGGESTED = 3  # multiple of the launches that ran; suggesting more would be absurd
+MOST_SUGGESTED = 10  # multiple of the launches that ran; suggesting more would be absurd
 LEAST_BOUNDED = 90  # lowest percentile at which an SLO is judged
 
 
@@ -132,6 +132,7 @@ class RankedConfiguration:
     judged: bool = True  # False: too few requests for the bounded percentile
     codes: tuple[str, ...] = ()  # codes of warnings about its figure and its bounded latencies
     measured: tuple[str, str] | None = None  # start of its first and of its last trial
+    dropped: str | None = None  # why the race needed no more of its trials
 
     @property
     def meets(self) -> bool:
@@ -191,7 +192,7 @@ class TaskAnswer:
 
     @property
     def suggested(self) -> Remedy | None:
-        """The remedy for a tie, if it takes fewer than three times the launches that ran."""
+        """The remedy for a tie, if it takes fewer than ten times the launches that ran."""
         affordable = self.remedy and self.best and self.remedy.launches < MOST_SUGGESTED * self.best.figure.n
         return self.remedy if affordable else None
 

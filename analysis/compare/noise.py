@@ -8,7 +8,7 @@ Unlike the spread within a side, it includes the machine's drift between two blo
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -24,6 +24,7 @@ from sweep.base.wording import count, duration_text
 
 LONGEST_TURN = 2  # launches of one side in a row, if each replicate has both sides in random order
 LEAST_PAUSE = 60  # s between the launches of the two sides
+SIMILAR_PAUSE = 2  # factor by which a pause may exceed the pauses of the A/A comparisons
 FEWEST_COMPARISONS = 3  # minimum comparisons of blocks for a reliable error
 
 
@@ -33,6 +34,7 @@ class MachineNoise:
 
     text: str  # the run as the user wrote it
     configurations: Sequence[pd.DataFrame]  # the trials of each
+    _compared: dict[tuple[str, int], pd.DataFrame] = field(default_factory=dict, repr=False)
 
     def error(self, launches: int, column: str, in_turns: bool) -> Error:
         """Return the error of a comparison with this many launches per side, from A/A comparisons of such blocks.
@@ -52,6 +54,13 @@ class MachineNoise:
         error = math.sqrt(float(np.mean(differences**2)) / (launches / size))
         return Error(error, float(len(differences)), launches, known=True)
 
+    def covers(self, pause: float, launches: int, column: str) -> bool:
+        """Return whether half of the A/A comparisons of blocks this large had a pause as long between the blocks."""
+        if not pause >= LEAST_PAUSE:
+            return True
+        pauses = self._blocks(column, launches)["pause"]
+        return bool(pauses.median() >= pause / SIMILAR_PAUSE)
+
     def description(self, column: str) -> str:
         """Describe the noise: `two launches of one configuration differ by up to 9% (95%, 40 pairs in results/aa)`."""
         differences = self._differences(column, 1)
@@ -65,18 +74,27 @@ class MachineNoise:
 
     def _differences(self, column: str, size: int) -> FloatArray:
         """Return differences of logarithms between successive blocks of `size` launches, for all configurations."""
-        parts = [_differences(trials, column, size) for trials in self.configurations]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        return self._blocks(column, size)["difference"].to_numpy(np.float64)
+
+    def _blocks(self, column: str, size: int) -> pd.DataFrame:
+        """Return the `difference` of each pair of successive blocks, and the `pause` between them in seconds."""
+        if (column, size) not in self._compared:
+            parts = [_pairs_of_blocks(trials, column, size) for trials in self.configurations if column in trials]
+            empty = pd.DataFrame({"difference": np.zeros(0), "pause": np.zeros(0)})
+            self._compared[column, size] = pd.concat(parts) if parts else empty
+        return self._compared[column, size]
 
 
-def _differences(trials: pd.DataFrame, column: str, size: int) -> FloatArray:
-    if column not in trials:
-        return np.zeros(0)
+def _pairs_of_blocks(trials: pd.DataFrame, column: str, size: int) -> pd.DataFrame:
     ordered = trials.sort_values("started_at" if "started_at" in trials else "replicate", kind="stable")
-    launches = logarithms(ordered, column).groupby(launch_of(ordered), sort=False).mean().dropna().to_numpy(np.float64)
-    comparisons = len(launches) // (2 * size)
-    blocks = launches[: 2 * size * comparisons].reshape(comparisons, 2, size).mean(axis=2)
-    return np.asarray(blocks[:, 1] - blocks[:, 0], np.float64)
+    begin = pd.to_datetime(ordered.get("started_at", pd.Series(pd.NaT, ordered.index)), utc=True)
+    figures = pd.DataFrame({"log": logarithms(ordered, column), "begin": begin})
+    launches = figures.groupby(launch_of(ordered), sort=False).agg({"log": "mean", "begin": "min"})
+    launches = launches[launches["log"].notna()]
+    launches = launches.iloc[: len(launches) // (2 * size) * 2 * size]
+    means = launches["log"].to_numpy(np.float64).reshape(-1, 2, size).mean(axis=2)
+    pause = launches["begin"].diff().dt.total_seconds().to_numpy(np.float64)[size :: 2 * size]
+    return pd.DataFrame({"difference": means[:, 1] - means[:, 0], "pause": pause})
 
 
 def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
@@ -90,12 +108,19 @@ def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
 
 def apart_text(first: pd.DataFrame, second: pd.DataFrame) -> str:
     """Return `20 min apart` or `one after the other`; empty for sides that took turns, or if unknown."""
-    begins = [pd.to_datetime(each.get("started_at", pd.Series(dtype=str)).dropna()) for each in (first, second)]
-    if took_turns(first, second) or not all(map(len, begins)):
+    pause = pause_between(first, second)
+    if took_turns(first, second) or math.isnan(pause):
         return ""
-    earlier, later = sorted(begins, key=min)
-    pause = (later.min() - earlier.max()).total_seconds()
     return f"{duration_text(pause)} apart" if pause >= LEAST_PAUSE else "one after the other"
+
+
+def pause_between(first: pd.DataFrame, second: pd.DataFrame) -> float:
+    """Return the seconds from one side's last launch to the other's first; NaN if unknown, negative if they overlap."""
+    begins = [pd.to_datetime(each.get("started_at", pd.Series(dtype=str)).dropna()) for each in (first, second)]
+    if not all(map(len, begins)):
+        return math.nan
+    earlier, later = sorted(begins, key=min)
+    return float((later.min() - earlier.max()).total_seconds())
 
 
 def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:

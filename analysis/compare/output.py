@@ -22,7 +22,8 @@ RATIO_INTERVAL = "95% interval of the ratio (docs/metrics.md)"
 VERDICT = "faster, slower, equal within the margin, tie or not comparable, worded for the quantity"
 NOT_IN_TURNS = (
     "The sides did not take turns (measured {}), so no interval covers a change of the machine in between. Measure "
-    "both in one run, or add --noise; without it, a change below {:.0%} is attributed to the machine, which is a guess."
+    "both in one run, or add a --noise with such pauses; without it, a change below {:.0%} is attributed to the "
+    "machine, which is a guess."
 )
 OF_SPEED = {Finding.FASTER: "faster", Finding.SLOWER: "slower"}
 OF_COST = {Finding.FASTER: "cheaper", Finding.SLOWER: "more expensive"}

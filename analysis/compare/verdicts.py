@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import special
 
 from analysis.compare.matching import Match, match
-from analysis.compare.noise import MachineNoise, apart_text, figure_of, took_turns
+from analysis.compare.noise import MachineNoise, apart_text, figure_of, pause_between, took_turns
 from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
@@ -25,7 +25,7 @@ from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error, launches_for, smallest_change
 
-GUESSED_NOISE = 0.03  # assumed drift of the machine between sides that did not take turns, without --noise
+GUESSED_NOISE = 0.03  # assumed drift of the machine between sides that did not take turns, unless --noise covers it
 MINUTES = (10, 30, 120)  # measuring times for which the smallest detectable change is stated
 CHANGES = (0.1, 0.2)  # changes for which the needed launches are stated
 DURATIONS = ("startup_seconds", "wall_seconds")  # columns that make up a launch's time
@@ -64,7 +64,7 @@ class PointComparison:
     launches: tuple[int, ...] = ()  # launches per side that detect CHANGES with 90% probability; 0: unknown
     launch_minutes: float = 0.0  # minutes for one launch of each side; 0: unknown
     noise: str = ""  # the machine's noise, if measured separately
-    apart: str = ""  # how the sides were measured, if not in turns; empty with a known noise
+    apart: str = ""  # how the sides were measured, if not in turns; empty if the known noise covers it
     differences: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()  # codes of warnings about either side's values
 
@@ -138,7 +138,11 @@ def point_comparison(
     level = CONFIDENCE ** (1 / max(of_all, contest.compared))
     error = contest.error(second, first)
     intervals = [contest.ratios([second], [first], all_of)[:, 0] for all_of in (0, of_all)]
+    apart = apart_text(each.first, each.second)
     if noise is not None:
+        pause = pause_between(each.first, each.second)
+        covered = noise.covers(pause, error.launches, quantity.column)
+        apart = "" if covered else f"{apart}; in {noise.text} the pauses are shorter"
         of_machine = noise.error(error.launches, quantity.column, took_turns(each.first, each.second))
         intervals, error = _widened(intervals, error, of_machine, level)
     (ratio, low, high), of_all_sides = (tuple(map(float, interval)) for interval in intervals)
@@ -162,7 +166,7 @@ def point_comparison(
         launches=tuple(launches_for(error, change, level) for change in CHANGES),
         launch_minutes=cost,
         noise=noise.description(quantity.column) if noise else "",
-        apart="" if noise else apart_text(each.first, each.second),
+        apart=apart,
         differences=each.differences,
         codes=codes,
     )

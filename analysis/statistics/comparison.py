@@ -251,10 +251,25 @@ def contest(
     if better is None or count < 2:
         return Contest(model)
     best = int(np.nanargmax(sign * model.effects)) if best is None else best
+    return Contest(model, sign, best, bool(leads(model, sign, best, choices).certain.all()), choices)
+
+
+class Leads(NamedTuple):
+    """The best point's leads over its rivals, in a test of all of them at once."""
+
+    rivals: Positions
+    certain: NDArray[np.bool_]
+    ratios: FloatArray  # rival / best, with the ends of the test's intervals. Shape (3, rivals)
+
+
+def leads(model: BlockModel, sign: int, best: int, choices: int = 0) -> Leads:
+    """Test the best point against every rival with a value. `choices`: as for `contest`."""
+    count = int((model.n > 0).sum())
     rivals = np.flatnonzero((model.n > 0) & (np.arange(len(model.n)) != best))
-    leads = model.pairs(np.full_like(rivals, best), rivals)
-    difference, half = model.contrasts(leads, model.sidak(comparisons_with_best(count, choices)))
-    return Contest(model, sign, best, bool((sign * difference > half).all()), choices)
+    pairs = model.pairs(rivals, np.full_like(rivals, best))
+    difference, half = model.contrasts(pairs, model.sidak(comparisons_with_best(count, choices)))
+    ratios = np.exp([difference, difference - half, difference + half])
+    return Leads(rivals, -sign * difference > half, np.asarray(ratios, np.float64))
 
 
 @cache

@@ -41,6 +41,8 @@ LONGEST_DRAIN = 0.15  # standard deviation / a replicate's duration, for the int
 LAUNCHES_FOR_INTERVAL = 3  # minimum launches for an interval from their values; two that are 1% apart would give ±9%
 FEWEST_IN_ALL = 50  # requests for a throughput's or mean's interval, since fewer may miss one slow in fifty
 FEWEST_CARRIERS = 5.0  # requests that make up the latencies' variance; with fewer a mean is chance
+CARRIERS_OF_A_TAIL = 0.01  # share of the requests, which falls with their number where the tail is heavy
+CARRIERS_OF_A_HEAVY_TAIL = 0.004  # with fewer the variance may be infinite
 SMALLEST_GROWTH = 1e-6  # of a share within a step; less is treated as flat
 RARE = 0.15  # share of a replicate's total; a slowest request that adds less never matters
 
@@ -137,12 +139,13 @@ class PooledRequests:
         """Return the requests' mean. Its interval is on the logarithm, since means of latencies are skewed."""
         values = np.where(self.present, self.values, 0.0)
         value = values.sum((-2, -1)) / self.n
-        halves = (np.where(self.n >= FEWEST_FOR_MEAN, half, np.nan) for half in self._halves(values))
+        rests_on_few = _rests_on_few(self.values, self.n, value * self.length)
+        enough = (self.n >= FEWEST_FOR_MEAN) & ~rests_on_few
+        halves = (np.where(enough, half, np.nan) for half in self._halves(values))
         divisor = np.where(value == 0, np.nan, value)
         figure = _relative(value, (half / divisor for half in halves), self.effective_n)
         few = (self.n >= FEWEST_IN_ALL) & ((self.n < FEWEST_FOR_MEAN) | ~self._long_enough)
-        usual = few & ~_rests_on_few(self.values, self.n, value * self.length)
-        return _by_launches(figure, values.sum(-1) / self.lengths, self.launches, usual)
+        return _by_launches(figure, values.sum(-1) / self.lengths, self.launches, few & ~rests_on_few)
 
     @property
     def _long_enough(self) -> NDArray[np.bool_]:
@@ -278,7 +281,8 @@ def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray
         squares = (flat - (np.nansum(flat, -1) / n)[..., None]) ** 2
         carriers = np.nansum(squares, -1) ** 2 / np.nansum(squares**2, -1)
         excess = np.fmax.reduce(flat, -1) - _medians(flat, n)
-    return np.asarray((carriers < FEWEST_CARRIERS) & (excess > RARE * total), np.bool_)
+    few = (carriers < np.maximum(FEWEST_CARRIERS, n * CARRIERS_OF_A_TAIL)) & (excess > RARE * total)
+    return np.asarray(few | (carriers < n * CARRIERS_OF_A_HEAVY_TAIL), np.bool_)
 
 
 def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArray[np.int64]) -> Iterable[FloatArray]:
@@ -330,7 +334,11 @@ def _at_least(
     count = parts.shape[-1]
     if count < FEWEST_REPLICATES:
         return nothing, nothing
-    half = np.maximum(half, special.ndtri((1 + CONFIDENCE) / 2) * _error(parts))
+    error = _error(parts)
+    normal = special.ndtri((1 + CONFIDENCE) / 2) * error
+    if count >= LAUNCHES_FOR_INTERVAL:  # replicates that refute the batches are all that is known
+        normal = np.where(normal > half, t(count - 1.0) * error, normal)
+    half = np.maximum(half, normal)
     if count >= ENOUGH:
         half = np.where(doubtful, np.maximum(half, t(count - 1.0) * _error(parts)), half)
     members = _members(launches, count)

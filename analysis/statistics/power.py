@@ -40,13 +40,13 @@ def smallest_change(error: Error, launches: int, level: float) -> float:
     if error.known:
         errors = float(special.stdtrit(error.freedom, (1 + level) / 2) + special.stdtrit(error.freedom, POWER))
     else:
-        errors = _errors_needed(error.freedom, error.freedom * (launches - 1) / max(1, error.launches - 1), level)
+        errors = errors_needed(error.freedom, error.freedom * (launches - 1) / max(1, error.launches - 1), level)
     return math.expm1(errors * error.error * math.sqrt(error.launches / launches))
 
 
 @cache
-def _errors_needed(known: float, new: float, level: float) -> float:
-    """Return how many measured standard errors a change must have to be detected with probability POWER. `known` are
+def errors_needed(known: float, new: float, level: float, power: float = POWER) -> float:
+    """Return how many measured standard errors a change must have to be detected with this probability. `known` are
     the error's degrees of freedom, `new` the degrees of freedom of the measurement that should detect the change.
     """
 
@@ -58,11 +58,11 @@ def _errors_needed(known: float, new: float, level: float) -> float:
     new_error = np.sqrt(special.chdtri(new, CHANCES) / new)  # relative to the true error
     critical = special.stdtrit(new, (1 + level) / 2)
     low, high = 0.0, 1.0
-    while probability(high) < POWER:
+    while probability(high) < power:
         low, high = high, 2 * high
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < POWER else (low, middle)
+        low, high = (middle, high) if probability(middle) < power else (low, middle)
     return high
 
 

@@ -51,6 +51,7 @@ LARGEST_NUMBER = 10**9  # the largest number that a key accepts: 31 years in sec
 UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys that accept larger numbers
 PASSED_ON = dict[str, Any]  # the type of settings passed unchanged to an engine: numbers may be bytes
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
+RACED = "output_throughput"  # the quantity of race=true
 NAMED_GROUPS = ("backend", "model", "workload", "load")  # config groups with a column each for the name of the option
 POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # config groups that make up a point of an experiment
 RUN_GROUPS = ("hardware", "cluster", "tracking")  # config groups with one value for the whole run
@@ -165,6 +166,7 @@ class Cluster(Strict):
     wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could run it
     shared_machine: str | None = None  # a name shared by sweeps and nodes that are on one machine on purpose
     simulate: SimulatedNodes | None = None  # with dry_run=true: a cluster for which to estimate the duration
+    replay: str | None = None  # table of measured rows that answers in place of engines, on the nodes of `simulate`
 
     @field_validator("address")
     @classmethod
@@ -181,6 +183,8 @@ class Cluster(Strict):
     def _address_has_effect(self) -> Self:
         if self.address is not None and self.kind != "ray":
             raise ValueError(f"address={self.address} has no effect with cluster={self.name}; needs cluster=ray")
+        if self.replay is not None and self.simulate is None:
+            raise ValueError(f"replay={self.replay}: expected the nodes as well: simulate={{nodes: 1, gpus: 8}}")
         return self
 
 
@@ -262,6 +266,11 @@ def _seconds(latency: str, limit: Any) -> float:
     return seconds
 
 
+def _raced_quantity(typed: Any) -> Any:
+    """Return the quantity of `race=true` (throughput), of `race=false` (None), or the typed quantity."""
+    return {True: RACED, False: None}[typed] if isinstance(typed, bool) else typed
+
+
 def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
     """Return the bounds with units, as in a configuration; recorded bounds are in seconds."""
     return None if slo is None else {latency: f"{seconds!r}s" for latency, seconds in slo.items()}
@@ -271,7 +280,7 @@ def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
 NOT_OF_A_ROW = {
     *("name", "out", "cluster", "tracking", "baseline", "replicates", "dry_run", "details", "fresh", "relock"),
     *("retry", "retry_failed", "patience", "durations", "study_differences", "attempts", "deadline", "relaunch"),
-    *("form", "slo", "capacity", "percentiles", "metrics", "cache_dir"),
+    *("form", "slo", "capacity", "percentiles", "metrics", "cache_dir", "race"),
 }
 
 
@@ -314,6 +323,7 @@ class Settings(Strict):
         PlainSerializer(slo_in_units, return_type=dict[str, str] | None),
     ] = None  # s
     capacity: CapacitySearch | None = None
+    race: Annotated[str | None, BeforeValidator(_raced_quantity)] = None
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)
     metrics: Literal["sweep", "vllm"] = "sweep"
     report: bool = True
@@ -323,6 +333,11 @@ class Settings(Strict):
     cache_dir: str | None = None
     telemetry_interval: PositiveFloat = 0.5
     client: Client = Client()
+
+    @property
+    def engineless(self) -> bool:
+        """Whether no engine will run, so that nothing is resolved or locked: a dry run, or a replay."""
+        return self.dry_run or self.cluster.replay is not None
 
     @field_validator("deadline", mode="before")
     @classmethod

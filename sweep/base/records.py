@@ -77,9 +77,10 @@ class Outcome(StrEnum):
     UNAVAILABLE = "unavailable"
     CENSORED = "censored"
     CANCELLED = "cancelled"
+    DROPPED = "dropped"
 
 
-UNMEASURED = (Outcome.UNAVAILABLE, Outcome.CENSORED, Outcome.CANCELLED)
+UNMEASURED = (Outcome.UNAVAILABLE, Outcome.CENSORED, Outcome.CANCELLED, Outcome.DROPPED)
 """Outcomes of trials that did not run."""
 
 

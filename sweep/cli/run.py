@@ -36,7 +36,9 @@ from sweep.base.setting_labels import dotted
 from sweep.base.wording import count
 from sweep.cli.capacity import Search, check_search
 from sweep.cli.output import make_console
+from sweep.cli.race import PlannedRace, race_lines, race_of
 from sweep.cluster.inline_executor import InlineExecutor
+from sweep.cluster.replay_executor import ReplayExecutor, open_table
 from sweep.disk import object_store
 from sweep.disk.compaction import compact
 from sweep.disk.folder_lock import sole_driver
@@ -104,12 +106,15 @@ def execute_plan(planned: "Planned", command: str) -> int:
         console.print(assumption, soft_wrap=True)
     if settings.capacity is not None:
         console.print(check_search(plan), markup=False, soft_wrap=True)
+    for line in race_lines(plan):
+        console.print(line, markup=False, soft_wrap=True)
     if settings.dry_run:
         ledger = plan_patiently(lambda: ledger_to_read(settings, paths), lambda: settings)
         history = History.beside(paths.out)
         for message in [*ledger.describe_damage(), *history.describe_damage()]:
             console.print(message, markup=False, soft_wrap=True)
-        pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
+        race = race_of(plan, ledger, paths)
+        pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes), race.dropped if race else ())
         check_disk(settings, pending.runnable, nodes)
         print_plan(console, plan, pending, nodes, details=True)
         _print_findings(console, plan)
@@ -119,8 +124,9 @@ def execute_plan(planned: "Planned", command: str) -> int:
         return 0
     if settings.details:
         raise ConfigError("details=true: prints every point of a plan; add dry_run=true")
-    if settings.cluster.simulate is not None:
-        raise ConfigError("cluster.simulate: a simulated cluster cannot run anything; add dry_run=true")
+    if settings.cluster.simulate is not None and settings.cluster.replay is None:
+        problem = "a simulated cluster cannot run anything; add dry_run=true, or cluster.replay=FILE"
+        raise ConfigError(f"cluster.simulate: {problem}")
     check_ports(plan)
     if settings.fresh:
         check_disk(settings, [launch for launch in plan.launches if not launch.unavailable], nodes)
@@ -199,6 +205,8 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     composition = replace(composition, settings=settings)
+    if settings.cluster.replay is not None:
+        facts = facts._replace(replayed=open_table(settings.cluster.replay).digest)
     plan = make_plan(composition, facts)
     check_resolved(plan)
     return Planned(plan, nodes, paths, composition, facts, assumption)
@@ -248,7 +256,8 @@ def _run_locked(
     ledger, history = Ledger(paths.ledger, compact=mirror is None, guard=guard), History.beside(paths.out)
     for message in [*ledger.describe_damage(), *history.describe_damage()]:
         console.print(message, markup=False, soft_wrap=True)
-    pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
+    race = race_of(plan, ledger, paths)
+    pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes), race.dropped if race else ())
     check_disk(plan.settings, pending.runnable, nodes)
     paths.clear_staging()
     keep_locks(plan, paths)
@@ -259,7 +268,7 @@ def _run_locked(
             _print_findings(console, plan)
         write_plan(paths, plan.entries(command))
     tracker = _tracker(plan.settings, paths) if pending.launches else None
-    plan, result, claims = _drive(planned, pending, ledger, history, console, command, tracker)
+    plan, result, claims = _drive(planned, pending, ledger, history, console, command, tracker, race)
     if mirror is not None:
         mirror.fetch_trials()
     ledger.close()
@@ -313,13 +322,17 @@ def _drive(
     console: Console,
     command: str,
     tracker: Any,
+    race: PlannedRace | None,
 ) -> tuple[Plan, RunResult, dict[str, dict[str, Any]]]:
     """Run the pending trials or a search; return the plan with its probes, how the run ended, and the claims."""
     plan, nodes, paths, composition, facts, _ = planned
 
     def run_driver(plan: Plan, pending: PendingWork) -> RunResult:
         with Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display:
-            return Driver(plan, pending, paths, ledger, executor, display, tracker).run()
+            result = Driver(plan, pending, paths, ledger, executor, display, tracker, race).run()
+            if isinstance(executor, ReplayExecutor):
+                display.log(executor.describe())
+            return result
 
     def measure(probes: Plan, trial_id: str) -> RunResult:
         """Run one probe: an earlier one has counted, even if a failed trial would be pending."""
@@ -392,6 +405,8 @@ def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = Fal
 
 
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
+    if settings.cluster.replay is not None:
+        return ReplayExecutor(open_table(settings.cluster.replay), nodes)
     if settings.cluster.kind == "inline":
         return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
     folder = tempfile.gettempdir()

@@ -7,7 +7,7 @@
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -71,6 +71,14 @@ class Executor(AbstractContextManager["Executor", None], Protocol):
     def cancel(self) -> None: ...
 
 
+class RunningRace(Protocol):
+    """The interface of a race, which drops trials that the answer does not need."""
+
+    @property
+    def dropped(self) -> Mapping[str, str]: ...  # trial -> reason
+    def settle(self, trial_ids: Iterable[str]) -> bool: ...  # whether it dropped further trials
+
+
 class RunResult(NamedTuple):
     """The result of a run that was not halted."""
 
@@ -91,8 +99,9 @@ class Driver:
         executor: Executor,
         display: Display,
         tracker: TrialTracker | None,
+        race: RunningRace | None = None,
     ) -> None:
-        self.plan, self.paths, self.ledger = plan, paths, ledger
+        self.plan, self.paths, self.ledger, self.race = plan, paths, ledger, race
         self.executor, self.display = executor, display
         self.rows = RowWriter(plan, paths, ledger, display, tracker)
         self.expected = pending.estimate.expected
@@ -101,6 +110,8 @@ class Driver:
         for state in self.states.values():
             self.by_deployment[state.launch.deployment_id].append(state)
         self.packer = Packer(self.expected.needs)
+        self.ended: list[str] = []  # trials with a row that the race has not seen yet
+        self.requeued: list[LaunchState] = []  # launches likewise
         self.nodes = NodeHealth()
         self.forecast = Forecast(self.expected)
         self.spent, self.metered = 0.0, time.monotonic()  # USD spent in this run, and when that was last updated
@@ -120,6 +131,7 @@ class Driver:
             for state in self.states.values():
                 if state.launch.unavailable:
                     self._carry_out(state, state.advance(Trigger.UNSCHEDULABLE), state.launch.unavailable)
+            self._drop(self.states.values())  # what the rows of earlier runs decide
             self.executor.clean_up(self.ledger.run)
             with self.stop.signals():
                 self._loop()
@@ -151,6 +163,7 @@ class Driver:
                 self._start_pending()
             for work, event in self.executor.events():
                 self._handle(work, _masked(event))
+            self._settle()
             self._retry_at_the_tail()
             self._write_status()
             level = self._apply_stop(level)
@@ -309,6 +322,7 @@ class Driver:
             self.nodes.record_failure(work.deployment.deployment_id, state.node, policy.node_is_broken(row))
         elif state.node and outcome is Outcome.OK:
             self.nodes.record_success(state.node)
+        self.ended.append(event.trial.trial_id)
         self.rows.write_table_if_due()
 
     def _end_attempt(self, state: LaunchState, work: Work, end: End) -> None:
@@ -398,9 +412,28 @@ class Driver:
                     self._record_one(state, trial, failed["attempt"], failed)
             for trial, reason in policy.censored(state.pending_trials, out_of_memory):
                 self._record_one(state, trial, "0", {"outcome": Outcome.CENSORED, "reason": reason})
-            if not state.pending_trials:
-                self.packer.drop([self.packer.needs[state.launch.launch_key]])
-                state.advance(Trigger.COMPLETE)
+            self._complete(state)
+
+    def _complete(self, state: LaunchState) -> None:
+        """Take a pending launch out of the queue if none of its trials is left."""
+        if state.stage is Stage.PENDING and not state.pending_trials:
+            self.packer.drop([self.packer.needs[state.launch.launch_key]])
+            state.advance(Trigger.COMPLETE)
+
+    def _settle(self) -> None:
+        """Tell the race which trials ended, and drop the trials that it no longer needs."""
+        ended, requeued, self.ended, self.requeued = self.ended, self.requeued, [], []
+        if self.race is not None and (ended or requeued):
+            self._drop(self.states.values() if self.race.settle(ended) else requeued)
+
+    def _drop(self, states: Iterable[LaunchState]) -> None:
+        """Record the trials of pending launches that the race dropped; a running launch is left to end."""
+        dropped = self.race.dropped if self.race is not None else {}
+        for state in states if dropped else ():
+            for trial in state.pending_trials if state.stage is Stage.PENDING else ():
+                if reason := dropped.get(trial.trial_id):
+                    self._record_one(state, trial, "0", {"outcome": Outcome.DROPPED, "reason": reason})
+            self._complete(state)
 
     # Actions ---------------------------------------------------------------------------------------------------------
 
@@ -410,6 +443,7 @@ class Driver:
         match action:
             case Action.REQUEUE:
                 self.packer.requeue(state.launch.launch_key, avoid)
+                self.requeued.append(state)
             case Action.RECORD_INVALID:
                 self._record(state, state.attempt, Outcome.INVALID, reason, Cause.LOST)
             case Action.RECORD_LAUNCH_FAILED:
@@ -438,6 +472,7 @@ class Driver:
         """Give a trial a row without measurements; `verdict` has the outcome and what is known about it."""
         self.rows.commit_unmeasured(state.launch, trial, attempt, verdict, trial.trial_id not in state.retried)
         state.finish(trial.trial_id, Outcome(verdict["outcome"]))
+        self.ended.append(trial.trial_id)
 
 
 def _masked(event: Event | End) -> Event | End:

@@ -68,6 +68,7 @@ RULES: Mapping[Outcome, Rule] = {
     Outcome.CENSORED: Rule("done", None),
     Outcome.CANCELLED: Rule("judged anew", None),
     Outcome.UNAVAILABLE: Rule("judged anew", None),
+    Outcome.DROPPED: Rule("judged anew", None),  # by the race, from the rows
     Outcome.LAUNCH_FAILED: Rule("retried", Fault.ENGINE, at_launch=True, of_engine=True, of_node=True),
     Outcome.LAUNCH_TIMEOUT: Rule("retried", Fault.ENGINE, at_launch=True, of_engine=True, of_node=True),
     Outcome.ENGINE_CRASHED: Rule("retried", Fault.ENGINE, of_engine=True, of_node=True),

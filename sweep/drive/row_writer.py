@@ -70,7 +70,7 @@ class RowWriter:
         self.ledger.commit(row)
         history = self.ledger.history(trial.trial_id)
         retried = retryable and policy.retried_at_the_tail(self.plan.settings, Outcome(row["outcome"]), history)
-        if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
+        if self.tracker is not None and row["outcome"] not in (Outcome.UNAVAILABLE, Outcome.DROPPED):  # maybe thousands
             self.tracker.log_trial(row, self._telemetry(row))
         label = f"{deployment.describe()} {trial.describe()}"
         self.display.finished(row, label, deployment.describe(), retried)

@@ -71,7 +71,7 @@ class RunEnvironments:
         if not isinstance(spec, str) and key not in self.locked:
             anew = self.settings.relock and spec.lock is not None
             unlocked = spec.model_copy(update={"lock": None}) if anew else spec
-            resolves = locks.needed(unlocked) and not self.settings.dry_run
+            resolves = locks.needed(unlocked) and not self.settings.engineless
             self.locked[key] = self._resolve(unlocked) if resolves else spec
         return self.compose(backend, platform)
 
@@ -105,7 +105,7 @@ class RunEnvironments:
             return None
         choice = backend.env.model_copy(update={"extras": ()})
         spec = self._found(self._chosen(choice, backend, platform, self.host))
-        return None if locks.needed(spec) and not self.settings.dry_run else spec
+        return None if locks.needed(spec) and not self.settings.engineless else spec
 
     def _chosen(self, choice: EnvironmentChoice, backend: Backend, platform: str, host: Host | None) -> EnvironmentSpec:
         on: Platform = "cuda" if platform == "cuda" else "cpu"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from backends.base import Backend
@@ -24,6 +25,9 @@ from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere, hourly_price
+
+AS_MEASURED = ("accelerator", "digests", "commit", "protocol", "percentiles")
+"""The columns of its identity that a replayed row has from the measurement."""
 
 
 def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
@@ -73,6 +77,19 @@ def unmeasured_row(
     axes = coordinates(trial, work.axes)
     row = TrialRow(identity=identity(work, trial), verdict=verdict, axes=axes, engine=engine).flat()
     return {"driver": driver()} | row
+
+
+def replayed_row(
+    work: Work, trial: Trial, measured: Mapping[str, Any], table: str, own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a measured row as this trial's, with columns of its `own` and the digest of the table it is from."""
+    planned = asdict(identity(work, trial))
+    facts = json.loads(measured.get("engine_facts") or "{}") | {"replayed": table}
+    row = {"outcome": Outcome.OK.value, "client_stamp_source": "table", **planned}
+    row |= {column: cell for column, cell in measured.items() if "." not in column}
+    row |= {column: cell for column, cell in planned.items() if column not in AS_MEASURED}
+    row |= {"engine_facts": json.dumps(facts), **own, **coordinates(trial, work.axes)}
+    return row | ({"warnings": warning_codes(row)} if row["outcome"] == Outcome.OK else {})
 
 
 def _settings_text(work: Work) -> str:

@@ -6,13 +6,13 @@ reasons are for people: they compare a trial with the earlier trial at the same 
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sweep.base.config import ConfigError, Settings
 from sweep.base.exits import Outage
-from sweep.base.records import LOAD_COLUMNS
+from sweep.base.records import LOAD_COLUMNS, Outcome
 from sweep.base.setting_labels import dotted
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.drive.policy import needs_run
@@ -43,14 +43,19 @@ class PendingWork:
 
 
 def find_pending(
-    plan: Plan, ledger: Ledger, history: History, nodes: Sequence[Node], drivers: set[str] | None = None
+    plan: Plan,
+    ledger: Ledger,
+    history: History,
+    nodes: Sequence[Node],
+    drivers: set[str] | None = None,
+    dropped: Container[str] = (),
 ) -> PendingWork:
     """Find the trials to run, the reasons, and their expected duration on these nodes.
 
     `drivers` are the nodes' GPU drivers, or None if they are unknown. A failure that was final under another driver is
-    not final here.
+    not final here. `dropped` are trials that the race does not need.
     """
-    launches = pending_launches(plan, ledger, drivers)
+    launches = pending_launches(plan, ledger, drivers, dropped)
     runnable = [launch for launch in launches if not launch.unavailable]
     return PendingWork(
         launches,
@@ -70,12 +75,17 @@ def _assumed(settings: Settings) -> Assumed | None:
     return None
 
 
-def pending_launches(plan: Plan, ledger: Ledger, drivers: set[str] | None = None) -> list[Deployment]:
+def pending_launches(
+    plan: Plan, ledger: Ledger, drivers: set[str] | None = None, dropped: Container[str] = ()
+) -> list[Deployment]:
     """Return the launches that have pending trials, with only these trials."""
     _check_commits(plan, ledger)
 
     def pending(trial: Trial) -> bool:
-        return needs_run(ledger.valid_row(trial.trial_id), ledger.history(trial.trial_id), plan.settings, drivers)
+        row = ledger.valid_row(trial.trial_id)
+        if row is not None and row["outcome"] == Outcome.DROPPED and trial.trial_id in dropped:
+            return False
+        return needs_run(row, ledger.history(trial.trial_id), plan.settings, drivers)
 
     launches = [replace(launch, trials=list(filter(pending, launch.trials))) for launch in plan.launches]
     return [launch for launch in launches if launch.trials]
@@ -112,7 +122,7 @@ def check_resolved(plan: Plan) -> None:
 
     Raises Outage if the hub did not answer: otherwise rows would get ids that no later run reproduces.
     """
-    if plan.settings.dry_run:
+    if plan.settings.engineless:
         return
     for part, repository, revision in _unresolved(plan):
         if reason := resolve_outage(repository, revision, "dataset" if part == "workload" else "model"):

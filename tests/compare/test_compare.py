@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from scipy import special
@@ -245,6 +246,44 @@ def test_a_drift_from_run_to_run_is_no_alarm_where_the_noise_of_the_machine_is_k
     assert "noise of throughput: two launches of one configuration differ by up to" in capsys.readouterr().out
     halved = repeated(tmp_path / "h", [50 * each for each in STEADY])
     assert main(["compare", sides[0], halved, "--fail-if", "output_throughput < -3%", "--noise", noise]) == 1
+
+
+def hourly(folder: Path, moods: np.ndarray, hour: int = 0, apart: int = 60) -> str:
+    """Three launches in each hour, whose speeds differ by 0.5 %, and by the moods of each configuration's hours."""
+    logs = moods[..., None] + np.random.default_rng(ord(folder.name)).normal(0, 0.005, (*moods.shape, 3))
+    begin = pd.Timestamp("2026-11-25") + pd.Timedelta(hours=hour)
+    rows = [
+        trial("vllm", batch + 1, 3 * block + i, 100 * float(np.exp(log)), launch=f"{folder.name}{block}{i}")
+        | {"started_at": f"{begin + pd.Timedelta(minutes=apart * block + i)}", "seed": 1000 * hour + 3 * block + i}
+        | {"config": json.dumps(CONFIG)}
+        for (batch, block, i), log in np.ndenumerate(logs)
+    ]
+    run_of(folder, rows)
+    return str(folder)
+
+
+def test_runs_an_hour_apart_are_equal_where_the_noise_of_hours_is_known(tmp_path):
+    """Hours differ by 2 %, launches by 0.5 %. Of 40 comparisons 6.4 % may be called different."""
+    moods = np.random.default_rng(12).normal(0, 0.02, (40, 2))
+    noise = noise_of(hourly(tmp_path / "n", moods.reshape(-1, 8)[:10]), [])
+    sides = [side(hourly(tmp_path / name, moods[:, i : i + 1], hour=i)) for i, name in enumerate("ab")]
+    compared = comparisons(sides, ["output_throughput"], noise=noise)
+    assert {each.apart for each in compared} == {""}
+    assert sum(each.verdict in (Finding.FASTER, Finding.SLOWER) for each in compared) <= 0.064 * len(compared)
+    apart = comparisons(sides, ["output_throughput"])  # by the guess of 3 %
+    assert all("58 min apart" in each.apart for each in apart)
+    assert 0.1 < sum(each.verdict in (Finding.FASTER, Finding.SLOWER) for each in apart) / len(apart) < 0.4
+
+
+def test_noise_of_blocks_in_a_row_does_not_cover_an_hour(tmp_path, capsys):
+    """The launches of the noise run follow each other by minutes: a change of 2 % an hour later is no alarm."""
+    sides = [hourly(tmp_path / name, np.array([[mood]]), hour) for name, mood, hour in (("a", 0.0, 1), ("b", -0.02, 2))]
+    command = ["compare", *sides, "--fail-if", "output_throughput < -1%", "--margin", "1", "--noise"]
+    for name, apart, said in (("s", 3, True), ("l", 60, False)):
+        noise = hourly(tmp_path / name, np.array([[0.0, 0.001] * 4]), apart=apart)
+        assert main([*command, noise]) == 0
+        output = " ".join(capsys.readouterr().out.split())
+        assert ("58 min apart; in" in output) == said == ("is attributed to the machine" in output), name
 
 
 def test_sides_measured_apart_say_so_and_a_small_change_is_a_tie(tmp_path, capsys):

@@ -564,6 +564,7 @@ oom_load       | -            | 1 | no  | no  | 0
 oom_run        | -            | 1 | no  | no  | 0
 censored       | -            | 1 | no  | no  | 0
 cancelled      | -            | 1 | yes | yes | 0
+dropped        | -            | 1 | yes | yes | 0
 unavailable    | -            | 1 | yes | yes | 0
 launch_failed  | engine       | 2 | no  | no  | 1
 launch_failed  | surroundings | 2 | yes | yes | 1

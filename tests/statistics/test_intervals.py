@@ -9,7 +9,7 @@ import pytest
 
 import analysis
 from analysis.results import open_results
-from analysis.statistics.intervals import PooledRequests, _drain, over_replicates, throughput
+from analysis.statistics.intervals import PooledRequests, _drain, over_replicates, t, throughput
 from analysis.summary import summarise
 from benchmarks.coverage import QUANTILES, Cell, steady_study, study
 from benchmarks.simulated_runs import simulate
@@ -275,6 +275,25 @@ def test_intervals_hold_the_truth(cells: list[Cell]) -> None:
     assert {("itl p50", 1500), ("itl p99", 1500), ("steady p50", 1500), ("steady p99", 1500)} <= figures
     assert min(cell.coverage for cell in shown) > 0.90
     assert max(cell.width for cell in shown) < 1.7
+
+
+def test_replicates_that_refute_the_batches_widen_the_interval() -> None:
+    """Alike within a replicate and not between: three values, so Student's t over them."""
+    within = np.random.default_rng(1).normal(1.0, 0.01, (1, 3, 200))
+    factors = np.array([0.9, 1.0, 1.1])[:, None]
+    narrow, wide = (PooledRequests(values).mean() for values in (within, within * factors))
+    half = np.log(wide.high / wide.value)
+    assert half == pytest.approx(t(2.0) * 0.1 / np.sqrt(3), rel=0.05)
+    assert np.log(narrow.high / narrow.value) < 0.01
+
+
+@pytest.mark.parametrize(("scenario", "shown"), [("lognormal", True), ("Pareto 1.5", False)])
+def test_a_heavy_tail_has_no_interval_of_a_mean_or_a_throughput(scenario: str, shown: bool) -> None:
+    runs = simulate(scenario, 120, 1000, seed=3)
+    latency, sent = (values.reshape(40, 3, 1000).astype(np.float64) for values in (runs.latency, runs.sent))
+    figures = PooledRequests(latency).mean(), throughput(np.ones_like(latency), sent, latency)
+    for figure in figures:
+        assert (np.isfinite(figure.low).mean() > 0.9) == shown == (np.isfinite(figure.low).mean() > 0.5)
 
 
 @pytest.mark.slow

@@ -55,7 +55,9 @@ class Display:
         self.leaders = Leaders()
         self._left = expected  # estimated s for all pending trials, and when they were estimated
         self._estimated = time.monotonic()
-        self._unavailable: dict[str, list[str]] = defaultdict(list)  # reason -> labels that have not been shown yet
+        self._not_run: dict[tuple[Outcome, str], list[str]] = defaultdict(
+            list
+        )  # outcome, reason -> labels not shown yet
         self._reasons: dict[Outcome, str] = {}  # the last reason shown for each outcome, without numbers
         self._slow: set[str] = set()  # launches whose current state was printed
         self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
@@ -95,7 +97,7 @@ class Display:
         self._slow.discard(launch)
 
     def finished(self, row: Mapping[str, Any], label: str, engine: str = "", retried: bool = False) -> None:
-        """Show a trial's row; rows of trials that cannot run are held back for `show_held_back`.
+        """Show a trial's row; rows of trials that will not run are held back for `show_held_back`.
 
         A failed trial that is retried in this run is not done. A reason that was shown before is not repeated.
         """
@@ -106,8 +108,8 @@ class Display:
         else:
             self.done += 1
         reason = str(row.get("reason") or "no reason given")
-        if outcome is Outcome.UNAVAILABLE:
-            self._unavailable[reason].append(label)
+        if outcome in (Outcome.UNAVAILABLE, Outcome.DROPPED):
+            self._not_run[outcome, reason].append(label)
             return
         if outcome is Outcome.OK:
             self.leaders.add(row, engine or label)
@@ -136,11 +138,11 @@ class Display:
             self.log(f"{_clock()} [{self.counts()}, {time_left(self.seconds_left())}] {mark} {label}: {ending}")
 
     def show_held_back(self) -> None:
-        """Print one line for all trials that cannot run for the same reason, and, without a terminal, slow states."""
-        for reason, labels in self._unavailable.items():
+        """Print one line for all trials that will not run for the same reason, and, without a terminal, slow states."""
+        for (outcome, reason), labels in self._not_run.items():
             which = labels[0] if len(labels) == 1 else f"{count(len(labels), 'trial')}, the first {labels[0]}"
-            self._log_trial("✗", which, f"unavailable: {reason}")
-        self._unavailable.clear()
+            self._log_trial("–" if outcome is Outcome.DROPPED else "✗", which, f"{outcome}: {reason}")
+        self._not_run.clear()
         if self.console.is_terminal:
             return
         for launch, (label, state, since) in self.running.items():

@@ -1,0 +1,94 @@
+"""A race over the plan of an ordinary run: the points that it has, and how their rows are compared."""
+
+from collections.abc import Mapping
+
+from sweep.base.config import PERCENTILES, ConfigError, did_you_mean
+from sweep.base.records import Outcome
+from sweep.base.wording import count, number
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import RunPaths, trials_table
+from sweep.drive.row_writer import TableRows
+from sweep.numbers.quantity import columns
+from sweep.plan.axes import LADDER_AXES
+from sweep.plan.plan import Plan, launched_per_replicate
+from sweep.search.race import FEWEST_BLOCKS, Race
+
+ADVISED = 8  # deployments from which a plan with enough replicates mentions the race
+
+
+class PlannedRace(Race):
+    """The race between the points of a plan, judged by the rows in a ledger."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, paths: RunPaths) -> None:
+        self.plan, self.ledger, self.paths = plan, ledger, paths
+        points = [(deployment, trials) for deployment in plan.deployments for trials in deployment.points()]
+        self.names = [f"{deployment.describe()} {trials[0].describe_point()}" for deployment, trials in points]
+        self.numbers = {trial.trial_id: point for point, (_, trials) in enumerate(points) for trial in trials}
+        super().__init__([[trial.trial_id for trial in trials] for _, trials in points], self._judge)
+        rows = ledger.rows.items()
+        self.settle(trial_id for trial_id, row in rows if row["outcome"] != Outcome.DROPPED)
+
+    def _judge(self, counted: list[str]) -> Mapping[int, str]:
+        from analysis.load import run_of_rows  # imports pandas, which a run without a race does not need
+        from analysis.quantities import compared_column
+        from analysis.racing import retired_trials
+
+        assert self.plan.settings.race is not None
+        counting = set(counted)
+        planned = [
+            (deployment, trial, row)
+            for deployment in self.plan.deployments
+            for trial in deployment.trials
+            if trial.trial_id in counting and (row := self.ledger.rows.get(trial.trial_id)) is not None
+        ]
+        table = trials_table(TableRows(self.plan, planned, []))
+        run = run_of_rows(self.paths, table, next(self.plan.entries("")))
+        quantity = compared_column(self.plan.settings.race, (), self.plan.settings.percentiles)
+        racing = {trial for trial, point in self.numbers.items() if point not in self.ends}
+        after, reasons = f"after {self.complete} of {self.replicates} replicates", dict[int, str]()
+        for trial, best, judged in retired_trials(run, quantity, racing, self.looks):
+            if judged.figures is None:
+                reasons[self.numbers[trial]] = f"surely the best {after}: no rival is left"
+                continue
+            ratio, low, high = map(number, judged.figures)
+            leader = self.names[self.numbers[best]]
+            times = f"{quantity.in_sentence} {ratio}× ({low} to {high}) of {leader}"
+            reasons[self.numbers[trial]] = f"surely not the best {after}: {times}"
+        return reasons
+
+
+def race_of(plan: Plan, ledger: Ledger, paths: RunPaths) -> PlannedRace | None:
+    """Return the race of a plan, with what its rows so far decide; None without one."""
+    return PlannedRace(plan, ledger, paths) if plan.settings.race else None
+
+
+def race_lines(plan: Plan) -> list[str]:
+    """Return the lines that a plan has about its race, or about what a race would save.
+
+    Raises ConfigError for a race that cannot be run.
+    """
+    settings, launches = plan.settings, len(plan.launches)
+    separate = launched_per_replicate(settings, len(plan.deployments)) and len(plan.deployments) > 1
+    if settings.race is None:
+        fits = separate and settings.replicates >= FEWEST_BLOCKS and len(plan.deployments) >= ADVISED
+        fits &= settings.slo is None and settings.capacity is None and LADDER_AXES[0] not in plan.axes
+        most = f"up to {launches - 2 * len(plan.deployments)} of {count(launches, 'launch')}"
+        return [f"advice: race=true would save {most}, if few configurations are near the best"] if fits else []
+    declared = {name for name, statistic in columns(settings.percentiles).items() if statistic.quantity.better}
+    usual = {name for name, statistic in columns(PERCENTILES).items() if statistic.quantity.headline}
+    names = did_you_mean(settings.race, usual & declared)
+    problems = {
+        f"expected true, or a quantity by which configurations can be ranked; {names}": settings.race not in declared,
+        "expected no capacity, which is a search of its own": settings.capacity is not None,
+        "expected slo=null; a configuration that loses at one load may be best within an SLO": settings.slo is not None,
+        "expected no ladder; the shares of its steps need all of them": LADDER_AXES[0] in plan.axes,
+        f"expected replicates={FEWEST_BLOCKS} or more": settings.replicates < FEWEST_BLOCKS,
+        "expected several deployments, and a launch for each replicate": not separate,
+    }
+    for problem, applies in problems.items():
+        if applies:
+            raise ConfigError(f"race={settings.race}: {problem}")
+    last = f" to {settings.replicates - 1}" if settings.replicates > FEWEST_BLOCKS else ""
+    between = f"{2 * len(plan.deployments)} to {count(launches, 'launch')}"
+    drops = f"after replicate 2{last}, points that are surely not the best by {settings.race} are dropped"
+    return [f"race: {drops}; {between}; the best is dropped in at most 5% of races"]
