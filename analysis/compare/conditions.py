@@ -22,7 +22,7 @@ class Condition:
     change: float  # relative, e.g. -0.03 for 3% less
 
     def met(self, comparison: PointComparison) -> bool:
-        """Return whether the change is larger than the condition's, and its joint interval excludes no change."""
+        """Return whether the change exceeds the condition's, and the joint interval excludes "no change"."""
         if not self.judges(comparison) or comparison.within_guess:
             return False
         if self.sign == "<":
@@ -59,7 +59,7 @@ def failures(
 
 
 def unjudged(conditions: Iterable[Condition], comparisons: Iterable[PointComparison]) -> list[str]:
-    """Return a line per undecided condition: a reference configuration lacks an interval, or all lack the column.
+    """Return a line per undecided condition: a comparison has no interval, or the reference lacks the column.
 
     A configuration without a value in the reference is skipped, since it cannot get worse.
     """

@@ -1,6 +1,6 @@
 """Measures the noise of a machine: how much successive launches of one configuration differ on it (A/A).
 
-A run's launches are divided into blocks: of one launch if the launches of both sides took turns, else of as many
+A run's launches are divided into blocks. A block has one launch if the launches of both sides took turns, else as many
 launches as a side has. Two successive blocks form an A/A comparison, whose true difference is zero. The root mean
 square of the differences is the error of comparing two such blocks, with as many degrees of freedom as comparisons.
 Unlike the spread within a side, it includes the machine's drift between two blocks.
@@ -23,7 +23,7 @@ from sweep.base.config import ConfigError
 from sweep.base.wording import count, duration_text
 
 LONGEST_TURN = 2  # launches of one side in a row, if each replicate has both sides in random order
-LEAST_PAUSE = 60  # s between the launches of the two sides
+LEAST_PAUSE = 60  # seconds between the launches of the two sides
 FEWEST_COMPARISONS = 3  # minimum comparisons of blocks for a reliable error
 
 
@@ -32,7 +32,7 @@ class MachineNoise:
     """A run in which configurations were launched repeatedly without a change."""
 
     text: str  # the run as the user wrote it
-    configurations: Sequence[pd.DataFrame]  # the trials of each
+    configurations: Sequence[pd.DataFrame]  # each configuration's trials
 
     def error(self, launches: int, column: str, in_turns: bool) -> Error:
         """Return the error of a comparison with this many launches per side, from A/A comparisons of such blocks.
@@ -89,7 +89,7 @@ def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
 
 
 def apart_text(first: pd.DataFrame, second: pd.DataFrame) -> str:
-    """Return `20 min apart` or `one after the other`; empty for sides that took turns, or if unknown."""
+    """Return `20 min apart` or `one after the other`; empty if the sides took turns, or if the times are unknown."""
     begins = [pd.to_datetime(each.get("started_at", pd.Series(dtype=str)).dropna()) for each in (first, second)]
     if took_turns(first, second) or not all(map(len, begins)):
         return ""
@@ -99,7 +99,7 @@ def apart_text(first: pd.DataFrame, second: pd.DataFrame) -> str:
 
 
 def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:
-    """Return the noise in RUN or RUN@KEY=VALUE,...
+    """Return the noise measured in RUN or RUN@KEY=VALUE,...
 
     Raises:
         ConfigError: if it was measured on a different machine from the sides, or as in `side`.
@@ -128,7 +128,7 @@ def logarithms(trials: pd.DataFrame, column: str) -> "pd.Series[float]":
 
 
 def figure_of(trials: pd.DataFrame, column: str) -> float:
-    """Return the geometric mean over the launches, whose ratio is compared; NaN if there is no value."""
+    """Return the geometric mean over the launches (ratios are of these means); NaN if there is no value."""
     if column not in trials or trials.empty:
         return math.nan
     return math.exp(logarithms(trials, column).groupby(launch_of(trials)).mean().mean())
