@@ -1,7 +1,7 @@
 """KV cache (share of a pool, or bytes) and memory over one trial per engine, at its largest completed load.
 
-Memory is the GPU's or, without a GPU, the memory of the engine's processes. A pool reserved at launch shows as a flat
-line, regardless of its use.
+Memory is the GPU's or, without a GPU, the memory of the engine's processes. A pool reserved at launch appears as a flat
+line, however much of it is used.
 """
 
 import math
