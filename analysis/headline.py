@@ -35,7 +35,7 @@ STEADY = _headline(steady=True)
 
 def shown_column(point: "Mapping[str, Any] | pd.Series[Any]", name: str) -> str:
     """Return the column whose value is shown for a point and judged by an SLO. It is the steady state's quantile if the
-    quantile of the whole run, including start and drain, differs from it by more than 10%.
+    whole run's, which includes start and drain, differs from it by more than 10%.
     """
     steady = f"steady_{name}"
     summarised = steady in STEADY and steady in point and name in point

@@ -88,7 +88,7 @@ class RunResults:
 
     @cached_property
     def formats(self) -> dict[str, list[str]]:
-        """The lines of each number format, e.g. `bfloat16, bitsandbytes nf4`, since a speed means little without it."""
+        """The lines of each number format, e.g. `bfloat16, bitsandbytes nf4`, since a speed depends on its format."""
         ok = self.layout.placed(self.run.ok)[["line", "dtype", "engine_facts"]].drop_duplicates()
         formats: dict[str, dict[str, None]] = {}
         for line, dtype, facts in ok.astype(object).itertuples(index=False, name=None):

@@ -60,7 +60,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _same_scales(axes: list[list[Axes]]) -> None:
-    """Scale axes from zero. Each kind of memory has one scale in all panels; both axes of a panel share their time."""
+    """Scale axes from zero. Each kind of memory has one scale in all panels; a panel's two axes share a time axis."""
     for row in zip(*axes, strict=True):
         top = _end(ax.dataLim.ymax for ax in row)
         for ax in row:

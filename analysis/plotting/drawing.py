@@ -146,7 +146,7 @@ def _in_panel(layout: Layout, frame: pd.DataFrame, panel: str, lines: list[str])
 def _line(
     ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
 ) -> None:
-    """Draw a line's means, intervals and replicates, and crosses for points without a result; without x, as a row."""
+    """Draw a line's means, intervals, replicates, and crosses for points without a result. Without x, draw a row."""
     if points.empty:
         return
     style: dict[str, Any] = line_style(layout, points["line"].iloc[0])

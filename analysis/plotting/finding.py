@@ -15,7 +15,7 @@ COST, SPEED = "cost_per_million_tokens", "output_throughput"
 
 
 def established(layout: Layout, shown: LabelledColumn) -> str:
-    """Return which line leads by more than the intervals or, if there is only one, the load with a clear optimum."""
+    """Return which line leads by more than the intervals or, if no line has rivals, the load with a clear optimum."""
     points = layout.points[layout.points[shown.column].notna()]
     points = points[(points["requests"] + points["failed"]).ge(FEWEST_REQUESTS)]
     if points.empty or shown.better is None or (shown.column == COST and _is_inverse(points)):

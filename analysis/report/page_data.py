@@ -336,7 +336,7 @@ def _commands(results: RunResults) -> list[str]:
 
 
 def _place_typed_here(run: Run) -> str:
-    """Return the run's folder relative to the current folder (where its reader types too), else in full, or its URL."""
+    """Return the run's folder relative to the current folder (where a reader types), else in full, or its URL."""
     if run.copy is not None:
         return str(run.place)
     absolute = run.paths.out.absolute()

@@ -100,7 +100,7 @@ def run_parts(results: RunResults) -> list[Line | Table[Any]]:
 
 
 def repeated(study: Study, experiment: str) -> str:
-    """Describe which part of a study an experiment repeats if the study published no values for it."""
+    """Describe which part of a study an experiment repeats, if the study published no values for that part."""
     return f"{experiment} repeats {study.without_figures[experiment]}. The study gives no figure or finding to compare."
 
 
@@ -119,7 +119,7 @@ def _digits(figure: float | None) -> str:
 
 
 def smaller_form(results: RunResults, rows: Iterable[Beside]) -> list[SmallerPoint]:
-    """Return the run's points if none matches a study's row because batch sizes, steps or tasks differ."""
+    """Return the run's points if none matches a row of the study, because batch sizes, steps or tasks differ."""
     return list(smaller_points(results)) if all(row.measured is None for row in rows) else []
 
 
