@@ -141,7 +141,7 @@ def figure(answer: TaskAnswer, configuration: RankedConfiguration) -> str:
 
 
 def range_text(figure: Estimate, labelled: LabelledColumn, by_launches: str = BY_LAUNCHES) -> str:
-    """Return an interval, e.g. `46.0–61.9`, marked if it comes from the launches' values; empty if there is none."""
+    """Return an interval, e.g. `46.0–61.9`, marked if it comes from the launches' values; empty if missing."""
     ends = f"{labelled.shown(figure.low)}–{labelled.shown(figure.high)}"
     return "" if math.isnan(figure.low) else ends + by_launches * figure.by_launches
 

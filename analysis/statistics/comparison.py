@@ -93,8 +93,7 @@ class BlockModel(NamedTuple):
 
     def errors(self, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the sums' standard errors, from the pooled and from the points' own variances, and the latter's
-        degrees of freedom. They are NaN if a point has no value, or if the points share no block, directly or through
-        other points.
+        degrees of freedom. NaN if points have no value, or share no block, directly or through other points.
         """
         missing = (np.abs(weights[:, self.n == 0]) > WEIGHTLESS).any(axis=1)
         relevant = (np.abs(weights) > WEIGHTLESS).any(axis=0) & (self.n > 0)

@@ -67,8 +67,7 @@ class Contests:
         return [code for code, concerned in severe if not concerned or not {*concerned}.isdisjoint(columns)]
 
     def ranked(self, quantity: LabelledColumn, points: Positions, chosen_load: bool = False) -> NDArray[np.bool_]:
-        """Return which points can be best: not barred, not held to the offered load, and not faster due to shorter
-        answers.
+        """Return which points can be best: not barred, not held to the offered load, not faster due to shorter answers.
 
         With `chosen_load` (the highest rate within an SLO), points held to the offered load can be best, too.
         """

@@ -5,9 +5,9 @@ does not include differences between launches. Such intervals are used only to c
 over loads), and the answer mentions it. Nothing is certain between engines or settings with one launch each. If a point
 has neither interval, e.g. after a single replicate, nothing about its value is certain.
 
-A ratio of two points of a run has the same interval as in all other output (`statistics.standings.Contests`). For other
+A ratio of two points of a run has the same interval as in other output (`statistics.standings.Contests`). For other
 values, or points without paired launches, the ratio's interval comes from the unfavourable and the favourable ends of
-both values' intervals.
+both intervals.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Sends a finished run's files to W&B: its trials, the sweep as a whole, a workspace and a report.
 
-An upload replaces an earlier one with the same id, so this may be repeated. If there is no login, everything stays
-offline.
+Equal ids replace earlier uploads, so it may be repeated. If there is no login, everything stays offline.
 """
 
 import json

@@ -31,7 +31,7 @@ class OfflineTrial:
         return {"warmup": _records(self.warmup), "records": _records(self.measured)}
 
     def counts(self) -> dict[str, Any] | None:
-        """Return counts of the measured rows so far, or None if there are none yet. Another thread runs the rows."""
+        """Return counts of the measured rows so far, or None before the first row. Another thread runs the rows."""
         rows = [row for call in self.measured if call.released is not None for row in call.rows]
         if not rows:
             return None
