@@ -6,8 +6,7 @@ over loads), and the answer mentions it. Nothing is certain between engines or s
 has neither interval, e.g. after a single replicate, nothing about its value is certain.
 
 A ratio of two points of a run has the same interval as in other output (`statistics.standings.Contests`). For other
-values, or points without paired launches, the ratio's interval comes from the unfavourable and the favourable ends of
-both intervals.
+values, or points without paired launches, the ratio's interval comes from the unfavourable and favourable ends of both.
 """
 
 import math
