@@ -1,4 +1,4 @@
-"""Makes tables, figures and a report from a run's files. It only reads the files written by `sweep.disk.run_files`.
+"""Makes tables, charts and a report from a run's files. It only reads the files written by `sweep.disk.run_files`.
 
 docs/library.md shows every call, and docs/columns.md lists the frames and every column.
 """
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a report's module when it is used: Matplotlib takes as long as all else that a summary imports."""
+    """Import a report's module when it is first used: Matplotlib takes as long as all other imports of a summary."""
     if name not in REPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"analysis.report.{REPORTS[name]}"), name)

@@ -10,7 +10,7 @@ from analysis.point_names import Layout
 from sweep.base.records import Outcome
 
 MOST_LOSSES = 40  # ways to fail
-NUMBER = r"\b[0-9a-f]*\d[0-9a-f]*(?:[.,]\d+)*"  # parts in which equal reasons may differ
+NUMBER = r"\b[0-9a-f]*\d[0-9a-f]*(?:[.,]\d+)*"  # fields in which equal reasons may differ
 
 
 class Loss(NamedTuple):
@@ -18,7 +18,7 @@ class Loss(NamedTuple):
     outcome: str
     reason: str
     trials: int
-    where: str  # the workloads and loads concerned
+    where: str  # workloads and loads in which the failure occurred
     log: str | None
     log_tail: str | None
 

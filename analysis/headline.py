@@ -27,15 +27,15 @@ def _headline(steady: bool) -> tuple[str, ...]:
 
 
 HEADLINE = _headline(steady=False)
-"""The headline columns: in the terminal's table, among the best values, and compared with the baseline."""
+"""The headline columns: shown in the terminal's table, ranked in the answers, and compared with the baseline."""
 
 STEADY = _headline(steady=True)
 """The steady-state quantities that are summarised; the other quantities are in trials.parquet."""
 
 
 def shown_column(point: "Mapping[str, Any] | pd.Series[Any]", name: str) -> str:
-    """Return the column whose figure of a point is shown, and judged by an SLO: a quantile of the steady state where
-    the whole run's, start and drain included, differs by more than 10%.
+    """Return the column whose value is shown for a point and judged by an SLO. It is the steady state's quantile if the
+    whole run's, which includes start and drain, differs from it by more than 10%.
     """
     steady = f"steady_{name}"
     summarised = steady in STEADY and steady in point and name in point
@@ -43,7 +43,7 @@ def shown_column(point: "Mapping[str, Any] | pd.Series[Any]", name: str) -> str:
 
 
 def shown_requests(point: "pd.Series[Any]", name: str) -> float:
-    """Return how many requests are behind a shown figure; failed ones count."""
+    """Return how many requests are behind a shown value, including failed requests."""
     if not name.startswith("steady_") or pd.isna(point.get("steady_num_requests")):
         return float(point["requests"] + point["failed"])
     return float(point["steady_num_requests"] * point.get("steady_num_requests_n", point["n"]))

@@ -23,9 +23,9 @@ from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.stored_run import LocalCopy
 from sweep.disk.tables import check_footer, read_table, warn_left_out
 
-_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # keep missing counts apart from 0
+_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # distinguishes missing counts from 0
 PARTS = ("backend", "model", "workload", "load")
-IMPORTED = "imported-"  # before the id of a trial that another tool measured
+IMPORTED = "imported-"  # prefix for the id of a trial that another tool measured
 # Columns with kilobytes of text.
 _BULKY = ("config", "settings", "versions", "hardware", "engine_facts", "telemetry_sources", "log_tail")
 
@@ -42,7 +42,7 @@ class Run:
     trials: pd.DataFrame  # one row per trial of the current plan; bulky texts are categories
     experiment: dict[str, Any] = field(default_factory=dict)  # the experiment's entry in plan.jsonl
     others: int = 0  # number of omitted rows of other plans
-    copy: LocalCopy | None = None  # for a run in an object store: its files exist as long as this copy
+    copy: LocalCopy | None = None  # for a run in an object store: its local files exist as long as this object
 
     @property
     def name(self) -> str:
@@ -81,8 +81,8 @@ class Run:
 
     @property
     def axes(self) -> list[str]:
-        """The columns of the experiment's axes, beyond the columns of every run."""
-        named = self.experiment.get("axes", self.trials.columns)  # without a plan, all further columns
+        """The columns of the experiment's axes, without the columns that every run has."""
+        named = self.experiment.get("axes", self.trials.columns)  # without a plan, all columns that not every run has
         schema = run_files.trial_schema(self.percentiles)
         return [name for name in named if name in self.trials.columns and name not in schema]
 
@@ -140,7 +140,7 @@ def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
 
 
 def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the current plan's trials, without columns of other rows only. For an older version, return all rows."""
+    """Return the current plan's trials, without columns that only other rows use; for an older version, all rows."""
     planned = trials["in_plan"].fillna(True).astype(bool)
     if planned.all():
         return trials
@@ -186,8 +186,8 @@ def _paths(folder: str | Path, kinds: Sequence[str] = ()) -> tuple[RunPaths, Loc
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    """Add the columns that a run of an older version lacks, as null, like everything unknown."""
-    present = set(table.column_names)  # once, since every access builds the list of names
+    """Add the columns that a run of an older version lacks. They are null, as unknown values are."""
+    present = set(table.column_names)  # once, since each access builds the list of names
     texts = table["percentiles"].unique().to_pylist() if "percentiles" in present else []
     schema = run_files.trial_schema(_percentiles(texts))
     absent = pa.schema([(name, type_) for name, type_ in schema.items() if name not in present]).empty_table()

@@ -1,4 +1,4 @@
-"""Names a run's points: the line, the panel and the position on the x axis of each."""
+"""Names a run's points: each has a line, a panel and a position on the x axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 LOAD_LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
-SIZE = "load_size"  # the value of a point's load column, if there are several kinds of load
+SIZE = "load_size"  # value of a point's load column, if there are several kinds of load
 MOST_PANELS = 24
-MOST_LISTED = 12  # most lines listed in a sentence
+MOST_LISTED = 12  # maximum lines listed in a sentence
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class PointLayout:
     """The names of points. Each point has a line, a panel and a position on the x axis."""
 
     points: pd.DataFrame  # the summary, with `line` and `panel`
-    lines: list[str]  # in the plan's order, so that a line looks the same in every figure
+    lines: list[str]  # in the plan's order, so that a line looks the same in every chart
     x: str | None  # column on the x axis, in points and placed trials; None if no number varies
     x_labels: dict[str, str]  # label of x by panel, except for panels whose load has no size (a trace)
 
@@ -31,7 +31,7 @@ class PointLayout:
 
     @property
     def x_label(self) -> str:
-        """The labels of x in all panels, e.g. `Batch size or concurrency`; empty without x."""
+        """The labels of x in all panels, e.g. `Batch size or concurrency`; empty if there is no x."""
         first, *rest = dict.fromkeys(self.x_labels.values()) or [""]
         return " or ".join([first, *(label.lower() for label in rest)])
 
@@ -42,7 +42,7 @@ class PointLayout:
 
 @dataclass(frozen=True)
 class Layout(PointLayout):
-    """The layout of a run's points in its figures."""
+    """The layout of a run's points in its charts."""
 
     trials: pd.DataFrame  # `line`, `panel` and `point` (its position) of each trial, by the index of the run's trials
     zipped: list[str]  # zipped axes: numeric columns that follow from x within a workload and load
@@ -69,7 +69,7 @@ class Layout(PointLayout):
         return trials.join(self.trials)
 
     def visible(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """Return the trials that fit into a figure."""
+        """Return the trials whose lines and panels fit into a chart."""
         placed = self.placed(trials)
         return placed[placed["line"].isin(self.coloured) & placed["panel"].isin(self.visible_panels)]
 

@@ -31,7 +31,7 @@ class LabelledColumn:
     unit: str
     scale: float
     better: Literal["higher", "lower"] | None
-    quantity: str = ""  # the quantity that declares it; empty for a column made here
+    quantity: str = ""  # name of the quantity that declares it; empty for a column made here
 
     @property
     def axis(self) -> str:

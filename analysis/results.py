@@ -1,4 +1,4 @@
-"""Summarises a run once, for its tables, figures and report."""
+"""Summarises a run once, for its tables, charts and report."""
 
 import json
 from dataclasses import dataclass
@@ -48,12 +48,12 @@ class RunResults:
 
     @property
     def points(self) -> pd.DataFrame:
-        """The summary, with each point's line, panel and position in the figures."""
+        """The summary, with each point's line, panel and position in the charts."""
         return self.layout.points
 
     @cached_property
     def claims(self) -> dict[str, dict[str, Any]]:
-        """The claims of a search for a capacity, by point (docs/capacity.md). Raises DamagedFile."""
+        """The claims of a capacity search, by point (docs/capacity.md). Raises DamagedFile."""
         return read_claims(self.run.paths)
 
     @cached_property
@@ -93,7 +93,7 @@ class RunResults:
 
     @cached_property
     def formats(self) -> dict[str, list[str]]:
-        """The lines by number format, e.g. `bfloat16, bitsandbytes nf4`, since a speed means little without it."""
+        """The lines of each number format, e.g. `bfloat16, bitsandbytes nf4`, since a speed depends on its format."""
         ok = self.layout.placed(self.run.ok)[["line", "dtype", "engine_facts"]].drop_duplicates()
         formats: dict[str, dict[str, None]] = {}
         for line, dtype, facts in ok.astype(object).itertuples(index=False, name=None):
@@ -108,7 +108,7 @@ def open_results(folder: str | Path, all_rows: bool = False) -> RunResults:
 
 
 def _format(dtype: Any, facts: dict[str, Any]) -> str:
-    """Return the data type of the computation and the weights' quantisation, with its method if known."""
+    """Return the computation's data type and the weights' quantisation, with the quantisation's method if known."""
     quantisation, method = facts.get("quantization"), facts.get("quantization_method")
     if quantisation and method:
         quantisation = f"{quantisation} (made by {method})"

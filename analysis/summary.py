@@ -1,4 +1,4 @@
-"""Summarises each point of the plan in a row: values with 95% intervals, and ratios to the baseline.
+"""Summarises each point of the plan as a row: values with 95% intervals, and ratios to the baseline.
 
 Only `ok` trials are summarised. A planned point without an `ok` trial has a row with n = 0, so that it is not
 overlooked. Every axis of the plan distinguishes points, with or without a result.
@@ -70,7 +70,7 @@ def key_columns(run: Run) -> list[str]:
 
 
 def _repeats(trials: pd.DataFrame, axis: str) -> bool:
-    """Return whether an axis such as load.batch_size also exists as batch_size."""
+    """Return whether an axis such as load.batch_size also exists as a column batch_size."""
     column = axis.rpartition(".")[2]
     if column == axis or column not in IDENTITY:
         return False
@@ -79,7 +79,7 @@ def _repeats(trials: pd.DataFrame, axis: str) -> bool:
 
 
 def planned_trials(run: Run) -> int:
-    """Return the number of trials in the plan or, if unknown, with a row."""
+    """Return the number of trials in the plan or, if it is unknown, the number of trials with a row."""
     return max(int(run.experiment.get("trials") or 0), len(run.trials))
 
 
@@ -145,7 +145,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
 
 
 def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
-    """Return `<headline>_standing` of each point by its figure; null without another point at its task and load."""
+    """Return each point's `<headline>_standing`, by its value; null if no other point has its task and load."""
     quantities = [labelled_column(headline) for headline in HEADLINE if headline in contests.figures]
     columns = {
         f"{quantity.column}_standing": contests.standings(quantity, figures[quantity.column].to_numpy(np.float64))
@@ -181,7 +181,7 @@ def _order(points: pd.DataFrame, run: Run) -> Positions:
 
 
 def _planned(run: Run, keys: list[str]) -> pd.DataFrame:
-    """Return the planned trials, trials with a row first.
+    """Return the planned trials; trials with a row come first.
 
     An axis with mixed types gets one type, as in trials.parquet: numbers if all values are, else text.
     """

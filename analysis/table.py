@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Item = TypeVar("Item")
-KEY: dict[str, Any] = {"kind": "text", "key": True}  # text that identifies a row
+KEY: dict[str, Any] = {"kind": "text", "key": True}  # marks a column of text that identifies a row
 NONE = "—"  # the cell of a missing value
 PIPED_WIDTH = 160  # characters in a table's line outside a terminal
 COLUMN_GAP = 2  # characters between two columns in the terminal
-NARROWEST_WORDS = 12  # characters in a column of words before the terminal's table breaks words
+NARROWEST_WORDS = 12  # minimum characters of a column of words; below it the terminal's table breaks words
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of cells that a spreadsheet would compute
 CODE_SPAN = re.compile(r"(`[^`]*`)")  # in Markdown
 
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
     """The displayed text of one cell."""
 
     text: str
-    detail: str = ""  # muted text next to it, e.g. an interval
+    detail: str = ""  # muted text next to the cell's text, e.g. an interval
     best: bool = False
     warnings: Sequence[Any] = ()  # marks in HTML
     style: str = ""  # in the terminal
@@ -44,17 +44,17 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column(Generic[Item]):
-    """A column: its name and content in files, and its heading and cells for display. Either half may be omitted."""
+    """A column: its name and content in files, and its heading and cells for display. Either pair may be omitted."""
 
     name: str = ""  # key in CSV and JSON, or `low, high` for a pair of values; empty: not in files
     meaning: str = ""
     value: Callable[[Item], Any] | None = None  # in data units; a tuple for several keys
-    cell: Callable[[Item], Cell | str] | None = None  # displayed cell; without it or a kind, only files have the column
+    cell: Callable[[Item], Cell | str] | None = None  # displayed cell; without it or a kind, only files get the column
     of_value: str = ""  # unit of the value
     heading: str = ""  # heading; default: the name
     unit: str = ""  # unit of the cells
     kind: str = ""  # `text` or `text wide`; otherwise numbers, which are never broken
-    key: bool = False  # whether it identifies a row, and so is repeated if the table is split
+    key: bool = False  # whether the column identifies a row, and so is repeated if the table is split
 
     @property
     def title(self) -> str:
@@ -91,7 +91,7 @@ class Table(Generic[Item]):
     columns: Sequence[Column[Item]]
     rows: Sequence[Item]
     title: str = ""
-    points: int = 0  # number of points, if the rows are only the first of them
+    points: int = 0  # total number of points, if the rows are only the first of them
 
     @cached_property
     def _visible(self) -> list[tuple[Column[Item], list[Cell]]]:
@@ -127,7 +127,7 @@ class Table(Generic[Item]):
     def within(self, width: int) -> "Table[Item]":
         """Return the table without the last columns that do not fit in a terminal of this width.
 
-        Beyond the keys and one column, a column that would make the keys wrap does not fit either.
+        A column that would make the keys wrap does not fit either, unless it is the first after the keys.
         """
         sizes = self._sizes()
         shown = len(next(_panels(sizes, width), ([], []))[0])
@@ -162,7 +162,7 @@ class Table(Generic[Item]):
         return [head, "|" + "---|" * len(names), *rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table. Columns that do not fit follow in further tables with the same keys."""
+        """Yield the table. Columns that do not fit are in further tables below it, with the same keys."""
         if self.title:
             yield Text(one_line(self.title), style="bold")
         rows = [[Text(one_line(str(cell)), style=cell.style) for cell in row] for row in self.body]
@@ -188,7 +188,7 @@ class Table(Generic[Item]):
 def _text_lines(
     cells: Sequence[Text], columns: Sequence[tuple[int, int, bool]], console: Console, head: bool = False
 ) -> Iterator[Text]:
-    """Yield a row's lines. `columns` has index, width and whether it holds words. A head is aligned at the bottom."""
+    """Yield a row's lines. `columns` has each index, width, and whether it holds words. A head is bottom-aligned."""
     wrapped = [cells[index].wrap(console, width, overflow="fold") for index, width, _ in columns]
     height = max(map(len, wrapped))
     for number in range(height):
@@ -204,7 +204,7 @@ def _text_lines(
 
 
 class _Size:
-    """The width of a column in the terminal: from `least` to `most`; `unbroken` is the width that breaks no word."""
+    """The possible widths of a column in the terminal: from `least` to `most`; at `unbroken` no word is broken."""
 
     def __init__(self, words: bool, key: bool, head: Sequence[str], cells: Sequence[str]) -> None:
         self.words, self.key = words, key
@@ -321,7 +321,7 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title:
 
 
 def meanings_table(meanings: Mapping[str, tuple[str, ...]], headings: Sequence[str]) -> Table[Sequence[object]]:
-    """Return a table for documents: names as code, with their descriptions; a dash for an empty cell."""
+    """Return a table for documents: names as code, with their meanings; an empty cell is a dash."""
     return text_table(headings, ([f"`{name}`", *(text or "–" for text in texts)] for name, texts in meanings.items()))
 
 

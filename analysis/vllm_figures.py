@@ -1,4 +1,4 @@
-"""Computes the trials' metrics by the definitions of `vllm bench serve`, with the requested limits."""
+"""Computes the trials' metrics by the definitions of `vllm bench serve`, and the requested rates and limits."""
 
 import json
 from collections.abc import Hashable

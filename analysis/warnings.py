@@ -28,7 +28,7 @@ from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWa
 WIDE = 0.10  # half an interval / its mean
 UNEQUAL_CHARACTERS = 1.3  # ratio of most to fewest characters per token
 UNEQUAL_INPUTS = 1.05  # ratio of most to fewest tokens in a prompt; a chat template may add a few
-LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and change, that are reported
+LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and their change, that give a warning
 BY_AGE = ("output_throughput", "e2el_p50")
 FEWEST_IN_ORDER, ENOUGH_IN_ORDER = 5, 20  # launches whose order is tested, and that show more than a strong trend
 SMALL_SPREAD, CHANCE, SHUFFLES = 0.01, 0.025, 2000  # spread whose order is ignored; of a false alarm; permutations
@@ -39,7 +39,7 @@ _warning = partial(register, CHECKS, Severity.WARNING)
 
 
 def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
-    """Return every warning about a run, the most serious first: one per trial, point or run that a check finds."""
+    """Return every warning about a run, the most serious first: one per trial, point or run that a check doubts."""
     warnings = [
         replace(warning, points=(point,))
         for point, alike in zip(layout.placed(run.ok)["point"], warnings_of_trials(run.ok), strict=True)
@@ -83,7 +83,7 @@ def by_point(warnings: Iterable[ResultWarning]) -> dict[int, list[ResultWarning]
 
 
 def scope(warning: ResultWarning, layout: Layout) -> str:
-    """Name the points concerned, e.g. `4 of 12 points of vllm; the worst: vllm, qa`; empty if it is the whole run."""
+    """Name the points concerned, e.g. `4 of 12 points of vllm; the worst: vllm, qa`; empty for the whole run."""
     if not warning.points:
         return ""
     with_result = layout.points[layout.points["n"] > 0]
@@ -161,9 +161,9 @@ def replicates_apart(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _change(before: FloatArray, after: FloatArray) -> float:
-    """Return the difference between the means of two groups of logarithms; 0 if small or explained by the spread."""
+    """Return the difference between the means of two groups of logarithms; 0 if it is small or within the spread."""
     difference, freedom = float(after.mean() - before.mean()), len(before) + len(after) - 2
-    least = WIDE  # of one replicate each
+    least = WIDE  # each group is one replicate
     if freedom:
         squares = sum(float(((side - side.mean()) ** 2).sum()) for side in (before, after))
         error = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(after)))
@@ -240,7 +240,7 @@ def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _derived(layout: Layout, name: str) -> list[str]:
-    """Return the points' columns of this kind for the headline columns."""
+    """Return the names of the points' columns of this kind, for the headline columns."""
     return [column for column in (f"{headline}_{name}" for headline in HEADLINE) if column in layout.points]
 
 
@@ -309,8 +309,8 @@ def _unequal(
 ) -> Iterator[Evidence]:
     """Yield evidence for questions in which one engine's mean number of tokens is over `most` times another's.
 
-    Replicates have different prompts, so only replicates that both engines have are compared. `by`: the divisor,
-    instead of the number of answers.
+    Replicates have different prompts, so only replicates that both engines have are compared. `by` replaces the number
+    of answers as the divisor.
     """
     tokens = (ok[column] / (ok["num_requests"] - ok["num_failed"] if by is None else by)).astype("float64")
     shared = [ok["question"], ok["replicate"]]
@@ -338,7 +338,7 @@ def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _asked(run: Run, layout: Layout) -> pd.DataFrame:
-    """Return the placed trials with a result, with a `question` that the points of one task share."""
+    """Return the placed trials with a result, each with its `question`, which the points of one task share."""
     ok = layout.placed(run.ok)
     question = ok.groupby(["panel", *([layout.x] if layout.x else [])], dropna=False).ngroup()
     return ok.assign(question=question)

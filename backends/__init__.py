@@ -1,1 +1,1 @@
-"""The engines. Each has a separate file and builds on the declarations in `base`."""
+"""The engines. Each has its own file and builds on the declarations in `base`."""

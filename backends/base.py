@@ -22,12 +22,12 @@ HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of all libraries served in-process
 TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # metrics of libraries that run on torch
 
-FLAG_KEYS = ("flags", "cpu_flags", "cuda_flags")  # of a backend
+FLAG_KEYS = ("flags", "cpu_flags", "cuda_flags")  # configuration keys that hold a backend's flags
 Platform = Literal["cpu", "cuda"]
-AMPERE = "8.0"  # the first compute capability with bfloat16
+AMPERE = "8.0"  # the lowest compute capability with bfloat16
 
 Runtime = Literal["docker", "podman", "apptainer"]
-Progress = Callable[[str], None]  # takes a few words on the current step
+Progress = Callable[[str], None]  # receives a few words about the current step
 
 COARSE_FLAG = re.compile(r"^(kv[-_]?cache[-_]dtype|cache[-_]type[-_][kv]|quant(ization|ize|_policy))$")
 WIDE_FORMATS = {"auto", "none", "f32", "f16", "bf16", "float", "float32", "float16", "bfloat16", "half"}
@@ -40,9 +40,9 @@ class SourceBuild(Strict):
     folder: str = "."  # folder in the archive that has CMakeLists.txt
     targets: tuple[str, ...] = ()  # executables to build, the first of which is the engine; empty: nothing is compiled
     options: dict[str, str | bool] = Field(default_factory=dict)  # CMake's -D options
-    cpu_options: dict[str, dict[str, str | bool]] = Field(default_factory=dict)  # by feature in /proc/cpuinfo
-    architectures: str | None = None  # CMake's option for the GPUs to compile for; None: no GPU
-    keep: tuple[str, ...] = ()  # files and folders next to CMakeLists.txt to keep under share/
+    cpu_options: dict[str, dict[str, str | bool]] = Field(default_factory=dict)  # options by feature in /proc/cpuinfo
+    architectures: str | None = None  # CMake's option that names the GPUs to compile for; None: the program uses no GPU
+    keep: tuple[str, ...] = ()  # files and folders next to CMakeLists.txt to copy into share/
 
 
 class EnvironmentLock(Strict):
@@ -53,7 +53,7 @@ class EnvironmentLock(Strict):
 
 
 class EnvironmentSpec(Strict):
-    """A named set of requirements (conf/environment/<name>.yaml), or a program that the user has installed."""
+    """A named set of requirements (conf/environment/<name>.yaml), or a program that the user installed."""
 
     name: str
     python: str | None = None  # the user's interpreter, with nothing to install; or the interpreter in an image
@@ -67,24 +67,24 @@ class EnvironmentSpec(Strict):
     requirements: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()  # distributions to omit, even if others depend on them
     torch: Platform | None = None  # which build of torch; None: the index decides
-    cuda: Literal[12, 13] | None = None  # CUDA major of the builds; None: no CUDA, or the index decides
-    glibc: str = "2.28"  # oldest glibc that the wheels run with
-    capability: str | None = None  # oldest GPUs for the kernels, e.g. "8.0"; None: any GPU of its CUDA
-    note: str | None = None  # a further need of the installation that no program can check
-    needs: dict[str, str] = Field(default_factory=dict)  # required programs (or Python.h), each with its remedy
-    driver: str | None = None  # oldest NVIDIA driver, e.g. "535"; None: the oldest for its CUDA major
-    environ: dict[str, str] = Field(default_factory=dict)  # the engine's variables
+    cuda: Literal[12, 13] | None = None  # CUDA major version of the builds; None: no CUDA, or the index decides
+    glibc: str = "2.28"  # oldest glibc with which the wheels run
+    capability: str | None = None  # oldest GPUs with kernels, e.g. "8.0"; None: any GPU that its CUDA supports
+    note: str | None = None  # a further requirement that no program can check
+    needs: dict[str, str] = Field(default_factory=dict)  # programs (or Python.h) that it needs, each with its remedy
+    driver: str | None = None  # oldest NVIDIA driver, e.g. "535"; None: the oldest for its CUDA major version
+    environ: dict[str, str] = Field(default_factory=dict)  # environment variables of the engine
     environ_older_driver: dict[str, str] = Field(default_factory=dict)  # more, if the driver is older than its CUDA
     disk_gb: float | None = None  # approximate size on a node's disk, in GB
-    substitutes: str | None = None  # why it replaces the environment for any GPU; set when chosen
+    substitutes: str | None = None  # why it replaces the environment for any GPU; set when it is chosen
     index: tuple[str, ...] = ()  # package indexes needed in addition to the user's
     optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements by engine feature
     compiled: tuple[str, ...] = ()  # distributions to compile after the others, against them
     imports: tuple[str, ...] = ()  # modules that compile themselves on their first import, which comes last
-    source: SourceBuild | None = None  # program to build in addition
+    source: SourceBuild | None = None  # a program to build as well
     lock: EnvironmentLock | None = None  # the exact distributions; None: not resolved yet
-    plain: "EnvironmentSpec | None" = None  # replaces this one if dispensable optional parts fail
-    content: dict[str, str] = Field(default_factory=dict)  # digests of the user's python and binary at planning
+    plain: "EnvironmentSpec | None" = None  # environment to use instead if dispensable optional parts fail
+    content: dict[str, str] = Field(default_factory=dict)  # digests of the user's python and binary when planned
 
     @field_validator("index")
     @classmethod
@@ -96,7 +96,7 @@ class EnvironmentSpec(Strict):
 
 
 class EnvironmentChoice(Strict):
-    """The environment that an engine runs in: a named one for each platform, unless the user provides one."""
+    """The environment in which an engine runs: a named environment per platform, unless the user provides one."""
 
     cpu: str | None = None  # name of a conf/environment/*.yaml
     cuda: str | None = None
@@ -121,16 +121,16 @@ class Host:
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
-    executables: frozenset[str] = frozenset()  # which EXECUTABLES are on PATH, e.g. "docker"
+    executables: frozenset[str] = frozenset()  # those of EXECUTABLES that are on PATH, e.g. "docker"
     driver: str | None = None  # NVIDIA's driver, e.g. "550.54.15"
-    capability: str | None = None  # lowest compute capability among its GPUs, e.g. "8.9"
-    nvcc: str | None = None  # the CUDA release of the compiler on PATH, e.g. "13.0"
-    glibc: str | None = None  # e.g. "2.36"
-    python: str | None = None  # e.g. "3.11"
+    capability: str | None = None  # lowest compute capability of its GPUs, e.g. "8.9"
+    nvcc: str | None = None  # CUDA release of the compiler on PATH, e.g. "13.0"
+    glibc: str | None = None  # version of glibc, e.g. "2.36"
+    python: str | None = None  # version of Python, e.g. "3.11"
     machine: str | None = None  # architecture, e.g. "x86_64"
     free_disk: int | None = None  # free bytes on the cache's disk
-    broken_driver: str | None = None  # NVML's error, with the remedy; then no other fact is set
-    cpu_features: frozenset[str] | None = None  # as in /proc/cpuinfo, e.g. "avx512f"
+    broken_driver: str | None = None  # NVML's error, with the remedy; if set, all other facts are unset
+    cpu_features: frozenset[str] | None = None  # CPU features as in /proc/cpuinfo, e.g. "avx512f"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,23 +140,23 @@ class Launch:
     model: Path  # folder in Hugging Face layout
     served_name: str
     port: int = 0  # 0: `server.running` finds a free one
-    workdir: Path  # the attempt's folder, which gets engine.log
+    workdir: Path  # the attempt's folder, in which engine.log is written
     python: str = "python"  # interpreter of the engine's environment
     binary: str | None = None
-    image: str | None = None  # image for the engine's container, by digest or as apptainer's file
+    image: str | None = None  # image for the engine's container: its digest, or the path of apptainer's file
     runtime: Runtime | None = None
-    cache: Path | None = None  # this machine's folder that is mounted as `image_cache`
+    cache: Path | None = None  # folder on this machine that is mounted as `image_cache`
     image_cache: str | None = None
     shm_size: str = "16g"
     host: str = "127.0.0.1"
     gpus: tuple[str, ...] = ()  # ids for CUDA_VISIBLE_DEVICES; empty on a CPU
-    threads: int = 1  # CPU threads the engine may use
+    threads: int = 1  # number of CPU threads that the engine may use
     cpus: tuple[int, ...] = ()  # cores to which its processes are bound; empty: all
-    environ: Mapping[str, str] = field(default_factory=dict)  # the environment's variables for the engine
+    environ: Mapping[str, str] = field(default_factory=dict)  # variables that the environment sets for the engine
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
-    draft: Path | None = None  # folder of the flags' draft model
+    draft: Path | None = None  # folder of the draft model that the flags name
     replica: str = ""  # e.g. "replica 2 of 3", if a deployment has several engines
 
 
@@ -176,12 +176,12 @@ class Backend(Strict):
     traits: ClassVar[Traits] = Traits()
 
     name: str
-    env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)  # its environment: {cpu, cuda, python, binary}
-    flags: dict[str, Any] = Field(default_factory=dict)  # passed through to the engine, in its own spelling
+    env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)  # environments: {cpu, cuda, python, binary}
+    flags: dict[str, Any] = Field(default_factory=dict)  # passed to the engine, in the engine's own spelling
     cpu_flags: dict[str, Any] = Field(default_factory=dict)  # defaults without a GPU; `flags` override them
     cuda_flags: dict[str, Any] = Field(default_factory=dict)  # defaults on a GPU; `flags` override them
     environ: dict[str, str] = Field(default_factory=dict)  # additional environment variables of the engine
-    dtype: str = "auto"  # number format, in the engine's terms; auto: the engine chooses
+    dtype: str = "auto"  # number format, by the engine's name for it; auto: the engine chooses
     gpus: PositiveInt = 1  # GPUs of one engine (its tensor-parallel size); ignored on a CPU
     replicas: PositiveInt = 1  # engines of one deployment, behind the gateway's router
     port: int | None = Field(default=None, ge=1, le=65535)  # null: any free port
@@ -203,7 +203,7 @@ class Backend(Strict):
     price_per_hour: PositiveFloat | None = None  # USD for the endpoint, or per GPU if `gpus` says how many it has
     price_per_million_tokens: TokenPrices | None = None  # USD, for an endpoint billed by token
     verify_tls: bool = True  # whether this machine must trust the endpoint's certificate
-    proxy: ProxyUse = "none"  # environment: to the endpoint through the environment's proxy, except on loopback
+    proxy: ProxyUse = "none"  # environment: requests go through the environment's proxy, except on loopback
     reset_paths: tuple[str, ...] = ()  # paths to POST to between trials, to clear the engine's prompt caches
     metrics_path: str | None = "/metrics"  # path of the engine's Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # sweep's name of a metric -> the engine's name
@@ -298,7 +298,7 @@ class Backend(Strict):
         return ()
 
     def check(self) -> None:
-        """Raise a one-line ValueError, with key and expectation, if fields contradict each other."""
+        """Raise a one-line ValueError, with the key and what was expected, if fields contradict each other."""
         if self.url is not None and not self.traits.attachable:
             raise ValueError(
                 f"backend.url={self.url}: sweep launches {self.name}; set backend=openai to attach to an endpoint"
@@ -387,7 +387,7 @@ class Backend(Strict):
         return {}
 
     def stated(self, get: Callable[[str], dict[str, Any]], model: str) -> dict[str, Any]:
-        """Return facts that the running engine reports about its model; `get` returns the response for a path."""
+        """Return facts that the running engine reports about its model; `get` returns the response to GET on a path."""
         models = get("/v1/models").get("data") or [{}]
         return {"max_model_len": models[0].get("max_model_len")}
 
@@ -398,7 +398,7 @@ class Backend(Strict):
         return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)
 
     def weight_format(self, launch: Launch) -> str | None:
-        """Return the engine's name for the stored weights' format; None means the compute format."""
+        """Return the engine's name for the stored weights' format; None: the format in which it computes."""
         stored = self.facts(launch).get("quantization")
         return None if stored is None else str(stored)
 
@@ -424,7 +424,7 @@ class Backend(Strict):
         return flags if launch.draft is None else self.flag_rules.with_draft(flags, str(launch.draft))
 
     def draft(self, platform: Platform) -> tuple[str, str | None] | None:
-        """Return the draft model in the flags (a repository or folder) and its revision; None without a draft model."""
+        """Return the draft model in the flags (a repository or folder) and its revision; None if no flag names one."""
         return self.flag_rules.draft_model(self.flags_for(platform))
 
 
@@ -440,12 +440,12 @@ def without_secrets(named: dict[str, Any]) -> dict[str, Any]:
 
 
 def _host_sources(library: str) -> list[Path]:
-    """Return sweep's sources that run in the engine's process: backends/host, the library's file, and their imports."""
+    """Return sweep's sources that run in the engine's process: backends/host, the library's file, and its imports."""
     sources: set[Path] = set()
     pending = ["backends.host.__main__", library]
     while pending:
         path = HOST / f"{pending.pop().removeprefix('backends.host.').replace('.', '/')}.py"
-        if path not in sources and path.is_file():  # a user's library is elsewhere
+        if path not in sources and path.is_file():  # a user's library is in another folder
             sources.add(path)
             imports = re.findall(r"^from (backends\.host[\w.]*) import (\w+)", path.read_text(), re.MULTILINE)
             pending += [name for module, member in imports for name in (module, f"{module}.{member}")]

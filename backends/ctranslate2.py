@@ -16,7 +16,7 @@ FOLDER = "ctranslate2"  # subfolder of the model's folder with the converted wei
 
 
 class CTranslate2(Hosted):
-    """`flags` are arguments of `ctranslate2.Generator`. A launch fails if its device lacks `compute_type`."""
+    """`flags` are arguments of `ctranslate2.Generator`. A launch fails if the device lacks `compute_type`."""
 
     flag_rules = FlagRules(
         tables=("ctranslate2",),
@@ -41,7 +41,7 @@ class CTranslate2(Hosted):
 
     library = "backends.host.libraries.ctranslate2_library"
     quantization: Quantization = "float32"
-    compute_type: Quantization | None = None  # None: the weights' type
+    compute_type: Quantization | None = None  # None: the stored weights' type
     metric_names: dict[str, str] = metrics("host_", *QUEUE)
 
     def in_bfloat16(self, dtype: str) -> bool:

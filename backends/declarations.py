@@ -15,7 +15,7 @@ from sweep.base.exits import Exit
 # Backend fields about how it is run, and model fields for estimates: they cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
 NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
-OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # to get another model's shape
+OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
 RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
 ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags for an engine's address, which must stay local
 
@@ -26,7 +26,7 @@ ERROR_LINE = re.compile(
 )
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-# Marks of a line that is no error: its level, or a length that only a line of settings has.
+# Signs that a line is not an error: its level, or a length that only a line of settings has.
 LEVEL = re.compile(  # NCCL calls its errors warnings
     r"\b(DEBUG|INFO)\b|(?<!NCCL )\bWARN\b|[Ww]arning\b|WARNING|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] "
     r"|^\[[\d/:-]+\] \[TRT-LLM\] (\[RANK \d+\] )?\[[DVIW]\]"
@@ -44,16 +44,16 @@ LogProbabilitiesBy = Literal["prompt_logprobs", "input_token_logprobs", "host", 
 class FlagRules:
     """The engine's flags: which exist, which only sweep sets, and which sweep interprets."""
 
-    tables: tuple[str, ...] = ()  # in backends/tables, per version or kind; the pinned version is first
-    option_tables: Mapping[str, str] = field(default_factory=dict)  # tables by the backend's field of options
-    newer: Mapping[str, str] = field(default_factory=dict)  # flag that the pinned version lacks -> first that has it
+    tables: tuple[str, ...] = ()  # tables in backends/tables, per version or kind; the pinned version's is first
+    option_tables: Mapping[str, str] = field(default_factory=dict)  # tables by the backend field whose keys they list
+    newer: Mapping[str, str] = field(default_factory=dict)  # flag that the pinned version lacks -> first with it
     set_by: Mapping[str, str] = field(default_factory=dict)  # "flag" or "flag=value" -> the sweep key to set instead
     beyond: tuple[str, ...] = ()  # "flag" or "flag=value" that reaches beyond the leased nodes or GPUs
     parallel: tuple[str, ...] = ()  # flags that multiply an engine's GPUs: data, pipeline, context
     folded: str | None = None  # flag with a JSON object whose keys may also be dotted flags, or flags in `short`
     short: Mapping[str, str] = field(default_factory=dict)  # flag -> the key of `folded` that it sets
     draft: str | None = None  # "flag", or "flag.key" in a JSON object, that names a draft model
-    draft_revision: str | None = None  # the same for the draft's revision
+    draft_revision: str | None = None  # the same, for the draft's revision
     settled: tuple[str, ...] = ()  # flags whose final settings `Wire.version_path` reports
 
     @property
@@ -143,11 +143,11 @@ class FlagRules:
 class LogReading:
     """Regular expressions that read the engine's log."""
 
-    prefix: str = ""  # time, process and source file before a line's message
-    out_of_memory: tuple[str, ...] = ()  # memory ran out, in addition to the patterns in log_causes.yaml
+    prefix: str = ""  # time, process and source file in front of a line's message
+    out_of_memory: tuple[str, ...] = ()  # messages about exhausted memory, besides the patterns in log_causes.yaml
     noise: tuple[str, ...] = ()  # error lines that only refer to another line
-    gpus_unused: tuple[str, ...] = ()  # the engine serves without its GPUs
-    dtype: str | None = None  # dtype that "auto" chose; None: the stored weights' dtype
+    gpus_unused: tuple[str, ...] = ()  # messages that the engine serves without its GPUs
+    dtype: str | None = None  # the dtype that "auto" chose; None: the stored weights' dtype
     choices: Mapping[str, str] = field(default_factory=dict)  # choices that the engine logs, by fact name
 
     def message(self, line: str) -> str:
@@ -167,14 +167,14 @@ class LogReading:
         return table.find("out of memory: CUDA out of memory") if self.ran_out_of_memory(message) else None
 
     def exit_told_by(self, message: str) -> Exit:
-        """Return the exit reported in the engine's message: its cause, or the signal that killed a process of it."""
+        """Return the exit that the engine's message reports: its cause, or the signal that killed a process of it."""
         killed = re.search(r"killed by signal\b ?(\d*)", message, re.IGNORECASE)
         return replace(told(message), signal=int(killed[1] or 0) if killed else None)
 
     def failure_line(self, log: str) -> str:
         """Return the log line with the reason for an engine's failure: a known cause, else an error, else the last
         line. Causes come before their consequences, so the first line with a cause is taken, else the first error of
-        the last traceback. If memory ran out, the last such line is taken, since it tells what could not be loaded.
+        the last traceback. If memory ran out, the last line that says so is taken: it names what could not be loaded.
         """
         raw = [line for line in log.splitlines() if re.search(r"\w", self.message(line))]
         lines = list(map(self.message, raw))
@@ -205,10 +205,10 @@ class Wire:
     """Details of the engine's API that are not in its YAML: paths, and keys of requests."""
 
     ready_path: str = "/health"  # status 200 once the engine is ready; {model}: the served name
-    version_path: str = "/version"  # serves a JSON object with its "version"
-    show_ids: Mapping[str, Any] = field(default_factory=lambda: {"return_token_ids": True})  # make answers have ids
+    version_path: str = "/version"  # path of a JSON object with its "version"
+    show_ids: Mapping[str, Any] = field(default_factory=lambda: {"return_token_ids": True})  # make answers include ids
     show_special: Mapping[str, Any] = field(default_factory=dict)  # makes answers' text include special tokens
-    samples: bool = True  # whether it samples by a request's temperature; False: it decodes greedily
+    samples: bool = True  # whether it samples at a request's temperature; False: it decodes greedily
     log_probabilities: LogProbabilitiesBy | None = None  # source of a text's token log-probabilities; None: none
 
 
@@ -216,15 +216,15 @@ class Wire:
 class Traits:
     """The engine's properties and abilities."""
 
-    distribution: str | None = None  # the Python distribution that has the engine's version
-    inherits: tuple[str, ...] = ()  # variables of this machine that it reads, besides INHERITED
-    attachable: bool = False  # accepts the `url` of a running engine
-    needs_gpu: bool = False  # has no build for a CPU
+    distribution: str | None = None  # the Python distribution whose version is the engine's
+    inherits: tuple[str, ...] = ()  # variables of this machine that it reads, in addition to INHERITED
+    attachable: bool = False  # whether it can attach to the `url` of a running engine
+    needs_gpu: bool = False  # True: it has no CPU build
     most_gpus: int | None = None  # maximum GPUs of one engine; None: its tensor-parallel size decides
-    before_ampere: Literal["emulates", "refuses", "float16"] = "emulates"  # bfloat16 on GPUs that lack it
-    reserves_memory: bool = False  # reserves a pool at launch, so its memory use does not show its need
+    before_ampere: Literal["emulates", "refuses", "float16"] = "emulates"  # how it treats bfloat16 on GPUs that lack it
+    reserves_memory: bool = False  # True: it reserves a pool at launch, so its memory use does not show what it needs
     timed_inside: bool = False  # measured in-process, without HTTP (sweep/node/engine_timed.py)
-    computes_model: bool = True  # False: no model generates its answers, so they cannot be compared
+    computes_model: bool = True  # False: no model generates its answers, so answers cannot be compared
     # Abilities that docs/backends.md lists to help users choose; None: not listed.
     continuous_batching: bool | None = None
     beam_search: bool | None = None

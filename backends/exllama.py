@@ -43,8 +43,8 @@ class ExLlama(Hosted):
     library = "backends.host.libraries.exllama_library"
     checkpoint: Literal["exl3", "gptq"] | None = "exl3"  # made from the weights, unless they are already quantised
     bits: float = Field(default=4.0, ge=1, le=8)  # bits per weight in EXL3
-    group_size: PositiveInt = 128  # weights that share a scale in GPTQ
-    cache_tokens: PositiveInt = 65536  # room in the KV cache, for all sequences together
+    group_size: PositiveInt = 128  # number of weights that share a scale in GPTQ
+    cache_tokens: PositiveInt = 65536  # tokens in the KV cache, for all sequences together
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 

@@ -1,4 +1,4 @@
-"""`sweep backends`: the engines that can run here, their installed versions, and how to get the rest."""
+"""`sweep backends`: the engines that can run here, their installed versions, and how to install the rest."""
 
 import re
 import sys
@@ -54,7 +54,7 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
 
 
 def planned(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
-    """Return (the installation for a backend on this host, why it cannot run there). One of the two is empty."""
+    """Return (what would be installed for a backend on this host, why it cannot run there). One of the two is empty."""
     if not backend.launches:
         return "nothing to install", ""
     try:
@@ -66,7 +66,7 @@ def planned(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
 
 
 def contents(backend: Backend, spec: EnvironmentSpec) -> str:
-    """Summarise an environment: its engine, torch and CUDA, and whether it has a lock."""
+    """Summarise an environment: its engine, torch and CUDA versions, and whether it has a lock."""
     if spec.name == "own":
         return "your own"
     if spec.python and not spec.requirements and not spec.image:
@@ -98,7 +98,7 @@ def _obstacle(backend: Backend, spec: EnvironmentSpec, host: Host) -> str | None
 
 
 def _installed(backend: Backend, spec: EnvironmentSpec, environment: environments.Environment) -> str:
-    """Return the engine's environment, and its version if a distribution has it."""
+    """Return the engine's environment, and the engine's version if a distribution states it."""
     version = next((name for name in _distributions(backend) if name in environment.versions), None)
     place = "your own" if spec.name == "own" else f"environment {spec.name}"
     return f"{version} {environment.versions[version]} ({place})" if version else place
@@ -143,7 +143,7 @@ def host_like(text: str) -> Host:
 
 
 def show_plan(host: Host, cache: Path, console: Console) -> None:
-    """Print for each backend the installation for this host, or why it cannot run there."""
+    """Print for each backend what would be installed on this host, or why it cannot run there."""
     for name in names():
         plan, reason = planned(configured(name), host, cache)
         console.print(f"{name}: {plan or f'no: {reason}'}", markup=False, soft_wrap=True)

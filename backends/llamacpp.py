@@ -44,7 +44,7 @@ class LlamaCpp(Backend):
             **dict.fromkeys(("hf-repo", "hf-file", "model-url", "docker-repo", "models-dir", "models-preset"), "model"),
             "override-kv": OTHER_CONFIGURATION,
         },
-        beyond=("rpc",),  # computes on other machines
+        beyond=("rpc",),  # makes other machines compute
     )
     log = LogReading(
         # "0.00.123.456 E srv    load_model: failed to load …": seconds since its start, level, part.
@@ -68,7 +68,7 @@ class LlamaCpp(Backend):
 
     quantization: FileType = "F16"
     slots: PositiveInt = 16
-    stop_grace: PositiveFloat = 1.0  # otherwise it waits for its streams to end
+    stop_grace: PositiveFloat = 1.0  # otherwise it waits until its streams end
     batch_form: BatchForm = "streams"  # it accepts lists, but begins a list's stream with a null event
     # It closes the connection after each stream despite its Keep-Alive header, so the next request would be lost.
     headers: dict[str, str] = Field(default={"Connection": "close"})
@@ -90,7 +90,7 @@ class LlamaCpp(Backend):
             "host": launch.host,
             "port": launch.port,
             "parallel": self.slots,
-            "ctx-size": self.slots * context,  # llama-server divides it among its slots
+            "ctx-size": self.slots * context,  # llama-server divides this context among its slots
             "threads": launch.threads,
             "threads-batch": launch.threads,
             "seed": launch.seed,
@@ -124,7 +124,7 @@ class LlamaCpp(Backend):
         )
 
     def gpus_unused(self, log: str) -> str | None:
-        """Also return a line which reports that fewer layers are on the GPUs than a flag requests."""
+        """Also return a line that reports fewer layers on the GPUs than a flag requests."""
         layers = str(value_of(self.flags_for("cuda"), "gpu-layers"))
         offloaded = re.search(r"offloaded (\d+)/(\d+) layers to GPU", log)
         if offloaded and (layers.isdecimal() or layers == "all"):
@@ -181,7 +181,7 @@ def model_context(model: Path) -> int:
 
 @lru_cache
 def _version(binary: str) -> tuple[str | None, str | None]:
-    """Return a llama-server's ("0.5.0", commit or the builder's text); (None, None) if it does not report them."""
+    """Return a llama-server's ("0.5.0", commit or the builder's text); (None, None) if it does not report these."""
     answer = subprocess.run([binary, "--version"], capture_output=True, text=True)
     match = re.search(r"^version: (\S+)(?: \(build \d+, commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
     return (match[1], match[2]) if match else (None, None)

@@ -47,7 +47,7 @@ class Ollama(LlamaCpp):
     )
 
     env: EnvironmentChoice = EnvironmentChoice(binary="ollama")
-    quantization: Literal["F32", "F16", "BF16"] = "F16"  # parameters of a model that is launched here
+    quantization: Literal["F32", "F16", "BF16"] = "F16"  # parameters of a model that sweep creates at launch
     stop_grace: float = Field(default=5.0, gt=0)
     token_ids: bool = False
     ignores_eos: bool = False
@@ -64,11 +64,11 @@ class Ollama(LlamaCpp):
     def environment(self, launch: Launch) -> dict[str, str]:
         ours = {
             "OLLAMA_HOST": f"{launch.host}:{launch.port}",
-            "OLLAMA_MODELS": str(launch.model / "ollama"),  # Ollama's copy of the weights, which later launches use
-            "OLLAMA_NOPRUNE": "1",  # otherwise it removes files that another server of this folder is writing
+            "OLLAMA_MODELS": str(launch.model / "ollama"),  # Ollama's copy of the weights, which later launches reuse
+            "OLLAMA_NOPRUNE": "1",  # otherwise it removes files that another server is writing to this folder
             "OLLAMA_NUM_PARALLEL": str(self.slots),
             "OLLAMA_MAX_LOADED_MODELS": "1",
-            "OLLAMA_KEEP_ALIVE": "-1",  # otherwise it unloads the model after five idle minutes
+            "OLLAMA_KEEP_ALIVE": "-1",  # otherwise it unloads the model after five minutes without requests
         }
         return {**ours, **super().environment(launch)}
 

@@ -19,7 +19,7 @@ class OpenAI(Backend):
     path: str | None = Field(default=None, pattern=r"^/[!-~]*$")  # after the path of url; null: the api's default
     api_key_env: str | None = None  # NAME of the environment variable with the key, which is never recorded
     auth_header: str | None = Field(default=None, pattern=r"^[\w-]+$")  # for the key, e.g. api-key; null: the api's
-    auth_scheme: str | None = None  # word before the key; null: Bearer in Authorization, none in another header
+    auth_scheme: str | None = None  # word before the key; null: Bearer in Authorization, no word in another header
     max_tokens_field: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"] = "max_tokens"
 
     continuous_usage: bool = True

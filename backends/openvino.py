@@ -12,8 +12,8 @@ from backends.declarations import FlagRules, LogReading, Traits
 from backends.prepare import checkpoints
 
 FOLDER = "openvino"  # subfolder of the model's folder with the exported weights
-WEIGHT_FORMATS = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int4": "int4"}  # the exporter's names
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # OpenVINO's names
+WEIGHT_FORMATS = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int4": "int4"}  # the exporter's format names
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # OpenVINO's format names
 
 
 class OpenVINO(Hosted):
@@ -34,7 +34,7 @@ class OpenVINO(Hosted):
     library = "backends.host.libraries.openvino_library"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Literal["float32", "float16", "int8", "int4"] = "float32"
-    properties: dict[str, Any] = Field(default_factory=dict)  # by their names in capitals
+    properties: dict[str, Any] = Field(default_factory=dict)  # device properties, named in capitals
     metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE)
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class OpenVINO(Hosted):
             command = [python, "-m", "optimum.commands.optimum_cli", "export", "openvino", str(folder / FOLDER)]
             options = {"model": model, "task": "text-generation-with-past", "disable-convert-tokenizer": True}
             if self.quantization == "int4":
-                options["group-size-fallback"] = "adjust"  # if a layer's columns are not a multiple of 128
+                options["group-size-fallback"] = "adjust"  # used if a layer's columns are not a multiple of 128
             command += cli({**options, "weight-format": WEIGHT_FORMATS[self.quantization]})
             checkpoints.execute(command, "Optimum's exporter", folder / "conversion.log", progress)
 

@@ -108,7 +108,7 @@ class SGLang(Backend):
         return [launch.python, "-m", "sglang.launch_server", *self.flag_arguments(launch, arguments)]
 
     def _multiplying_flags(self) -> tuple[str, ...]:
-        if value_of(self.flags_for("cuda"), "enable-dp-attention"):  # it stays within the tensor-parallel GPUs
+        if value_of(self.flags_for("cuda"), "enable-dp-attention"):  # the flag stays within the tensor-parallel GPUs
             return ("pp-size",)
         return super()._multiplying_flags()
 

@@ -9,7 +9,7 @@ from backends.base import Backend, Launch, metrics, without_secrets
 from backends.declarations import OTHER_CONFIGURATION, RANDOM_WEIGHTS, FlagRules, LogReading, Traits
 from sweep.base.records import BatchForm
 
-OPTIONS = "trtllm.yaml"  # in the attempt's folder
+OPTIONS = "trtllm.yaml"  # file in the attempt's folder
 OWN_OPTIONS = {
     "model": "model",
     "dtype": "backend.dtype",
@@ -20,11 +20,11 @@ OWN_OPTIONS = {
     "revision": "model.revision",
     "model_kwargs": OTHER_CONFIGURATION,
 }
-"""Fields of its LLM API that sweep sets, and the key to set instead."""
+"""Fields of its LLM API that only sweep sets -> the key to set instead."""
 
 
 class TensorRTLLM(Backend):
-    """`flags` are options of `trtllm-serve serve`. `options` are fields of its LLM API (KV metrics: from 1.3)."""
+    """`flags` are options of `trtllm-serve serve`. `options` are fields of its LLM API (KV metrics since 1.3)."""
 
     flag_rules = FlagRules(
         tables=("tensorrt_llm",),
@@ -82,7 +82,7 @@ class TensorRTLLM(Backend):
         options = launch.workdir / OPTIONS
         options.parent.mkdir(parents=True, exist_ok=True)
         dtype = {} if launch.dtype == "auto" else {"dtype": launch.dtype}
-        options.write_text(json.dumps({**dtype, **self._options()}))  # JSON is YAML
+        options.write_text(json.dumps({**dtype, **self._options()}))  # JSON is also YAML
         arguments: dict[str, Any] = {
             "host": launch.host,
             "port": launch.port,

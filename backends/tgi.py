@@ -1,4 +1,4 @@
-"""Text Generation Inference: in its image, by its launcher, or attached. No ignore_eos, no token ids."""
+"""Text Generation Inference: in its image, by its launcher, or attached. It has neither ignore_eos nor token ids."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from sweep.base.records import Api
 LAUNCHER = "text-generation-launcher"
 MEMORYLESS = {"PREFIX_CACHING": "0"}  # its cache cannot be reset, so a trial could hit an earlier trial's cache
 
-POOL_SHARE = 0.95  # share of the remaining memory that its warm-up takes
+POOL_SHARE = 0.95  # share of the remaining memory that the engine's warm-up takes
 
 
 class TGI(Backend):
@@ -32,7 +32,7 @@ class TGI(Backend):
             "revision": "model.revision",
             "tokenizer-config-path": "model.tokenizer",
         },
-        beyond=("ngrok",),  # would expose the engine to the internet
+        beyond=("ngrok",),  # the flag would expose the engine to the internet
     )
     log = LogReading(
         # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed"
@@ -57,7 +57,7 @@ class TGI(Backend):
     api: Api = "tgi"
     token_ids: bool = False
     ignores_eos: bool = False
-    stop_grace: float = Field(default=20.0, gt=0)  # an engine on a node that is cut off has 60 seconds in all
+    stop_grace: float = Field(default=20.0, gt=0)  # an engine on a node that is cut off has 60 seconds in total
     metric_names: dict[str, str] = metrics(
         "tgi_",
         kv_cache_usage="batch_current_max_tokens / tgi_batch_max_total_tokens",  # reserved share of its token budget

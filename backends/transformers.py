@@ -8,7 +8,7 @@ from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Tr
 
 
 class Transformers(Hosted):
-    """`dtype` and `flags` are arguments of `from_pretrained`, e.g. quantization_config. A list prompt is one batch."""
+    """`dtype` and `flags` are arguments of `from_pretrained`, e.g. quantization_config. A prompt list is one batch."""
 
     flag_rules = FlagRules(
         set_by={

@@ -13,7 +13,7 @@ from backends.prepare import checkpoints
 from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
 
-RESETTABLE = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # in vLLM 0.32; others falsely report a reset
+RESETTABLE = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # can be reset in vLLM 0.32; the others only say so
 NO_KV_SCALES = "the checkpoint's scales, else 1.0 (vLLM 0.32 has no --calculate-kv-scales)"
 
 
@@ -29,7 +29,7 @@ def given_flags(backend: Backend) -> dict[str, Any]:
 
 
 def external_cache(flags: Mapping[str, Any]) -> str | None:
-    """Return the flags' connector to a KV cache outside the GPU; None if not set."""
+    """Return the flags' connector to a KV cache outside the GPU; None if no flag sets one."""
     if value_of(flags, "kv-transfer-config"):
         return str(value_of(flags, "kv-transfer-config.kv_connector"))
     native = value_of(flags, "kv-offloading-backend") in (None, "native")
@@ -121,12 +121,12 @@ class VLLM(Backend):
         quantisations="GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU); KV: fp8",
     )
 
-    checkpoint: Literal["gptq", "ct-int8"] | None = None  # checkpoint to make from the model's weights
-    group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
+    checkpoint: Literal["gptq", "ct-int8"] | None = None  # checkpoint format to make from the model's weights
+    group_size: PositiveInt = 128  # number of weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # only in vLLM's development mode; see `environment`
+    reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # exists only in vLLM's development mode; see `environment`
     metric_names: dict[str, str] = metrics(
         "vllm:",
         "prefix_cache_queries_total",
@@ -185,7 +185,7 @@ class VLLM(Backend):
         ours = {"VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
         if not launch.gpus:
             ours["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_kv_cache_gib)
-            if launch.cpus:  # by default it binds one core per NUMA node's threads and keeps one free
+            if launch.cpus:  # by default it binds a thread to each core of a NUMA node but one
                 ranks = shares(launch.cpus, self.gpus_of_engine // self.gpus)
                 ours["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, rank)) for rank in ranks)
         return {**ours, **super().environment(launch)}

@@ -17,7 +17,7 @@ class VLLMOffline(Hosted):
     flag_rules = replace(
         VLLM.flag_rules,
         tables=("vllm_offline", "vllm_offline_cuda12"),
-        # There is no server, so no name or port; but the Python interface has additional flags.
+        # There is no server, so there is no name or port. The Python interface has additional flags.
         set_by={
             **{flag: key for flag, key in VLLM.flag_rules.set_by.items() if flag not in SERVER_ONLY},
             "model-weights": "model",
@@ -31,8 +31,8 @@ class VLLMOffline(Hosted):
     traits = replace(VLLM.traits, timed_inside=True)
 
     library = "backends.host.libraries.vllm_offline_library"
-    detokenize: bool = True  # would also generate the answers' text, which is not used
-    multiprocessing: bool = True  # run V1's engine core in its own process, apart from its feeder
+    detokenize: bool = True  # also generate the answers' text, which is not used
+    multiprocessing: bool = True  # run V1's engine core in a process of its own, apart from its feeder
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     metric_names: dict[str, str] = Field(

@@ -1,14 +1,14 @@
-"""How often a claimed capacity is too high, over simulated deployments of known capacity, and what it cost.
+"""Measures how often a claimed capacity is too high, on simulated deployments of known capacity, and its cost.
 
     python -m benchmarks.capacity --deployments 100 [--first 10000] [--case right|wrong|endpoint|drift|tails]
     python -m benchmarks.capacity --write docs/measurements/capacity.md
 
-Our search (sweep.search) and four other rules ask the same deployments. Every deployment is a line of FILES, so that a
-run goes on where it stopped. `right`: the twin has the engine's limits; `endpoint`: it has none, as of a URL; `wrong`:
-a twin without the cost of KV, of another prompt budget and 15% too much KV memory; `drift`: steps become 5% slower
-over 20 probes, and the truth is that at mid-measurement; `tails`: lengths of heavier tails. The truth is found by
-bisection on 120,000 requests a rate, and tested on other seeds. A deployment whose truth is uncertain by over 2% is
-left out. The other rules are our reading of their documents.
+Our search (sweep.search) and four other rules measure the same deployments. Every deployment is a line of FILES, so
+that a run continues where it stopped. `right`: the twin has the engine's limits. `endpoint`: the twin has no limits.
+`wrong`: the twin ignores the cost of KV, has another prompt budget and 15% too much KV memory. `drift`: steps become 5%
+slower over 20 probes, and the truth is the capacity at mid-measurement. `tails`: lengths have heavier tails. The truth
+is found by bisection on 120,000 requests per rate, and tested on new seeds. Deployments whose truth is uncertain by
+over 2% are omitted. The other rules are our reading of their documents.
 """
 
 import argparse
@@ -30,24 +30,24 @@ from sweep.search.capacity import Capacity, CapacityQuestion, Claim, Probe, Prob
 from sweep.search.twin import Costs, Floats, Integers, Limits, Replay, Requests, Twin, run_queue
 
 FILES = Path("benchmarks/results")  # ignored by git
-TRUTH_REQUESTS = 40_000  # three times for each rate
-UNCERTAIN = 0.02  # of the truth's logarithm
+TRUTH_REQUESTS = 40_000  # requests per run; each rate gets three runs
+UNCERTAIN = 0.02  # largest standard error of the truth's logarithm
 GOOD = 0.9
 GRID = 20
 CASES = ("right", "wrong", "endpoint", "drift", "tails")
 
 
 class Truth(NamedTuple):
-    """The capacity of a deployment, found by long runs."""
+    """The true capacity of a deployment, found by long runs."""
 
     capacity: float
-    error: float  # standard, of the logarithm
-    slope: float  # of the share of good requests by the logarithm of the rate
+    error: float  # standard error of the capacity's logarithm
+    slope: float  # change of the share of good requests per change of the rate's logarithm
     bound: int
 
 
 def true_capacity(simulated: Deployment) -> Truth | None:
-    """Return the capacity by bisection on long runs; None where no rate meets the bounds."""
+    """Return the capacity by bisection on long runs; None if no rate meets the bounds."""
 
     def shares(log_rate: float, seed: int) -> Floats:
         every = []
@@ -68,7 +68,7 @@ def true_capacity(simulated: Deployment) -> Truth | None:
     below, above = shares(centre - 0.02, 2).mean(axis=0), shares(centre + 0.02, 3).mean(axis=0)
     bound = int(np.argmin(above))
     slope = float(above[bound] - below[bound]) / 0.04
-    if slope < -0.02:  # fresh seeds correct the luck of those of the bisection
+    if slope < -0.02:  # fresh seeds correct for the luck of the bisection's seeds
         centre += float(np.clip((GOOD - (above[bound] + below[bound]) / 2) / slope, -0.02, 0.02))
     fresh = shares(centre, 4)[:, bound]
     error = float(fresh.std(ddof=1)) / np.sqrt(6) / max(-slope, 0.02)
@@ -76,14 +76,14 @@ def true_capacity(simulated: Deployment) -> Truth | None:
 
 
 class Bench:
-    """A deployment that is measured, and the time it has taken."""
+    """A deployment that is measured, and the time that measuring it has taken."""
 
     def __init__(self, simulated: Deployment, seed: Sequence[int]) -> None:
         self.simulated, self.random = simulated, np.random.default_rng(seed)
         self.clock, self.unit = 0.0, simulated.unit
 
     def share(self, rate: float) -> float:
-        """The smallest share of good requests of a probe of the grid's length, its first fifth left out."""
+        """Return the smallest share of good requests in a probe of the grid's length, without its first fifth."""
         return min(float(np.nanmean(good)) for good in self.good(rate))
 
     def good(self, rate: float) -> list[Floats]:
@@ -96,7 +96,7 @@ class Bench:
         return [np.nan_to_num(bound.good(run))[skipped:] for bound in self.simulated.bounds]
 
     def saturate(self) -> float:
-        """The throughput of a closed loop of half a probe's time."""
+        """Return the throughput of a closed loop that lasts half a probe."""
         users = 2 * self.simulated.limits.running
         count = max(3 * users, int(self.unit / 2 * self.simulated.saturation_guess))
         run = self.simulated.closed_loop(users, count, self.random, self.clock)
@@ -106,7 +106,7 @@ class Bench:
         return float(np.sum((ends > start) & (ends <= end)) / (end - start))
 
     def measure(self, probe: Probe) -> ProbeResult:
-        """Run a probe of our search: until its last request has ended."""
+        """Run a probe of our search until its last request has ended."""
         if probe.users:
             run = self.simulated.closed_loop(probe.users, probe.requests, self.random, self.clock)
         else:
@@ -120,14 +120,14 @@ class Bench:
 
 
 def grid(bench: Bench) -> float:
-    """The largest passing rate of 20."""
+    """Return the highest of 20 rates that passes."""
     saturated = bench.saturate()
     rates = [saturated * number / GRID for number in range(1, GRID + 1)]
     return max([rate for rate in rates if bench.share(rate) >= GOOD], default=0.0)
 
 
 def bisection(bench: Bench) -> float:
-    """Bisection to 2% on point estimates, as vLLM's `serve_sla`."""
+    """Bisect to 2% on point estimates, as vLLM's `serve_sla` does."""
     saturated = bench.saturate()
     low, high = 0.05 * saturated, 1.05 * saturated
     for _ in range(12):
@@ -139,7 +139,7 @@ def bisection(bench: Bench) -> float:
 
 
 def wilson(bench: Bench) -> float:
-    """Ten rates and Wilson's lower bound, as GuideLLM."""
+    """Test ten rates by Wilson's lower bound, as GuideLLM does."""
     saturated, z, best = bench.saturate(), 1.96, 0.0
     for rate in np.linspace(0.05 * saturated, saturated, 10):
         lows = []
@@ -152,7 +152,7 @@ def wilson(bench: Bench) -> float:
 
 
 def isotonic(bench: Bench) -> float:
-    """A bracket, then the root of an isotonic fit, at most ten probes, to 5%, as AIPerf."""
+    """Find a bracket, then the root of an isotonic fit, to 5% in at most ten probes, as AIPerf does."""
     logs: list[float] = []
     shares: list[float] = []
 
@@ -198,7 +198,7 @@ RULES: dict[str, Callable[[Bench], float]] = {
 
 
 class WrongTwin(Twin):
-    """A twin without the cost of KV, of another prompt budget, and with 15% more KV memory than there is."""
+    """A twin that ignores the cost of KV, has another prompt budget, and 15% more KV memory than the engine."""
 
     def run(self, requests: Requests, costs: Costs | None = None) -> Replay:
         limits = Limits(self.limits.running, int(1.15 * self.limits.cached_tokens), 2048)
@@ -206,7 +206,7 @@ class WrongTwin(Twin):
 
 
 def search(bench: Bench, case: str) -> Claim:
-    """Our search on a deployment."""
+    """Return our search's claim about a deployment."""
     simulated = bench.simulated
 
     def arrivals(count: int, seed: int) -> Floats:
@@ -225,7 +225,7 @@ def search(bench: Bench, case: str) -> Claim:
 
 
 def study(seed: int, case: str) -> dict[str, Any] | None:
-    """Ask one deployment by every rule; None where its capacity is not known well enough."""
+    """Measure one deployment by every rule; None if its true capacity is not certain enough."""
     simulated = deployment(seed, drift=0.05 if case == "drift" else 0.0, tails=0.3 if case == "tails" else 0.0)
     truth = true_capacity(replace(simulated, drift=0.0))
     if truth is None or not truth.error < UNCERTAIN:
@@ -234,7 +234,7 @@ def study(seed: int, case: str) -> dict[str, Any] | None:
     bench = Bench(simulated, [seed, 3])
     claim = search(bench, case)
     reached = claim.lower / truth.capacity
-    if case == "drift":  # against the capacity at mid-measurement
+    if case == "drift":  # compared with the capacity at mid-measurement
         slowed = 1 + 0.05 * min(bench.clock / 2 / (20 * bench.unit), 1.0)
         middle = true_capacity(replace(simulated, drift=0.0, costs=Costs(*(cost * slowed for cost in simulated.costs))))
         reached = claim.lower / middle.capacity if middle else float("nan")
@@ -255,7 +255,7 @@ HEADINGS = (
 
 
 def table_row(name: str, reached: Floats, cost: Floats, grid_cost: Floats | float) -> list[str]:
-    """A line of the table: shares of claims, and what they cost."""
+    """Return a line of the table: shares of claims, and what the claims cost."""
 
     def percentage(condition: Any) -> str:
         return f"{100 * np.mean(condition):.1f} %"
@@ -273,7 +273,7 @@ def table_row(name: str, reached: Floats, cost: Floats, grid_cost: Floats | floa
 
 
 def table(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """The lines of the document: our search by case, then the other rules."""
+    """Return the lines of the document: our search by case, then the other rules."""
     rows = []
 
     def column(chosen: Sequence[dict[str, Any]], key: str, rule: str = "") -> Floats:
@@ -296,14 +296,14 @@ def table(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def read_entries() -> list[dict[str, Any]]:
-    """Everything that has been simulated."""
+    """Return the results of all deployments simulated so far."""
     files = sorted(FILES.glob("capacity-*.jsonl"))
     entries = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return [entry for entry in entries if entry.get("ours")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Simulate the deployments that no file has yet, or print the table of those that are there."""
+    """Simulate the deployments that are in no file yet, or print the table of those in files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--deployments", type=int, default=0)
     parser.add_argument("--first", type=int, default=10_000, help="seed of the first")

@@ -1,18 +1,18 @@
-"""Accuracy of the measuring client against a server that logs its true times, with vLLM's client for comparison.
+"""Measures the accuracy of the measuring client against a server that logs its true times, and compares vLLM's client.
 
     python -m benchmarks.client [--vllm-python PYTHON] [--rows closed-256,…] [--repeats 3]
 
-The server (backends/simulated_server) is bound to one core and the client to another. Ours is the whole command
-(`sweep run backend=openai …`), and what is compared are the columns that it publishes: those of requests.parquet,
-request by request and matched by x-request-id, as |reported − what the server did|, p50 / p99: `ttft` (of an open loop
-`service_ttft`, since the server does not know the schedule) from the request's arrival in the server's kernel to the
-first token's write, every gap, `tpot`, `e2el`; beside them the trial's own `ttft_p50` and `ttft_p99`, its outcome and
-`turnaround_share`. CPU is that of the client process between the first request and the last token, per 1,000 tokens.
-"Load kept" is the duration that an ideal client would have had with the server's true times, over the actual duration.
-With --vllm-python (an interpreter that has vLLM) the rows are also run with `vllm bench serve`, in the same run. The
-speed of a shared machine varies, so each row is run several times, alternating between the clients: the table has each
-client's run of median CPU per token, and the ratio is the median over the pairs. Nothing else should run: the last line
-reports other load.
+The server (backends/simulated_server) is bound to one core and the client to another. Ours is the whole command (`sweep
+run backend=openai …`). The columns that it publishes in requests.parquet are compared with the server's log, request by
+request, matched by x-request-id. The errors are |reported − true|, p50 / p99, of `ttft` (in an open loop of
+`service_ttft`, since the server does not know the schedule), every gap, `tpot` and `e2el`. The true TTFT is from the
+request's arrival in the server's kernel to the write of the first token. The table also has the trial's `ttft_p50` and
+`ttft_p99`, its outcome and `turnaround_share`. CPU is the client process's time between the first request and the last
+token, per 1,000 tokens. "Load kept" is the duration that an ideal client would have had with the server's true times,
+divided by the actual duration. With --vllm-python (an interpreter that has vLLM) the rows are also run with `vllm bench
+serve`, in the same run. The speed of a shared machine varies, so each row is run several times, alternating between the
+clients. The table has each client's run with the median CPU per token; the ratio is the median over the pairs. Nothing
+else should run: the last line reports other load.
 """
 
 import argparse
@@ -57,7 +57,7 @@ VLLM_BENCH = (
 
 @dataclass(frozen=True)
 class Row:
-    """One load on a server with one timing."""
+    """A row of the table: one load on a server with one timing."""
 
     name: str
     requests: int
@@ -67,14 +67,14 @@ class Row:
     ttft: float = TTFT
     rate: float | None = None  # requests per second, Poisson; None: closed loop
     flat_out: bool = False  # the server answers at once, coalesces events and keeps no log
-    plain: bool = False  # likewise, without parsing: benchmarks/flat_out.py
+    plain: bool = False  # the same, but no side parses HTTP: benchmarks/flat_out.py
     alone: bool = False  # shows the server's limit, so it is run with our client only
 
     def ideal_duration(self, due: Sequence[float], services: Sequence[float]) -> float:
-        """Time from the first send to the last token, s, with an ideal client.
+        """Return the time in s from the first send to the last token, with an ideal client.
 
         Args:
-            due: when the load said to send each request, s, ascending.
+            due: when the load scheduled each request, s, ascending.
             services: the server's true times of all requests in order, each from its arrival to its last token.
         """
         slots = [0.0] * self.concurrency
@@ -99,43 +99,43 @@ ROWS = [
 
 
 class Answer(NamedTuple):
-    """One client's figures of one request, s."""
+    """One client's latencies of one request, in s."""
 
     ttft: float
-    tpot: float | None  # None where the client gave none
+    tpot: float | None  # None if the client reported none
     e2el: float
     gaps: Sequence[float]  # between chunks
 
 
 @dataclass
 class Result:
-    """One client's report of a row, and its cost."""
+    """One client's report on a row, and the client's cost."""
 
-    answers: dict[str, Answer]  # by x-request-id
+    answers: dict[str, Answer]  # answers by x-request-id
     failed: int
     tokens: int
     cpu_seconds: float
     peak_memory_bytes: int
-    duration: float  # s; of flat-out rows, by the client's clock
-    due: list[float]  # s, of each request
+    duration: float  # s; for flat-out rows, by the client's clock
+    due: list[float]  # s, for each request
     outcome: str = "–"
     turnaround_share: float | None = None
     published: tuple[float | None, float | None] = (None, None)  # p50 and p99 of TTFT over the trial, s
-    errors: dict[str, list[float]] = field(default_factory=dict)  # s, absolute
+    errors: dict[str, list[float]] = field(default_factory=dict)  # absolute errors in s
     true: tuple[float | None, float | None] = (None, None)  # p50 and p99 of TTFT by the server's log, s
 
     @property
     def cpu_per_token(self) -> float:
-        """s."""
+        """The CPU time per token, in s."""
         return self.cpu_seconds / self.tokens if self.tokens else float("inf")
 
 
 class Run(NamedTuple):
-    """One client on one row, once."""
+    """One run of one client on one row."""
 
     result: Result
     load_kept: float | None
-    limit: float | None = None  # requests/s of the server alone
+    limit: float | None = None  # requests/s that the server alone reaches
 
 
 # -- the server
@@ -143,7 +143,7 @@ class Run(NamedTuple):
 
 @contextlib.contextmanager
 def serving(row: Row, log: Path, core: int) -> Iterator[str]:
-    """Run the server; yields its URL. Its log is complete afterwards."""
+    """Run the server and yield its URL. Its log is complete afterwards."""
     config: dict[str, Any] = {"ttft": {"mean": row.ttft}, "itl": {"mean": row.itl}, "log": str(log)}
     if row.flat_out:
         config |= {"log": None, "events_per_write": 64}
@@ -161,7 +161,7 @@ def serving(row: Row, log: Path, core: int) -> Iterator[str]:
 
 
 def plain_limit(url: str, core: int) -> float:
-    """Requests per second of the server to a plain load generator on the client's core."""
+    """Return the server's requests per second with a plain load generator on the client's core."""
     command = [sys.executable, "-m", "benchmarks.flat_out", url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         _alone_on(process.pid, core)
@@ -179,7 +179,7 @@ def _alone_on(pid: int, core: int) -> None:
 
 
 def ours(row: Row, url: str, folder: Path, cores: tuple[int, int]) -> Result:
-    """The whole command on the row, and what it published."""
+    """Run the whole command on the row and return what it published."""
     load = ["load=closed", f"load.concurrency={row.concurrency}", "load.stagger=0"]
     if row.rate is not None:
         load = ["load=poisson", f"load.rate={row.rate}", f"load.max_concurrency={row.concurrency}"]
@@ -192,8 +192,8 @@ def ours(row: Row, url: str, folder: Path, cores: tuple[int, int]) -> Result:
     output = folder.with_suffix(".output")
     with output.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
-        os.sched_setaffinity(process.pid, set(cores))  # of which the client takes the last
-        if process.wait() not in (0, 1):  # 1: the trial failed, as its outcome says
+        os.sched_setaffinity(process.pid, set(cores))  # the client takes the last of these cores
+        if process.wait() not in (0, 1):  # status 1: the trial failed, as its outcome says
             raise RuntimeError(f"the command failed: {output.read_text()[-2000:]}")
     paths = RunPaths(folder)
     (trial,) = read_trials(paths.trials)
@@ -225,7 +225,7 @@ def ours(row: Row, url: str, folder: Path, cores: tuple[int, int]) -> Result:
 
 
 def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
-    """`vllm bench serve` on the same row, its CPU time read from outside while it runs."""
+    """Run `vllm bench serve` on the same row; its CPU time is read from outside while it runs."""
     arguments = {
         "backend": "openai",
         "base-url": url,
@@ -251,7 +251,7 @@ def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         watched = psutil.Process(process.pid)
         _alone_on(process.pid, core)
-        cpu: list[tuple[float, float]] = []  # (time, CPU seconds so far)
+        cpu: list[tuple[float, float]] = []  # readings: (time, CPU seconds so far)
         memory = 0
         while process.poll() is None:
             with contextlib.suppress(psutil.Error):
@@ -282,7 +282,7 @@ def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
 
 
 def _at(readings: list[tuple[float, float]], when: float) -> float:
-    """Linear interpolation of readings at a time."""
+    """Interpolate readings linearly at a time."""
     for (t0, v0), (t1, v1) in pairwise(readings):
         if t0 <= when <= t1:
             return v0 + (v1 - v0) * (when - t0) / (t1 - t0)
@@ -293,7 +293,7 @@ def _at(readings: list[tuple[float, float]], when: float) -> float:
 
 
 def compare(row: Row, result: Result, truths: dict[tuple[str, int], Truth]) -> float:
-    """Fill in the truth and the absolute errors, request by request; returns the share of the load that was kept."""
+    """Fill in the truth and the absolute errors, request by request. Return the share of the load that was kept."""
     errors: dict[str, list[float]] = {name: [] for name in ("ttft", "itl", "tpot", "e2e")}
     matched, true_ttft = [], []
     for request_id, answer in result.answers.items():
@@ -318,7 +318,7 @@ def compare(row: Row, result: Result, truths: dict[tuple[str, int], Truth]) -> f
 
 
 def quantiles(values: list[float]) -> str:
-    """p50 / p99 in ms."""
+    """Return p50 / p99 in ms."""
     return milliseconds((quantile(values, 0.5), quantile(values, 0.99))) if len(values) > 1 else "–"
 
 
@@ -327,13 +327,13 @@ def milliseconds(times: tuple[float | None, float | None]) -> str:
 
 
 def outcomes(runs: Sequence[Run]) -> str:
-    """The verdict of every run: one word where all agree."""
+    """Return the outcome of every run: one word if all agree."""
     counts = Counter(run.result.outcome for run in runs)
     return ", ".join(word if count == len(runs) else f"{word} {count}" for word, count in counts.items())
 
 
 def line(row: Row, client: str, runs: Sequence[Run]) -> str:
-    """The run of median CPU per token, as a line of the table."""
+    """Return the run with the median CPU per token, as a line of the table."""
     result, load_kept, _ = middle(runs)
     errors = [quantiles(result.errors.get(name, [])) for name in ("ttft", "itl", "tpot", "e2e")]
     cells = [
@@ -388,12 +388,12 @@ def run_row(row: Row, python: str | None, cores: tuple[int, int]) -> Run:
 
 
 def middle(runs: Sequence[Run]) -> Run:
-    """The run of median CPU per token."""
+    """Return the run with the median CPU per token."""
     return sorted(runs, key=lambda run: run.result.cpu_per_token)[len(runs) // 2]
 
 
 def ratios(row: Row, mine: Sequence[Run], theirs: Sequence[Run]) -> str:
-    """Ratios of the two clients over alternating runs, which hold on a busy machine as well."""
+    """Return the two clients' ratios over alternating runs, which are also valid on a busy machine."""
     pairs = zip(mine, theirs, strict=True)
     cpu = sorted(errors_of.result.cpu_per_token / their_run.result.cpu_per_token for errors_of, their_run in pairs)
     text = f"{row.name}: CPU per token {statistics.median(cpu):.2f} of vLLM's"
@@ -406,7 +406,7 @@ def ratios(row: Row, mine: Sequence[Run], theirs: Sequence[Run]) -> str:
 
 
 def limits(row: Row, runs: Sequence[Run]) -> list[str]:
-    """The limit of the server alone, where it was sought."""
+    """Return the limit of the server alone, if it was measured."""
     rates = [run.limit for run in runs if run.limit is not None]
     text = f"{row.name}: the server alone answers {{:,.0f}} requests/s to a plain load generator (median of {{}} runs)"
     return [text.format(statistics.median(rates), len(rates))] if rates else []
@@ -452,7 +452,7 @@ def main() -> None:
 
 
 def other_load() -> float:
-    """CPU use of all other processes in %, over half a second in which this one is idle."""
+    """Return the CPU use of all other processes in %, over half a second in which this process is idle."""
     return psutil.cpu_percent(interval=0.5)
 
 

@@ -1,13 +1,13 @@
-"""False alarms of `sweep compare --fail-if`, and planted slow-downs that it finds at the budget that it prints.
+"""Measures false alarms of `sweep compare --fail-if`, and how often it finds a planted slow-down within its own budget.
 
     python -m benchmarks.compare [--draws 2000]
 
-The launches are those of docs/measurements/compare_launches.csv (paired_launches.py) of a real llama.cpp. A pair is two
-launches back to back: of one configuration (A/A), or of a planted slow-down and the nearest launch without. Comparisons
-of as many pairs as the command asks for are drawn in whole pairs, with replacement: without it, the half of all pairs
-would differ less from their mean than fresh ones do. They are judged by the functions that the command uses, as rows
-that no run wrote (written.py compares runs on disk), and beside them stands the power of the same test by its formula.
-The tables are written to docs/measurements/compare.md, between its marks.
+The launches are a real llama.cpp's, from docs/measurements/compare_launches.csv (paired_launches.py). A pair is two
+launches back to back: of one configuration (A/A), or of a planted slow-down and the nearest launch without one.
+Comparisons of as many pairs as the command asks for are drawn in whole pairs, with replacement. Without replacement,
+half of all pairs would differ less from their mean than fresh pairs do. The command's own functions judge the draws, as
+rows that no run wrote (written.py compares runs on disk). The tables also give the power of the same test by its
+formula. They are written to docs/measurements/compare.md, between its marks.
 """
 
 import argparse
@@ -34,34 +34,34 @@ from sweep.base import code_version
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "compare.md"
 MARKS = ("<!-- tables: python -m benchmarks.compare -->", "<!-- end of tables -->")
-PILOTS = (5, 10, 30)  # pairs, of which a budget is printed
-LONGEST_PAUSE = pd.Timedelta(minutes=10)  # between two launches of one series
-SEQUENTIAL = (3, 5, 10)  # launches a side of runs measured one after the other
+PILOTS = (5, 10, 30)  # pilot sizes in pairs, for which a budget is printed
+LONGEST_PAUSE = pd.Timedelta(minutes=10)  # longest pause between two launches of one series
+SEQUENTIAL = (3, 5, 10)  # launches per side of runs that were measured one after the other
 QUANTITY = compared_column("output_throughput", ())
 FAIL_IF = condition("output_throughput < -3%")
 
 
 class Pairs(NamedTuple):
-    """Launches, and those that are compared with them, in the same order."""
+    """Launches, and the launches that they are compared with, in the same order."""
 
     first: pd.DataFrame
     second: pd.DataFrame
 
 
 def launches(path: Path) -> pd.DataFrame:
-    """The measured launches as a run's rows have them."""
+    """Return the measured launches in the form of a run's rows."""
     frame = pd.DataFrame([asdict(row) for row in read_rows(path)])
     launch = frame["block"].astype(str) + "/" + frame["arm"]
     return frame.assign(replicate=frame["block"], seed=frame["block"], launch=launch)
 
 
 def arm(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The launches of one arm."""
+    """Return the launches of one arm."""
     return frame[frame["arm"] == name].set_index("block")
 
 
 def pairs(frame: pd.DataFrame, other: str) -> Pairs:
-    """The launches of an arm, and for each the launch without a slow-down that is next to it; both by their block."""
+    """Return an arm's launches, each paired with the launch next to it without a slow-down; both by block."""
     second = arm(frame, other)
     unchanged = [REFERENCE] if other == AGAIN else [REFERENCE, AGAIN]
     adjacent = frame[frame["arm"].isin(unchanged)].set_index("block")
@@ -70,7 +70,7 @@ def pairs(frame: pd.DataFrame, other: str) -> Pairs:
 
 
 def drawn(sides: Pairs, random: np.random.Generator, launched: int) -> PointComparison:
-    """A comparison of so many pairs, each drawn from all; a pair that comes again is a separate replicate."""
+    """Return a comparison of this many pairs, drawn with replacement; a repeated pair is a separate replicate."""
     chosen = random.integers(0, len(sides.first), launched)
     numbers = np.arange(launched)
     first, second = (
@@ -80,12 +80,12 @@ def drawn(sides: Pairs, random: np.random.Generator, launched: int) -> PointComp
 
 
 def compared(first: pd.DataFrame, second: pd.DataFrame, noise: MachineNoise | None = None) -> PointComparison:
-    """The command's comparison of two sides."""
+    """Return the command's comparison of two sides."""
     return point_comparison(("reference", "other"), Match("llamacpp", first, second), QUANTITY, noise=noise)
 
 
 def power(sides: Pairs, launched: int) -> float:
-    """The probability that FAIL_IF is met by so many pairs of the normal distribution with their mean and spread."""
+    """Return the probability that this many pairs meet FAIL_IF, if normally distributed with their mean and spread."""
     logs = np.log(sides.second[QUANTITY.column] / sides.first[QUANTITY.column])
     error = logs.std(ddof=1) / np.sqrt(launched)
     errors = error * np.sqrt(special.chdtri(launched - 1, CHANCES) / (launched - 1))
@@ -96,7 +96,7 @@ def power(sides: Pairs, launched: int) -> float:
 def one_after_the_other(
     alike: pd.DataFrame, launched: int, count: int, noise: MachineNoise | None
 ) -> list[PointComparison]:
-    """A/A comparisons of runs measured one after the other: so many launches in their order, and the next as many."""
+    """Return A/A comparisons of runs one after the other: `launched` launches in order, and the next as many."""
     begins = np.random.default_rng(launched).integers(0, len(alike) - 2 * launched + 1, count)
     return [
         compared(alike.iloc[begin : begin + launched], alike.iloc[begin + launched : begin + 2 * launched], noise)
@@ -105,13 +105,13 @@ def one_after_the_other(
 
 
 def alarms(comparisons: Sequence[PointComparison]) -> str:
-    """The comparisons by which a build would fail, and their share."""
+    """Return the number and share of comparisons that would fail a build."""
     failed = sum(FAIL_IF.met(each) for each in comparisons)
     return f"{failed} ({failed / len(comparisons):.1%})"
 
 
 def table_of_arms(frame: pd.DataFrame) -> list[str]:
-    """What was measured of each arm."""
+    """Return the table of what was measured for each arm."""
     headings = "arm | launches | stopped for | median, tokens/s | pairs | they differ by | ratio | 95% interval"
     table = []
     for name in (REFERENCE, AGAIN, *PLANTED):
@@ -128,7 +128,7 @@ def table_of_arms(frame: pd.DataFrame) -> list[str]:
 
 
 def table_of_pairs(frame: pd.DataFrame, all_pairs: PointComparison, count: int) -> list[str]:
-    """Alarms in pairs, at the budgets that the command prints of the whole study."""
+    """Return the alarms in pairs, at the budgets that the command prints for the whole study."""
     headings = f"{count} comparisons, in pairs | launches a side | minutes | fail the build | by the formula"
     table = []
     for name, launched in zip(PLANTED, all_pairs.launches, strict=True):
@@ -141,7 +141,7 @@ def table_of_pairs(frame: pd.DataFrame, all_pairs: PointComparison, count: int) 
 
 
 def table_of_pilots(frame: pd.DataFrame, count: int) -> list[str]:
-    """Slow-downs found at the budgets that few A/A pairs print, which know the spread less well."""
+    """Return the slow-downs found at the budgets from a few A/A pairs, which estimate the spread less well."""
     headings = f"{count} pilots of A/A pairs | asked for, for 10% | found | asked for, for 20% | found"
     table = []
     alike, slower = pairs(frame, AGAIN), [pairs(frame, name) for name in PLANTED]
@@ -161,7 +161,7 @@ def table_of_pilots(frame: pd.DataFrame, count: int) -> list[str]:
 
 
 def last_series(frame: pd.DataFrame) -> pd.DataFrame:
-    """The launches of one configuration in their order, since the last pause between blocks."""
+    """Return the launches of one configuration in order, since the last pause between blocks."""
     ordered = frame.sort_values("started_at", kind="stable")
     pauses = pd.to_datetime(ordered["started_at"]).diff() > LONGEST_PAUSE
     series = ordered[pauses.cumsum() == pauses.sum()]
@@ -170,7 +170,7 @@ def last_series(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_of_runs(frame: pd.DataFrame, count: int) -> list[str]:
-    """Alarms between runs one after the other, of the second half of a series; the first half is for the noise."""
+    """Return the alarms between runs one after the other in a series' second half; the first half gives the noise."""
     headings = f"{count} A/A comparisons, one run after the other | launches a side | fail the build | with `--noise`"
     table = []
     alike = last_series(frame)
@@ -185,7 +185,7 @@ def table_of_runs(frame: pd.DataFrame, count: int) -> list[str]:
 
 
 def conditions(frame: pd.DataFrame) -> str:
-    """When the launches were made, and the state of the machine."""
+    """Return when the launches were measured, and the state of the machine."""
     begins, load = frame["started_at"].sort_values(), frame["load_average"]
     series = (pd.to_datetime(begins).diff() > LONGEST_PAUSE).cumsum()
     times = [f"{each.iloc[0][:16]} to {each.iloc[-1][11:16]}" for _, each in begins.groupby(series)]
@@ -197,7 +197,7 @@ def conditions(frame: pd.DataFrame) -> str:
 
 
 def tables(frame: pd.DataFrame, count: int) -> list[str]:
-    """The tables of the document, and what stands above them."""
+    """Return the tables of the document, and the text above them."""
     all_pairs = compared(*pairs(frame, AGAIN))
     printed = ["What the command prints below the table of all A/A pairs:", ""]
     printed += [f"    {line}" for line in reach([all_pairs])]

@@ -1,8 +1,8 @@
-"""Damaged files of a run and what its readers make of them; writes docs/measurements/corruptions.md.
+"""Damages files of a run and records what their readers do; writes docs/measurements/corruptions.md.
 
     python -m benchmarks.corruptions [--write docs/measurements/corruptions.md]
 
-A run of two trials on the simulated engine; each of its files is corrupted in each way, as often as REPEATS says, and
+The run has two trials on the simulated engine. Each of its files is damaged in each way, as often as REPEATS says, and
 read by every command that reads it. It takes about a quarter of an hour.
 """
 
@@ -22,7 +22,7 @@ COMMAND = [
     *("workload.output_tokens=6", "workload.num_requests=2", "load.batch_size=1,2", "cluster=inline", "tracking=none"),
 ]
 COLUMNS = ("damaged", "tracebacks", "believed", "silent", "long", "named")
-REPEATS = {"ledger.jsonl": 7, "status.json": 3, "totals.json": 3, "trials.parquet": 2}  # 1: a report each
+REPEATS = {"ledger.jsonl": 7, "status.json": 3, "totals.json": 3, "trials.parquet": 2}  # 1: one report
 HEADER = """# Damaged files
 
 Made by `python -m benchmarks.corruptions` from a run of two trials. Each file is corrupted in each of {ways} ways, once
@@ -39,7 +39,7 @@ warning that names what is left out). *Named*: corruptions of which some command
 
 
 def table(findings: Iterable[Finding]) -> str:
-    """The findings by file, as Markdown."""
+    """Return the findings by file, as Markdown."""
     rows: dict[str, Counter[str]] = {}
     for finding in findings:
         counted = {column: getattr(finding, column) for column in COLUMNS}

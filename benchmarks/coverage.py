@@ -1,10 +1,10 @@
-"""Coverage of the intervals of a summary, by simulation: how often the true figure lies in them, and how wide they are.
+"""Measures by simulation how often a summary's intervals hold the true value, and how wide they are.
 
 `python -m benchmarks.coverage [SCENARIO ...]` gives simulated replicates (simulated_runs.py) to the functions that
-summarise a run (analysis/statistics/intervals.py, analysis/statistics/comparison.py): arrays that no writer wrote,
-which written.py checks against those of a run's files. It replaces their cells in docs/measurements/coverage.csv, and
-writes the tables of docs/measurements/coverage.md from it, so that it can be done in parts. `--quick` prints a few
-cells and writes nothing.
+summarise a run (analysis/statistics/intervals.py, analysis/statistics/comparison.py). No writer wrote these arrays;
+written.py checks them against a run's files. It replaces the scenarios' cells in docs/measurements/coverage.csv, and
+writes the tables of docs/measurements/coverage.md from that file, so it can run in parts. `--quick` prints a few cells
+and writes nothing.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from benchmarks.simulated_runs import (
 from sweep.base import code_version
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "coverage.md"
-REQUESTS = (8, 24, 64, 100, 500, 1500)  # of the first two the intervals are from the launches' own figures
+REQUESTS = (8, 24, 64, 100, 500, 1500)  # with the first two, the intervals come from the launches' own values
 REPLICATES = (1, 2, 3, 5, 10)
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LAUNCHES = (3, 5, 10)
@@ -71,7 +71,7 @@ Figures = dict[str, Interval]
 
 
 def ours(runs: Runs) -> Figures:
-    """Our intervals by figure, of shape (repetitions,)."""
+    """Return our intervals by quantity, of shape (repetitions,)."""
     pool = PooledRequests(runs.latency)
     figures = {name: pool.quantile(q) for name, q in QUANTILES.items()}
     figures["mean"] = pool.mean()
@@ -80,13 +80,13 @@ def ours(runs: Runs) -> Figures:
 
 
 def of_gaps(runs: Runs) -> Figures:
-    """Our intervals of the quantiles of gaps."""
+    """Return our intervals of the gaps' quantiles."""
     pool = PooledGaps(gaps(runs.latency, seed=1))
     return {f"itl {name}": pool.quantile(q) for name, q in QUANTILES.items()}
 
 
 def over_runs(runs: Runs) -> Figures:
-    """AIPerf's rule: Student's t over each run's own figure."""
+    """Return intervals by AIPerf's rule: Student's t over each run's own value."""
     quantiles = np.quantile(runs.latency, list(QUANTILES.values()), axis=-1)
     return {name: _student(values) for name, values in zip(QUANTILES, quantiles, strict=True)} | {
         "mean": _student(runs.latency.mean(-1)),
@@ -102,7 +102,7 @@ def _student(values: FloatArray) -> Interval:
 
 
 def over_requests(runs: Runs) -> Figures:
-    """The rule of requests as independent: order statistics of a run, and Student's t of the mean."""
+    """Return intervals that treat requests as independent: a run's order statistics, and Student's t of the mean."""
     pooled = np.sort(runs.latency.reshape(len(runs.latency), -1), -1)
     n = pooled.shape[-1]
     figures = {}
@@ -115,12 +115,12 @@ def over_requests(runs: Runs) -> Figures:
 
 
 def _of_one_interval(value: FloatArray, low: FloatArray, high: FloatArray) -> Interval:
-    """A figure whose rule knows one interval, of these launches and of a new one."""
+    """Return a value whose rule has a single interval, for these launches and for a new launch."""
     return Interval(value, low, high, low, high, np.full_like(value, np.nan), np.zeros(value.shape, np.bool_))
 
 
 def steady(runs: Runs, states: FloatArray) -> Figures:
-    """Our intervals of the steady state, from the runs and their steady states."""
+    """Return our intervals of steady-state values, from the runs and their steady states."""
     repetitions, replicates = states.shape[:2]
     unsettled = np.asarray(np.isnan(states[..., 0]).any(-1), np.bool_)
     pool = PooledRequests(sent_within(runs, states))
@@ -134,7 +134,7 @@ def steady(runs: Runs, states: FloatArray) -> Figures:
 
 
 def ratios(runs: Runs) -> Figures:
-    """The ratios of the summary, each of a repetition over the one before, which is of an engine as fast."""
+    """Return the summary's ratios, each of a repetition to the previous one, whose engine is equally fast."""
     replicates = runs.sent.shape[1]
     names = np.array([f"{side}{index}" for side in "ab" for index in range(replicates)], object)
     trials = Trials(np.repeat([0, 1], replicates), np.tile(np.arange(replicates), 2), names)
@@ -155,7 +155,7 @@ def ratios(runs: Runs) -> Figures:
 
 
 class Cell(NamedTuple):
-    """A figure of a scenario, under a rule. Its fields are the columns of coverage.csv."""
+    """A quantity in a scenario, under a rule. The fields are the columns of coverage.csv."""
 
     rule: str
     figure: str
@@ -164,11 +164,11 @@ class Cell(NamedTuple):
     replicates: int
     repetitions: int
     shown: float  # share of the repetitions with an interval
-    coverage: float  # share of those that hold the truth
-    width: float  # median of those, over the range of 95% of the figure's values (the oracle)
+    coverage: float  # share of those intervals that hold the truth
+    width: float  # median width of those intervals, divided by the range of 95% of the values (the oracle)
     misleading: float  # share of all repetitions whose interval does not hold the truth
     effective: float  # median of the effective number of requests
-    commit: str  # of the code that was studied
+    commit: str  # commit of the code that was studied
 
     @property
     def key(self) -> tuple[str, str, str, int, int]:
@@ -196,7 +196,7 @@ class Design(NamedTuple):
         truth: Mapping[str, float],
         states: FloatArray | None = None,
     ) -> Iterator[Cell]:
-        """The cells of a rule: `function` of the runs, and of their steady states if there are any, in parts."""
+        """Yield a rule's cells. `function` gets the runs, and their steady states if there are any, in parts."""
         parts = [function(*part) for part in self._parts(runs, states)]
         for figure in parts[0]:
             interval = Interval(
@@ -207,7 +207,7 @@ class Design(NamedTuple):
             yield self._cell(rule, figure, interval, truth[figure])
 
     def _parts(self, runs: Runs, states: FloatArray | None) -> Iterator[tuple[Runs] | tuple[Runs, FloatArray]]:
-        """The replicates of some repetitions, of shape (repetitions, replicates, n), with their steady states."""
+        """Yield the replicates of some repetitions, of shape (repetitions, replicates, n), with their steady states."""
         share = len(runs.sent) // self.repetitions
         chance = np.random.default_rng([self.n, self.replicates, _code(self.spread)])
         size = max(1, VALUES_AT_ONCE // (self.replicates * self.n))
@@ -286,7 +286,7 @@ def study(
     rival_rules: bool = True,
     figures: Callable[[Runs], Figures] = ours,
 ) -> Iterator[Cell]:
-    """Every cell of a scenario: of these launches and of a new launch, and under the rules of others."""
+    """Yield every cell of a scenario: for these launches and a new launch, and under the rules of other tools."""
     runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
     unlike = UNLIKE_LAUNCHES if scenario == UNLIKE_SCENARIO and figures is ours else ()
     for n, spread in itertools.product(requests, (0.0, *BETWEEN_LAUNCHES, *unlike)):
@@ -307,8 +307,8 @@ def study(
 def ratio_study(
     scenario: str, requests: Sequence[int] = REQUESTS, repetitions: int = 2000, seed: int = 1
 ) -> Iterator[Cell]:
-    """The ratios of two engines, equally fast, with 0, 2 and 5% between launches."""
-    replicates = [count for count in REPLICATES if count > 1]  # one does not show how much launches differ
+    """Yield the ratios of two equally fast engines, with 0, 2 and 5% between launches."""
+    replicates = [count for count in REPLICATES if count > 1]  # one replicate does not show the spread
     runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
     equal = {"ratio of p50": 1.0, "ratio of throughput": 1.0}
     for n, spread, count in itertools.product(requests, (0.0, *BETWEEN_LAUNCHES), replicates):
@@ -335,13 +335,13 @@ def steady_study(
     repetitions: int = 2000,
     seed: int = 1,
 ) -> Iterator[Cell]:
-    """Every cell of a scenario's steady state."""
+    """Yield every cell of a scenario's steady state."""
     latency, rate = stationary(scenario, repetitions, seed)
     runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
     for n in requests:
         states = steady_states(runs.section(slice(None), n))
         for count, spread in itertools.product(replicates, (0.0, *BETWEEN_LAUNCHES)):
-            truth = _truth(latency, rate * np.exp(spread**2 / 2), spread)  # the mean of the launches' own
+            truth = _truth(latency, rate * np.exp(spread**2 / 2), spread)  # the mean of the launches' own values
             truth = {f"steady {name}": value for name, value in truth.items()}
             yield from Design(scenario, n, count, repetitions, spread).cells(_rule(spread), runs, steady, truth, states)
 
@@ -364,7 +364,7 @@ GROUPS = {
 
 
 def document(results: Sequence[Cell]) -> str:
-    """A section for each rule: an account of it, and a table with the least that is shown and the least coverage."""
+    """Return a section for each rule: its description, and a table with the lowest shown share and coverage."""
     parts = []
     for rule, heading in GROUPS.items():
         parts += [heading] if any(cell.rule == rule for cell in results) else []
@@ -419,7 +419,7 @@ def _table(chosen: Sequence[Cell]) -> str:
 
 
 def _text(cells: Sequence[Cell]) -> str:
-    """`3 × 100: 97.3%, 1.12`: the fewest replicates (of three or more) and requests, least coverage, largest width."""
+    """Return `3 × 100: 97.3%, 1.12`: fewest replicates (from three) and requests, lowest coverage, largest width."""
     shown = [cell for cell in cells if cell.counts]
     if not shown:
         return "–"

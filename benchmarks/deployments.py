@@ -1,7 +1,7 @@
-"""Simulated deployments of known capacity, for benchmarks.capacity: continuous batching with noise of its own.
+"""Simulates deployments of known capacity, for benchmarks.capacity: continuous batching with noise of its own.
 
-Their steps are those of the twin (sweep.search.twin), compiled where numba is installed: the same numbers, 20 times as
-fast. What the twin does not have: a pace that wanders (AR(1), 0 to 4%), and a drift.
+Their steps are computed as in the twin (sweep.search.twin), but compiled if numba is installed: the same numbers, 20
+times as fast. They also have what the twin lacks: a pace that wanders (AR(1), 0 to 4%), and a drift.
 """
 
 import importlib
@@ -19,7 +19,7 @@ LONGEST_NOISE = 300_000  # s
 
 
 def compile_event_loop() -> bool:
-    """Replace the twin's loop by the same, compiled; False where numba is not installed."""
+    """Replace the twin's loop by the same loop, compiled; False if numba is not installed."""
     try:
         numba: Any = importlib.import_module("numba")
     except ImportError:
@@ -36,15 +36,15 @@ class Deployment:
     seed: int
     costs: Costs
     limits: Limits
-    inputs: tuple[float, float, int]  # tokens: the mean, the sigma of a lognormal, the most
+    inputs: tuple[float, float, int]  # tokens: mean, sigma of a lognormal, maximum
     outputs: tuple[float, float, int]
     bounds: tuple[LatencyBound, LatencyBound]
-    noise: tuple[float, float]  # of the pace: standard deviation, memory in s
-    drift: float = 0.0  # of step times, over 20 of a grid's probes
-    unit: float = 60.0  # s of a grid's probe: 1,000 requests at saturation, at least a minute
+    noise: tuple[float, float]  # the pace's standard deviation, and its memory in s
+    drift: float = 0.0  # slowing of the steps over 20 of a grid's probes
+    unit: float = 60.0  # duration in s of a grid's probe: 1,000 requests at saturation, at least a minute
 
     def lengths(self, count: int, random: np.random.Generator) -> tuple[Integers, Integers]:
-        """Lengths of this many requests, in tokens."""
+        """Return the lengths of this many requests, in tokens."""
         prompts, answers = (
             np.clip(mean * np.exp(sigma * random.normal(size=count) - sigma**2 / 2), least, most).astype(np.int64)
             for (mean, sigma, most), least in ((self.inputs, 1), (self.outputs, 2))
@@ -52,7 +52,7 @@ class Deployment:
         return prompts, answers
 
     def pace(self, seconds: float, random: np.random.Generator, start: float = 0.0) -> Floats:
-        """A factor on the time of a step for each second, from `start` of the measurement on."""
+        """Return a factor on the step time for each second, beginning at second `start` of the measurement."""
         spread, memory = self.noise
         count, decay = int(min(seconds, LONGEST_NOISE)) + 2, np.exp(-1 / memory)
         wander = lfilter([np.sqrt(1 - decay * decay)], [1, -decay], random.normal(size=count + 200))[200:]
@@ -62,20 +62,20 @@ class Deployment:
     def open_loop(
         self, rate: float, count: int, random: np.random.Generator, start: float = 0.0, horizon: float = np.inf
     ) -> Replay:
-        """Run requests of Poisson arrivals at this rate."""
+        """Run requests with Poisson arrivals at this rate."""
         seconds = count / rate
         arrivals = np.sort(random.random(count)) * seconds
         pace = self.pace(2 * seconds, random, start)
         return run_queue(self.costs, self.limits, Requests(arrivals, *self.lengths(count, random)), pace, horizon)
 
     def closed_loop(self, users: int, count: int, random: np.random.Generator, start: float = 0.0) -> Replay:
-        """Run requests of users who send the next when the last has ended."""
+        """Run requests of users who each send the next request once the previous one has ended."""
         pace = self.pace(2 * count / min(self.saturation_guess, 1e9) + 60, random, start)
         return run_queue(self.costs, self.limits, Requests(np.empty(0), *self.lengths(count, random), users), pace)
 
     @property
     def saturation_guess(self) -> float:
-        """Requests per second of a full batch, by the formula."""
+        """Return the requests per second of a full batch, by the formula."""
         prompt, answer = self.inputs[0], self.outputs[0]
         running = min(self.limits.running, self.limits.cached_tokens / (prompt + answer / 2))
         step = self.costs.step + self.costs.per_running * running

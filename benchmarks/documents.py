@@ -1,4 +1,4 @@
-"""What a benchmark prints, and the part of a document that it writes between two marks."""
+"""Prints a benchmark's output, and writes it into a document between two marks."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,12 +9,12 @@ MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
 
 
 def markdown_table(headings: str, rows: Iterable[Iterable[object]]) -> list[str]:
-    """The lines of a table in Markdown, whose headings are separated by ` | `."""
+    """Return the lines of a table in Markdown; `headings` are separated by ` | `."""
     return text_table(headings.split(" | "), map(list, rows)).markdown()
 
 
 def publish(lines: Iterable[str], document: Path | None = None, marks: tuple[str, str] = MARKS) -> None:
-    """Print these lines, and write them between two marks of a document, which stay.
+    """Print these lines, and write them between two marks of a document, which keeps the marks.
 
     Raises:
         ValueError: if the document lacks one of the marks.
@@ -26,7 +26,7 @@ def publish(lines: Iterable[str], document: Path | None = None, marks: tuple[str
 
 
 def write_section(document: Path, marks: tuple[str, str], lines: Iterable[str]) -> None:
-    """Write these lines between two marks of a document, which stay. Raises ValueError if it lacks one of them."""
+    """Write these lines between two marks of a document. Raises ValueError if it lacks one of the marks."""
     before, begin, rest = document.read_text(encoding="utf-8").partition(marks[0])
     _, end, after = rest.partition(marks[1])
     if not end:

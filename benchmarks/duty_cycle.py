@@ -1,10 +1,10 @@
-"""Slow a process down for real: stop it for a share of the time, in every PERIOD, until standard input ends.
+"""Slows a process down for real: stops it for a share of the time, in every PERIOD, until standard input ends.
 
     python -m benchmarks.duty_cycle PID SHARE
 
-Prints a line once it has begun, and at its end, as JSON, the share of the time in which the process was stopped. What a
-late wake-up adds to one stop is taken off the next ones, so that the share holds over a second. It also ends with the
-process.
+Prints a line once it has begun. At the end it prints, as JSON, the share of the time in which the process was stopped.
+If a late wake-up lengthens one stop, the next stops are shorter, so that the share is right over a second. It also ends
+with the process.
 """
 
 import json
@@ -14,11 +14,11 @@ import signal
 import sys
 import time
 
-PERIOD = 0.1  # s; of shorter ones, being scheduled again would be a larger part
+PERIOD = 0.1  # s; with shorter periods, waking up would take a larger part
 
 
 def slow_down(pid: int, share: float) -> float:
-    """Stop a process for that share of the time until it or standard input ends; return the share it was stopped."""
+    """Stop a process for this share of the time until it or standard input ends. Return the actual share."""
 
     def ended_within(seconds: float) -> bool:
         return bool(select.select([sys.stdin], [], [], max(0.0, seconds))[0])

@@ -3,8 +3,8 @@
     python -m benchmarks.flat_out            the server; prints its URL
     python -m benchmarks.flat_out URL        requests per second of 64 plain connections to it
 
-Neither parses: the answer's bytes are the same each time, a request is complete when as many bytes have come as its
-Content-Length says, and an answer when its last chunk has. So the pair shows what one core of each side can do at most.
+Neither parses. The answer's bytes are always the same. A request is complete once its Content-Length has arrived, and
+an answer once its last chunk has. So the pair shows the most that one core per side can do.
 """
 
 import json
@@ -28,7 +28,7 @@ def _event(content: object) -> bytes:
 
 
 def _answer() -> bytes:
-    """One token, its usage and the end mark, as an engine sends them."""
+    """Return one token, its usage and the end mark, as an engine sends them."""
     common = {"id": "cmpl-1", "object": "text_completion", "created": 1_800_000_000, "model": "flat"}
     choice = {"index": 0, "finish_reason": "length", "logprobs": None, "text": " word"}
     usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
@@ -50,7 +50,7 @@ def serve() -> None:
     poller, connections, partial = select.epoll(), dict[int, socket.socket](), dict[int, bytes]()
     poller.register(listener.fileno(), select.EPOLLIN)
     while True:
-        # It never sleeps: waking a sleeping process costs whoever sends to it, here more than the request itself.
+        # It never sleeps: the sender pays for waking a sleeping process, which would cost more than the request itself.
         for fd, _ in poller.poll(0):
             connection = connections.get(fd)
             if connection is None:
@@ -76,7 +76,7 @@ def serve() -> None:
 
 
 def plain_rate(url: str) -> float:
-    """Requests per second that the server answers to connections which send the next one as soon as they can."""
+    """Return the requests per second that the server answers if each connection sends its next request at once."""
     parts = urlsplit(url)
     target = Target(url, "flat", ignore_eos=True)
     request = head(target, None) + call(target, [Request("plain-0", " ".join(["word"] * 100), 1)])

@@ -1,10 +1,10 @@
-"""Random command lines and experiment files through the command's entry function, and as processes.
+"""Runs random command lines and experiment files through the command's entry function, and as processes.
 
     python -m benchmarks.fuzz [--seed 1] [--first 0] [--count 2500] [--processes 0] [--results FILE]
     python -m benchmarks.fuzz --write docs/measurements/fuzz.md --results FILE...
 
-A slice appends a line for each case to its results; `--write` makes the table of them. The cases and the verdicts of
-the documentation on them are in tests/support/fuzz.py. No case may use more than 6 GiB.
+A slice appends a line for each case to its results; `--write` makes the table from them. The cases, and what the
+documentation says about them, are in tests/support/fuzz.py. No case may use more than 6 GiB.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from sweep.__main__ import main as sweep
 from sweep.base.config import ROOT
 from tests.support.fuzz import HANG, Case, Finding, cases, check, command_line, complete, experiment, judge
 
-MEMORY = 6 << 30  # bytes
+MEMORY = 6 << 30  # maximum bytes of memory
 HEADER = """# Random input
 
 Made by `python -m benchmarks.fuzz` (seed {seed}): random command lines and experiment files through the command's entry
@@ -68,7 +68,7 @@ def entries(findings: Iterator[Finding]) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]], seed: int) -> str:
-    """The outcomes by kind of case, as Markdown."""
+    """Return the outcomes by kind of case, as Markdown."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     slowest: dict[str, float] = defaultdict(float)
     for row in rows:
@@ -113,7 +113,7 @@ def main() -> None:
     pairs = zip(
         *(islice(cases(chosen.seed, make), chosen.first, last) for make in (command_line, experiment)), strict=True
     )
-    # Imports are no part of a case's time, and an alarm amid one would leave half a module to the next cases.
+    # Imports do not count as a case's time. An alarm during an import would leave half a module to the next cases.
     importlib.import_module("matplotlib.pyplot")
     for _, name, _ in pkgutil.walk_packages(analysis.__path__, "analysis."):
         importlib.import_module(name)

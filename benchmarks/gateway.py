@@ -1,12 +1,12 @@
-"""The delay that the gateway adds, against a simulated engine that logs its true times.
+"""Measures the delay that the gateway adds, with a simulated engine that logs its true times.
 
     python -m benchmarks.gateway [--write docs/measurements/gateway.md] [--streams 1,16,64,256] [--repeats 3]
 
-The measuring client asks the engine directly, through a gateway that only passes, and through one whose semantic cache
-holds 10,000 answers (every request is a miss: another prompt, embedded and compared with all). The engine and the
-gateway share the engine's cores, the client has its own, as in a trial. TTFT and E2E are compared request by request
-with the engine's log, matched by x-request-id: what is more through the gateway than directly is its own. The first row
-spreads its arrivals evenly in an open loop; the others are closed loops, in which all streams begin at once.
+The measuring client sends to the engine directly, through a gateway that only forwards, and through a gateway whose
+semantic cache holds 10,000 answers. Every request misses: a new prompt is embedded and compared with all answers. The
+engine and the gateway share the engine's cores; the client has its own cores, as in a trial. TTFT and E2E are compared
+request by request with the engine's log, matched by x-request-id. The gateway's delay is the excess over the direct
+path. The first row spreads its arrivals evenly in an open loop. The rest are closed loops: all streams begin at once.
 """
 
 import argparse
@@ -44,20 +44,20 @@ from sweep.client.wire import Target
 from sweep.inputs.workload import WORDS
 
 TTFT, ITL, TOKENS = 0.05, 0.02, 64
-CACHED = 10_000  # answers
-WARM_UP = 128  # requests: connections are open, and 99% of the words known, as in a gateway that has served a minute
+CACHED = 10_000  # answers in the cache
+WARM_UP = 128  # requests that open connections and make 99% of the words known, as after a minute
 FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10000": {"cache": {}}}
 MARKS = ("<!-- overhead: begin -->", "<!-- overhead: end -->")
 
 
 class Load(NamedTuple):
-    """How many streams, and how they begin."""
+    """The number of streams, and how they begin."""
 
     streams: int
     spread: bool = False
 
     def mode(self, count: int) -> Mode:
-        """Closed, or evenly spread arrivals with so many in flight on average."""
+        """Return a closed loop, or evenly spread arrivals with this many requests in flight on average."""
         if not self.spread:
             return ClosedLoop(self.streams)
         gap = (TTFT + TOKENS * ITL) / self.streams
@@ -69,7 +69,7 @@ class Load(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Errors of one run against the engine's log, s, and the gateway's own lag."""
+    """The errors of one run relative to the engine's log, in s, and the gateway's own lag."""
 
     ttft: NDArray[np.float64]
     e2el: NDArray[np.float64]
@@ -79,7 +79,7 @@ class Figures(NamedTuple):
 
 @contextlib.contextmanager
 def process(*arguments: str, cores: set[int]) -> Iterator[str]:
-    """A server for the length of the block; yields its URL, which is the last word but one or the last of its line."""
+    """Run a server during the block. Yield its URL: the last word of its line, or the last but one."""
     child = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert child.stdout is not None
     os.sched_setaffinity(child.pid, cores)
@@ -97,7 +97,7 @@ def vocabulary() -> list[str]:
 
 
 def prompt(number: int) -> str:
-    """A prompt of 50 plain words that no other number has."""
+    """Return a prompt of 50 plain words, different for each number."""
     words = vocabulary()
     drawn = np.random.default_rng([number < 0, abs(number)]).integers(0, len(words), 50)
     return " ".join(words[index] for index in drawn)
@@ -105,7 +105,7 @@ def prompt(number: int) -> str:
 
 @functools.cache
 def filled() -> Path:
-    """The file of a cache with so many answers, made once."""
+    """Return the file of a filled cache, which is made once."""
     folder = tempfile.mkdtemp(prefix="sweep-gateway-cache-")
     atexit.register(shutil.rmtree, folder)
     path = Path(folder) / "answers"
@@ -123,7 +123,7 @@ def filled() -> Path:
 
 
 def run(load: Load, settings: Mapping[str, Any] | None, seconds: float) -> Figures:
-    """Measure one load through one form of the gateway; without settings directly."""
+    """Measure one load through one form of the gateway or, if `settings` is None, directly."""
     cores = sorted(os.sched_getaffinity(0))
     server_cores, client_cores = set(cores[:-1]) or set(cores), {cores[-1]}
     count = load.streams * max(3, round(seconds / (TTFT + TOKENS * ITL)))
@@ -149,7 +149,7 @@ def run(load: Load, settings: Mapping[str, Any] | None, seconds: float) -> Figur
 
 
 def figures(result: Measurement, log: Path, lag: float | None) -> Figures:
-    """The differences between what the client saw and what the engine did."""
+    """Return the differences between the client's times and the engine's."""
     truths = read_log(log)
     ttft, e2el, gaps = [], [], []
     for record in result.records:
@@ -164,7 +164,7 @@ def figures(result: Measurement, log: Path, lag: float | None) -> Figures:
 
 
 def table(loads: list[Load], repeats: int, seconds: float) -> list[str]:
-    """The lines of the table: medians of the runs' figures."""
+    """Return the lines of the table: medians over the runs."""
     rows = []
     for load in loads:
         runs = {form: [run(load, settings, seconds) for _ in range(repeats)] for form, settings in FORMS.items()}
@@ -185,13 +185,13 @@ def table(loads: list[Load], repeats: int, seconds: float) -> list[str]:
 
 
 def _added(results: list[Figures], direct: list[Figures], series: str, share: float) -> float:
-    """The percentile of the errors through the gateway less the direct median, ms."""
+    """Return the errors' percentile through the gateway minus the direct path's median, in ms."""
     through = np.median([np.percentile(getattr(each, series), share) for each in results])
     return 1e3 * float(through - np.median([np.percentile(getattr(each, series), 50) for each in direct]))
 
 
 def circumstances(before: float) -> str:
-    """A sentence on what was measured, and how busy the machine was (load averages of one minute)."""
+    """Return a sentence on what was measured, and how busy the machine was (one-minute load averages)."""
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("uvicorn", "uvloop", "httptools", "faiss-cpu")
     )

@@ -1,9 +1,9 @@
-"""Random HTTP at the gateway, and random files at `sweep import`, both by hypothesis.
+"""Sends random HTTP to the gateway, and gives random files to `sweep import`, both by hypothesis.
 
     python -m benchmarks.gateway_http [--cases 2000] [--seed 1] [--write docs/measurements/gateway_http.md]
 
-A case is sent on a separate connection. The gateway must answer or close it within five seconds, must stay healthy,
-and must never let the engine see a request, header or path that stands in a body or a trailer. An import must end with
+Each case uses a separate connection. The gateway must answer or close it within five seconds, and must stay healthy. It
+must never let the engine see a request, header or path that is only in a body or a trailer. An import must end with
 status 0 or 2 and at most one line of error.
 """
 
@@ -30,7 +30,7 @@ from sweep.base.config import ROOT
 from sweep.gateway import server
 from tests.support.gateway_stand import Received, ScriptedEngine, engine, gateway, plain
 
-SMUGGLED = b"x-smuggled"  # stands in bodies and trailers only
+SMUGGLED = b"x-smuggled"  # occurs only in bodies and trailers
 INNER = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Smuggled: 1\r\nContent-Length: 2\r\n\r\n{}"
 QUESTION = b'{"model": "m", "prompt": "x"}'
 SILENT = 5.0  # s
@@ -107,7 +107,7 @@ KINDS: dict[str, st.SearchStrategy[bytes]] = {
 
 
 def outcome(url: str, behind: ScriptedEngine, request: bytes) -> str:
-    """What becomes of a request: its status, `closed`, or what is wrong."""
+    """Return what becomes of a request: its status, `closed`, or what is wrong."""
     host, _, port = url.removeprefix("http://").partition(":")
     behind.received.clear()
     answer, began = b"", time.monotonic()
@@ -115,7 +115,7 @@ def outcome(url: str, behind: ScriptedEngine, request: bytes) -> str:
         try:
             connection.sendall(request)
             answer = connection.recv(65536)
-            time.sleep(0.01 if answer else 0)  # for what follows in the same bytes
+            time.sleep(0.01 if answer else 0)  # for the request that follows in the same bytes
         except TimeoutError:
             return "silent"
         except ConnectionError:
@@ -128,7 +128,7 @@ def outcome(url: str, behind: ScriptedEngine, request: bytes) -> str:
 
 
 def _is_healthy(url: str) -> bool:
-    """Return whether the gateway answers; a request that a busy machine delays beyond the short limit is repeated."""
+    """Return whether the gateway answers. If a busy machine delays the request beyond the limit, it is repeated."""
     for _ in range(TRIES):
         with contextlib.suppress(httpx.RemoteProtocolError):
             return httpx.get(f"{url}/health", timeout=SILENT).status_code == 200
@@ -137,7 +137,7 @@ def _is_healthy(url: str) -> bool:
 
 @contextlib.contextmanager
 def standing() -> Iterator[tuple[str, ScriptedEngine]]:
-    """A gateway with short limits, and the engine behind it."""
+    """Yield a gateway with short limits, and the engine behind it."""
 
     def script(connection: socket.socket, received: Received) -> None:
         plain(b'{"choices": []}')(connection, received)
@@ -148,7 +148,7 @@ def standing() -> Iterator[tuple[str, ScriptedEngine]]:
 
 
 def fuzz_gateway(kind: str, cases: int, number: int) -> Counter[str]:
-    """The outcomes of random requests of a kind."""
+    """Return the outcomes of random requests of one kind."""
     outcomes: Counter[str] = Counter()
     with standing() as (url, behind):
 
@@ -170,7 +170,7 @@ def _paths(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def fuzz_import(name: str, cases: int, number: int) -> Counter[str]:
-    """The outcomes of importing a recorded file with a value changed, or cut off."""
+    """Return the outcomes of importing a recorded file that was truncated, or in which a value was changed."""
     text, outcomes = (RECORDED / name).read_text(), Counter[str]()
     paths = list(_paths(json.loads(text)))
 
@@ -191,7 +191,7 @@ def fuzz_import(name: str, cases: int, number: int) -> Counter[str]:
 
 
 def imported(document: str) -> str:
-    """What becomes of a file at `sweep import`: `imported`, `refused`, or what is wrong."""
+    """Return what `sweep import` does with a file: `imported`, `refused`, or what is wrong."""
     errors = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(errors):
         file = Path(folder) / "result.json"

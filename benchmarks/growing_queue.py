@@ -1,9 +1,9 @@
-"""How often an overloaded open loop is called a growing queue, and a load below capacity.
+"""Measures how often an overloaded open loop is reported as a growing queue, and how often a load below capacity is.
 
     python -m benchmarks.growing_queue [--repetitions 600]
 
-Poisson arrivals at a server of some slots, first in, first out, whose service takes a constant, lognormal(0.5) or
-exponential time. The arrays are handed to the score that a trial's row has (`quantities.load.score_of`). The table is
+Poisson arrivals reach a first-in-first-out server with some slots, whose service takes a constant, lognormal(0.5) or
+exponential time. The arrays go to the function that computes a trial's score (`quantities.load.score_of`). The table is
 written to docs/measurements/growing_queue.md, between its marks.
 """
 
@@ -19,12 +19,12 @@ from sweep.numbers.quantities.load import GROWING, score_of
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "growing_queue.md"
 MARKS = ("<!-- table: python -m benchmarks.growing_queue -->", "<!-- end of table -->")
 SLOTS, SERVICES = (1, 4, 16, 64), ("constant", "lognormal", "exponential")
-REQUESTS = {64: 1.2, 256: 1.1, 1000: 1.05}  # of a trial: the overload that it should show
-BELOW = (0.7, 0.85, 0.95)  # of the capacity
+REQUESTS = {64: 1.2, 256: 1.1, 1000: 1.05}  # requests of a trial -> the overload that the trial should show
+BELOW = (0.7, 0.85, 0.95)  # loads as shares of the capacity
 
 
 def simulate(load: float, n: int, slots: int, service: str, runs: int, seed: int) -> tuple[FloatArray, FloatArray]:
-    """When each request was due, and how long it took from then on. Shape (runs, n) each."""
+    """Return when each request was due, and how long it then took. Shape (runs, n) each."""
     chance, each = np.random.default_rng([seed, n, slots, SERVICES.index(service)]), np.arange(runs)
     due = np.cumsum(chance.exponential(1 / (load * slots), (runs, n)), 1)
     took = np.ones((runs, n))
@@ -41,13 +41,13 @@ def simulate(load: float, n: int, slots: int, service: str, runs: int, seed: int
 
 
 def flagged(load: float, n: int, slots: int, service: str, runs: int, seed: int = 1) -> float:
-    """The share of such trials whose queue is said to grow."""
+    """Return the share of such trials that are reported as a growing queue."""
     scores = [score_of(*trial) for trial in zip(*simulate(load, n, slots, service, runs, seed), strict=True)]
     return float(np.mean([score is not None and score >= GROWING for score in scores]))
 
 
 def table(runs: int) -> list[str]:
-    """A row for each length and server."""
+    """Return a row for each length and server."""
     rows = []
     for n, overload in REQUESTS.items():
         for slots in SLOTS:

@@ -1,10 +1,10 @@
-"""Peak memory of driver, node, client and gateway under hostile input.
+"""Measures the peak memory of driver, node, client and gateway under hostile input.
 
     python -m benchmarks.hostile [INPUT...] [--write docs/measurements/hostile.md]
 
-Each input is given to the command as a user would, or to a gateway's process. An engine that misbehaves stands in the
-simulated engine's place, or is an endpoint. With `cluster=inline` driver and node are one process. The largest resident
-memory of each process is read every 50 ms from the kernel's own high-water mark. More than 1 GB fails the benchmark.
+Each input is given to the command as a user would, or to a gateway's process. A misbehaving engine replaces the
+simulated engine, or is an endpoint. With `cluster=inline`, driver and node are one process. The largest resident memory
+of each process is read every 50 ms from the kernel's own high-water mark. More than 1 GB fails the benchmark.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from sweep.base.config import ROOT
 from sweep.client.wire import LARGEST_EVENT
 from tests.support.gateway_stand import STREAM_HEAD, Received, Script, chunked, engine
 
-LIMIT = 1_000_000_000  # bytes
-SECONDS = 150.0  # that a command or an attack may take
+LIMIT = 1_000_000_000  # maximum bytes
+SECONDS = 150.0  # maximum seconds of a command or an attack
 ROLES = {"sweep.client.process": "client", "sweep.gateway.server": "gateway", "-m sweep": "driver and node"}
 QUICK = (
     *("workload=synthetic", "workload.input_tokens=8", "workload.output_tokens=8", "workload.num_requests=4"),
@@ -44,7 +44,7 @@ Peaks = dict[str, int]
 
 
 def watch(process: "subprocess.Popen[bytes]", seconds: float = SECONDS) -> Peaks:
-    """The peak memory of a process and all below it, by role, until it ends or is ended."""
+    """Return the peak memory of a process and all its descendants, by role, until it ends or is killed."""
     peaks: Peaks = {}
     until = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:
@@ -63,7 +63,7 @@ def watch(process: "subprocess.Popen[bytes]", seconds: float = SECONDS) -> Peaks
 
 
 def command(*arguments: str, folder: Path) -> Peaks:
-    """The peaks of a command of sweep, in a separate folder."""
+    """Return the peaks of a sweep command, run in a separate folder."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (folder / "output.txt").open("wb") as output:
         line = [sys.executable, "-m", "sweep", *arguments]
@@ -86,7 +86,7 @@ def flooding_log(folder: Path) -> Peaks:
 
 
 def endpoint(folder: Path, answer: Callable[[socket.socket], None]) -> Peaks:
-    """The peaks of a run against an endpoint whose answers `answer` sends."""
+    """Return the peaks of a run against an endpoint whose answers `answer` sends."""
 
     def script(connection: socket.socket, received: Received) -> None:
         if received.path == "/v1/models":
@@ -139,7 +139,7 @@ def endless_head(folder: Path) -> Peaks:
 
 
 def gateway(script: Script, attack: Callable[[str], None], **settings: object) -> Peaks:
-    """The peaks of a gateway before an engine, while `attack` talks to it."""
+    """Return the peaks of a gateway in front of an engine, while `attack` sends to it."""
     with engine(script) as behind:
         line = [sys.executable, "-m", "sweep.gateway.server", "--to", behind.url, "--settings", json.dumps(settings)]
         process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)

@@ -1,8 +1,8 @@
-"""Memory use of a very long trial: a million requests of 128 chunks, actually sent, recorded and summarised.
+"""Measures the memory of a very long trial: a million requests of 128 chunks, actually sent, recorded and summarised.
 
     python -m benchmarks.memory [--requests 1000000]
 
-The command that a user would give (`sweep run backend=openai …`) against the simulated server, which answers at
+Runs the command that a user would give (`sweep run backend=openai …`) against the simulated server, which answers at
 once. Prints the peak memory of the command and of its measuring processes, and the size of requests.parquet.
 """
 
@@ -24,7 +24,7 @@ TOKENS, STREAMS = 128, 64
 
 
 def peak_memory(process: psutil.Process) -> int:
-    """Largest resident memory so far, bytes; 0 if it is gone."""
+    """Return a process's largest resident memory so far, in bytes; 0 if the process is gone."""
     with contextlib.suppress(OSError, psutil.Error):
         for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -33,7 +33,7 @@ def peak_memory(process: psutil.Process) -> int:
 
 
 def watch(command: "subprocess.Popen[bytes]") -> tuple[int, int]:
-    """Peak memory of a command and of the largest of its children, bytes."""
+    """Return the peak memory of a command and of its largest child, in bytes."""
     process = psutil.Process(command.pid)
     command_peak = children = 0
     while command.poll() is None:

@@ -1,11 +1,11 @@
-"""A night of outages: sweeps under faults at random, on this machine alone, issued again until every trial is measured.
+"""Runs a night of outages: sweeps under random faults, on this machine alone, reissued until every trial is measured.
 
     scripts/own-network .venv/bin/python -m benchmarks.night [--seeds 1,2,3] [--trials 1680] [--minutes 60]
     python -m benchmarks.night --write docs/measurements/soak.md
 
-Two sweeps take turns. One launches engines; the other measures an endpoint that vanishes, and stores its results in
-an object store whose answers are old at times. A seed that the time did not suffice for goes on where it stopped, since
-the same command does. It needs a separate network: a lease on the machine is one per network.
+Two sweeps take turns. One launches engines. The other measures an endpoint that vanishes, and stores its results in an
+object store whose answers are sometimes stale. If the time is too short for a seed, the same command continues where it
+stopped. It needs a separate network, since there is one machine lease per network.
 """
 
 import argparse
@@ -47,9 +47,9 @@ with leased([], "another sweep", "", lambda line: None, lambda: False):
 
 
 class StaleStore(http.server.BaseHTTPRequestHandler):
-    """A proxy before an S3 server: while it is stale it lists what it listed before, and has no lock."""
+    """A proxy in front of an S3 server. While it is stale, it repeats its earlier listings and does not lock."""
 
-    port, stale_until, down_until = 0, 0.0, 0.0  # of the S3 server; monotonic times
+    port, stale_until, down_until = 0, 0.0, 0.0  # address of the S3 server; monotonic times
     listings: dict[str, tuple[int, bytes]] = {}  # noqa: RUF012 - one store
     protocol_version = "HTTP/1.1"
 
@@ -170,7 +170,7 @@ class Night:
                 {line.partition("=")[0] for line in keys}]]  # fmt: skip
 
     def run(self, until: float) -> None:
-        """Issue the command until every trial is measured, or the time is over."""
+        """Reissue the command until every trial is measured, or the time is over."""
         while time.monotonic() < until and not self.state["complete"]:
             self.state["commands"] += 1
             began = time.monotonic()
@@ -219,7 +219,7 @@ class Night:
         stream.close()
 
     def _rows(self) -> dict[str, Any]:
-        """What the results hold: trials without a good row, with two, and the share of the time that brought none."""
+        """Return how many trials were measured, are lost, or have two good rows, and the useful seconds."""
         folder = Path(self.out)
         if self.kind != "engines":
             folder = self.folder / "copy"
@@ -242,7 +242,7 @@ class Night:
         return {"measured": len(measured), "lost": lost, "doubled": doubled, "useful": useful}
 
     def _leaked(self) -> list[str]:
-        """The processes of sweeps in this network that are left."""
+        """Return the processes of sweeps that remain in this network."""
         network, servers = (
             os.readlink("/proc/self/ns/net"),
             {self.around.endpoint.pid, self.around.store.pid, os.getpid()},
@@ -290,7 +290,7 @@ class Night:
             self.state["faults"][fault] = self.state["faults"].get(fault, 0) + 1
 
     def _struck(self, fault: str, seconds: float) -> bool:
-        """Strike, and return whether there was something to hit."""
+        """Inject the fault, and return whether there was something to hit."""
         now = time.monotonic()
         match fault:
             case "driver killed":
@@ -341,7 +341,7 @@ class Night:
 
 
 def table(folder: Path) -> list[str]:
-    """The table of all seeds so far."""
+    """Return the table of all seeds so far."""
     states = [json.loads(file.read_text()) for file in sorted(folder.glob("*-*.json"))]
     rows = [
         [

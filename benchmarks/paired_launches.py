@@ -1,14 +1,14 @@
-"""Launches of a real llama.cpp, back to back: of one configuration in pairs, and slowed down by a planted share.
+"""Measures launches of a real llama.cpp, back to back: pairs of one configuration, and planted slow-downs.
 
     python -m benchmarks.paired_launches [--blocks 200] [--pause-while FILE]
 
-A block holds two launches of one configuration, one after the other, and before and behind them one for each of
-PLANTED, in random order: every launch of a planted slow-down is next to one without, as close as those two are to each
-other. All launches of a block get the same prompts. An engine that is slowed down is stopped for that share of the time
-(duty_cycle.py); the others have the same process beside them, which stops nothing. Every launch is a row of
-docs/measurements/compare_launches.csv, made by `summarise` and no run's writer, when its block is complete: run it
-again, and it goes on there. (Its first 100 blocks have the slow-downs in every second block only, and anywhere in it.)
-`python -m benchmarks.compare` judges them.
+A block holds two launches of one configuration, one after the other. Before and after them is one launch for each of
+PLANTED, in random order. So every launch with a planted slow-down is next to a launch without one, as close as those
+two are to each other. All launches of a block get the same prompts. A slowed engine is stopped for this share of the
+time (duty_cycle.py). Beside the other engines the same process stops nothing. When its block is complete, every launch
+becomes a row of docs/measurements/compare_launches.csv, made by `summarise` and no run's writer. The same command
+continues there. (The first 100 blocks have slow-downs only in every second block, and anywhere in it.)
+`benchmarks.compare` judges the launches.
 """
 
 import argparse
@@ -44,14 +44,14 @@ from sweep.node.trial import target
 from sweep.numbers.summarise import summarise
 
 ROWS = Path(__file__).parents[1] / "docs" / "measurements" / "compare_launches.csv"
-REFERENCE, AGAIN = "reference", "again"  # the arms of one configuration
-PLANTED = {"10% slower": 0.1, "20% slower": 0.2}  # the share of the time in which the engine is stopped
+REFERENCE, AGAIN = "reference", "again"  # the two arms of one configuration
+PLANTED = {"10% slower": 0.1, "20% slower": 0.2}  # share of the time in which the engine is stopped
 ENGINE_CORE, CLIENT_CORE = 1, 0
 INPUT_TOKENS, OUTPUT_TOKENS = 16, 32
 USERS, REQUESTS = 4, 24
-WARM_UP = 2  # requests
-CONTEXT = 128  # tokens
-PAUSE_CHECK = 2.0  # s between two looks at the file that makes it pause
+WARM_UP = 2  # requests before the measured requests
+CONTEXT = 128  # maximum tokens of a sequence
+PAUSE_CHECK = 2.0  # seconds between two checks for the file that makes it pause
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,21 @@ class LaunchRow:
     """One launch with its trial. Its fields are the columns of the CSV."""
 
     block: int
-    position: int  # in its block
+    position: int  # position in its block
     arm: str
-    started_at: str  # UTC
-    stopped_share: float  # of the time, as measured
-    startup_seconds: float  # of the launch and the engine's end: all but the trial
-    wall_seconds: float  # of the trial, its warm-up included
+    started_at: str  # time in UTC
+    stopped_share: float  # measured share of the time in which the engine was stopped
+    startup_seconds: float  # seconds of the launch and the engine's end: everything but the trial
+    wall_seconds: float  # seconds of the trial, including its warm-up
     output_throughput: float  # tokens/s
     ttft_p50: float  # s
-    tpot_p50: float  # s; empty where a client that was late got several tokens at once
-    load_average: float  # of the machine over the last minute, when it was over
+    tpot_p50: float  # s; empty if a late client got several tokens at once
+    load_average: float  # the machine's one-minute load average at the end of the launch
 
 
 @dataclass(frozen=True)
 class Study:
-    """What every launch has in common."""
+    """The settings that all launches have in common."""
 
     backend: Backend
     launch: Launch
@@ -81,7 +81,7 @@ class Study:
 
 
 def prepare_study(folder: Path, model_name: str) -> Study:
-    """llama.cpp and its model on this machine, built if they are not there yet."""
+    """Return llama.cpp and its model on this machine; build them if they do not exist yet."""
     cache = cache_directory(None)
     backend: Any = build(load_option("backend", "llamacpp"), "backend")
     backend = backend.model_copy(update={"slots": USERS})
@@ -103,7 +103,7 @@ def prepare_study(folder: Path, model_name: str) -> Study:
 
 @contextmanager
 def slowed(pid: int, share: float) -> Iterator[list[float]]:
-    """Slow a process down; what is yielded has, in the end, the share of the time in which it was stopped."""
+    """Slow a process down. At the end, the yielded list gets the share of the time in which it was stopped."""
     command = [sys.executable, "-m", "benchmarks.duty_cycle", str(pid), str(share)]
     measured: list[float] = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -119,7 +119,7 @@ def slowed(pid: int, share: float) -> Iterator[list[float]]:
 
 
 def measure_launch(study: Study, block: int, position: int, arm: str) -> LaunchRow:
-    """Launch the engine, measure a trial, and end it."""
+    """Launch the engine, measure a trial, and end the engine."""
     began, started_at = time.monotonic(), now()
     workload = Synthetic(name="synthetic", input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS)
     requests = workload.requests(study.tokenizer, REQUESTS, block)
@@ -145,7 +145,7 @@ def measure_launch(study: Study, block: int, position: int, arm: str) -> LaunchR
 
 
 def block_order(block: int) -> list[str]:
-    """The arms of a block in random order: the two of one configuration between the slow-downs."""
+    """Return a block's arms in random order: the pair of one configuration is between the slow-downs."""
     chance = random.Random(block)
     alike, planted = [REFERENCE, AGAIN], list(PLANTED)
     chance.shuffle(alike)
@@ -154,7 +154,7 @@ def block_order(block: int) -> list[str]:
 
 
 def read_rows(path: Path = ROWS) -> list[LaunchRow]:
-    """The launches that were measured so far."""
+    """Return the launches that have been measured so far."""
     if not path.exists():
         return []
     types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(LaunchRow)}

@@ -1,14 +1,14 @@
-"""How often `sweep rerun` says "differs" of rows that should be reproduced, and whether it names planted changes.
+"""Measures how often `sweep rerun` wrongly says "differs" of a row, and whether it names planted changes.
 
     python -m benchmarks.rerun rows RUN FOLDER [--replicate 1]   rows of a copied run, on a fresh clone of this commit
     python -m benchmarks.rerun planted FOLDER                    changes in a row, and on the simulated engine
     python -m benchmarks.rerun slowed FOLDER [--share 0.3]       a real llama.cpp, as it was and slowed down
 
-`rows` copies what a mailed report needs (report.html, trials.parquet, plan.jsonl, locks/), nothing that was measured.
-`planted` measures a run on the simulated engine, changes its weights, prompts, settings, variables and cores, runs it
-again, and then changes one thing at a time in a copy of its row. `slowed` measures llama.cpp in SLOWED_LAUNCHES
-launches, and runs each again twice: as it was, and stopped for that share of the time (duty_cycle.py). All print a
-table in Markdown.
+`rows` copies what a mailed report needs (report.html, trials.parquet, plan.jsonl, locks/), and nothing else that was
+measured. `planted` measures a run on the simulated engine, changes its weights, prompts, settings, variables and cores,
+and runs it again. Then it changes one thing at a time in a copy of a row. `slowed` measures llama.cpp in
+SLOWED_LAUNCHES launches, and runs each again twice: unchanged, and stopped for this share of the time (duty_cycle.py).
+All print a table in Markdown.
 """
 
 import argparse
@@ -42,13 +42,13 @@ LAUNCHED = [  # a run of two launches on the simulated engine, slow enough for a
     *("replicates=2", "relaunch=per_replicate", "cluster=inline", "tracking=none"),
 ]
 SLOWED_LAUNCHES = 10
-OF_LLAMACPP = [  # trials of some seconds, whose launches differ less than those of shorter ones
+OF_LLAMACPP = [  # trials of some seconds, whose launches differ less than those of shorter trials
     *("backend=llamacpp", "backend.slots=4", "model=tiny-llama", "workload=synthetic", "load=closed"),
     *("workload.input_tokens=16", "workload.output_tokens=128", "workload.num_requests=80", "load.concurrency=4"),
     *(f"replicates={SLOWED_LAUNCHES}", "relaunch=per_replicate", "cluster=inline", "tracking=none"),
 ]
-ENGINE_POLL = 0.5  # s between two looks for an engine to slow down
-# Column, place in its JSON (none: the column itself), the planted value, and the name that it must have.
+ENGINE_POLL = 0.5  # seconds between two searches for an engine to slow down
+# Column, key in its JSON (empty: the column itself), planted value, and the name that `sweep rerun` must give.
 PLANTED: list[tuple[str, tuple[str, ...], Any, str]] = [
     ("driver", (), "580.95.05", "driver"),
     ("accelerator", (), "NVIDIA H100 80GB HBM3", "accelerator"),
@@ -78,7 +78,7 @@ PLANTED: list[tuple[str, tuple[str, ...], Any, str]] = [
 
 
 class Plant(NamedTuple):
-    """A planted change, how it was planted, and the names of what was found to differ."""
+    """A planted change, where it was planted, and the names of the differences found."""
 
     change: str
     where: str
@@ -106,7 +106,7 @@ def sweep(
 
 
 def slowed_sweep(arguments: Sequence[str], folder: Path, share: float) -> int:
-    """Run the command while each engine that it launches is stopped for that share of the time."""
+    """Run the command while each engine that it launches is stopped for this share of the time."""
     command = [sys.executable, "-m", "sweep", *arguments]
     slowing: dict[int, subprocess.Popen[bytes]] = {}
     with (folder / "output.txt").open("a") as output:
@@ -127,7 +127,7 @@ def slowed_sweep(arguments: Sequence[str], folder: Path, share: float) -> int:
 
 
 def _engines_of(owner: int) -> list[int]:
-    """The engines that a process has launched."""
+    """Return the engines that a process has launched."""
     return supervisor.marked(
         lambda environ: (
             environ.get(supervisor.OWNER, "").startswith(f"{owner}:") and supervisor.SUPERVISOR not in environ
@@ -136,7 +136,7 @@ def _engines_of(owner: int) -> list[int]:
 
 
 def slowed_rows(folder: Path, share: float) -> list[str]:
-    """The verdicts on a real engine that is as it was, and on one that is slowed down."""
+    """Return the verdicts on a real engine, unchanged and slowed down."""
     folder = folder.absolute()
     run = folder / "run"
     if sweep([*OF_LLAMACPP, f"out={run}"], folder):
@@ -156,7 +156,7 @@ def slowed_rows(folder: Path, share: float) -> list[str]:
 
 
 def _changes(verdicts: Sequence[Mapping[str, Any]], column: str) -> str:
-    """The smallest, middle and largest change of a figure, and its noise."""
+    """Return the smallest, median and largest change of a quantity, and its noise."""
     figures = [figure for each in verdicts for figure in each["figures"] if figure["column"] == column]
     changes = sorted(figure["change"] for figure in figures)
     most = max(figure["most"] for figure in figures)
@@ -164,7 +164,7 @@ def _changes(verdicts: Sequence[Mapping[str, Any]], column: str) -> str:
 
 
 def rows_again(run: Path, folder: Path, replicate: int | None) -> list[dict[str, Any]]:
-    """Run the results of a copied run again on a fresh clone; the verdicts."""
+    """Run the results of a copied run again on a fresh clone; return the verdicts."""
     clone = folder / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     copied = clone / "results" / "copied"
@@ -187,7 +187,7 @@ def rows_again(run: Path, folder: Path, replicate: int | None) -> list[dict[str,
 
 
 def rows_table(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A row of Markdown for each trial, and the sentence about all."""
+    """Yield a row of Markdown for each trial, and a sentence about all trials."""
     rows = []
     for each in verdicts:
         figures = {figure["column"]: figure for figure in each["figures"]}
@@ -207,7 +207,7 @@ def _figure(figure: Mapping[str, Any] | None) -> str:
 
 
 def planted_in_rows(run: Path) -> Iterator[Plant]:
-    """Each of PLANTED in a copy of the first result of a run: what the copy says that the row does not."""
+    """Yield each of PLANTED, planted in a copy of a run's first result, with the differences found."""
     row = next(row for row in run_files.read_trials(RunPaths(run).trials) if row["outcome"] == "ok")
     before = circumstances(row)
     for column, place, value, expected in PLANTED:
@@ -229,7 +229,7 @@ def _changed(content: Any, place: tuple[str, ...], value: Any) -> Any:
 
 
 def planted_for_real(folder: Path) -> Iterator[Plant]:
-    """Changes between a run of the simulated engine and its rerun."""
+    """Yield changes that are planted between a run of the simulated engine and its rerun."""
     folder = folder.absolute()
     source = build(load_option("model", "tiny-llama"), "model").prepare(cache_directory(None), print)  # type: ignore[attr-defined]
     shutil.copytree(source, folder / "model")
@@ -257,7 +257,7 @@ def planted_for_real(folder: Path) -> Iterator[Plant]:
 
 
 def _edited_capsules(capsule: Capsule, folder: Path) -> Iterator[Plant]:
-    """The same capsule with one setting edited by hand, three times: what was recorded does not follow from it."""
+    """Yield the capsule with one setting edited by hand, three times, so that the record does not follow from it."""
     edits = [
         (("backend", "itl", "mean"), 0.15, "flag config.itl.mean"),
         (("model", "dtype"), "float16", "number format"),
@@ -285,7 +285,7 @@ def _rerun(
     prefix: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
 ) -> list[list[str]]:
-    """The names of what differs in each trial that is run again."""
+    """Return the names of the differences in each trial that is run again."""
     file = target if isinstance(target, Path) else folder.with_suffix(".txt")
     if isinstance(target, Capsule):
         file.write_text(target.text())
@@ -298,7 +298,7 @@ def _rerun(
 
 
 def planted_table(plants: Sequence[Plant]) -> Iterator[str]:
-    """A row of Markdown for each planted change."""
+    """Yield a row of Markdown for each planted change."""
     rows = ([each.change, each.where, each.expected if each.is_named else "no"] for each in plants)
     yield from markdown_table("planted | where | named", rows)
     yield f"\n{sum(each.is_named for each in plants)} of {len(plants)} planted changes are named."

@@ -1,12 +1,12 @@
-"""Time of a run that finds 20,000 trials done, of a status, and the driver's memory with 20,000 planned.
+"""Measures the time of a run whose 20,000 trials are done, the time of a status, and the driver's memory.
 
     python -m benchmarks.resume [TRIALS]
     python -m benchmarks.resume --status 100000     of a status alone
 
-The command itself plans that many trials (dry run); then a ledger with a row for each is written, copied from one that
-was measured; the time is that of the same command, which has nothing to do, from start to exit. Prints one JSON object:
-wall and processor seconds, and peak resident memory in MiB, of each command. The first command compiles
-Python's modules; those that are measured find them compiled.
+The command itself plans this many trials (dry run). Then a ledger with a row for each trial is written, copied from a
+measured row. The time is that of the same command, which has nothing to do, from start to exit. Prints one JSON object:
+wall and processor seconds, and peak resident memory in MiB, of each command. The first command compiles Python's
+modules, so the measured commands find them compiled.
 """
 
 import argparse
@@ -46,14 +46,14 @@ class Cost(NamedTuple):
     output: str
 
     def as_dict(self) -> dict[str, Any]:
-        """What is printed."""
+        """Return the costs in the units in which they are printed."""
         return {"seconds": round(self.seconds, 2), "cpu": round(self.processor_seconds, 2), "peak_mib": self.peak_mib}
 
 
 def measure(arguments: list[str], kill_after: str | None = None) -> Cost:
-    """Run a command and return its cost. After a line with `kill_after` it is killed: its report would take long.
+    """Run a command and return its cost. After a line with `kill_after` it is killed, to avoid a long report.
 
-    Python keeps what it has compiled, as it does unless told otherwise.
+    Python keeps its compiled modules, as by default.
     """
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     begin, output = time.monotonic(), ""
@@ -71,7 +71,7 @@ def measure(arguments: list[str], kill_after: str | None = None) -> Cost:
 
 
 def done_row(sample: Mapping[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """A row of realistic size for this trial of the plan: each replicate is a launch, whose facts are its own."""
+    """Return a row of realistic size for this trial of the plan. Each replicate is a launch with its own facts."""
     deployment, attempt = entry["deployment_id"], str(entry["replicate"] + 1)
     log, own_log = (f"/{row}/engine.log" for row in (f"{sample['deployment_id']}/1", f"{deployment}/{attempt}"))
     return {
@@ -88,7 +88,7 @@ def done_row(sample: Mapping[str, Any], entry: dict[str, Any]) -> dict[str, Any]
 
 
 def begin(out: Path, trials: int) -> Cost:
-    """Plan the trials, measure the first, and write a row like its own for each; return the cost of that start."""
+    """Plan the trials, measure the first, and write a similar row for each trial. Return the cost of that start."""
     begun = measure(command(out, trials), kill_after=f"[1/{trials}")
     rows = Ledger(out / "ledger.jsonl", write=False).rows.values()
     sample = next((row for row in rows if row["outcome"] == "ok"), None)
@@ -102,7 +102,7 @@ def begin(out: Path, trials: int) -> Cost:
 
 
 def elsewhere(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do something in a separate process: the peak of a command counts that of the process that starts it."""
+    """Do work in a separate process, since a command's peak memory includes that of the process that starts it."""
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
         return other.submit(work, *arguments).result()
 
@@ -113,7 +113,7 @@ def _write_totals(out: Path) -> None:
 
 
 def status_costs(out: Path) -> dict[str, Any]:
-    """Costs of `sweep status`: with the driver's totals, and counted in the ledger, as after a killed driver."""
+    """Return the costs of `sweep status`: from the driver's totals, and from the ledger, as after a killed driver."""
     paths = RunPaths(out)
     paths.totals.unlink(missing_ok=True)
     counted = measure([sys.executable, "-m", "sweep", "status", str(out)])
@@ -124,9 +124,9 @@ def status_costs(out: Path) -> dict[str, Any]:
 
 
 def resume_costs(out: Path, trials: int) -> dict[str, Any]:
-    """Costs of the same command with nothing to do: the first time it makes tables and report."""
+    """Return the costs of the same command with nothing to do; the first time it makes tables and report."""
     planned = measure([*command(out, trials), "dry_run=true"])
-    assert ", 0 to run" in planned.output, planned.output  # or the next command would measure all trials
+    assert ", 0 to run" in planned.output, planned.output  # otherwise the next command would measure all trials
     first = measure(command(out, trials))
     again = measure(command(out, trials))
     assert ", 0 to run" in again.output, again.output

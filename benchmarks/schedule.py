@@ -1,4 +1,4 @@
-"""Costs of scheduling, measured on fake GPUs with tasks that only sleep.
+"""Measures the costs of scheduling, on fake GPUs with tasks that only sleep.
 
     python -m benchmarks.schedule makespan [--mean 30]   launches on 4 nodes x 4 GPUs, against the lower bound
     python -m benchmarks.schedule blocks                 the policy alone: random plans of few and of many deployments
@@ -52,19 +52,19 @@ from sweep.plan.simulate import simulate
 from tests.cluster.harness import ENVIRONMENT, RayCluster
 
 NODES, GPUS, DEPLOYMENTS, REPLICATES = 4, 4, 200, 3
-SIZES = (1, 1, 1, 2, 4)  # GPUs; most deployments are small
-BEAT = 5.0  # s between two signs of life, as a real task gives them
+SIZES = (1, 1, 1, 2, 4)  # GPUs of a deployment; most deployments are small
+BEAT = 5.0  # seconds between two heartbeats, as a real task gives them
 LARGE = ("load.batch_size=range(1,11)", "replicates=10", "backend.startup_seconds=range(0,200)")
 
 
 def plan_of(*arguments: str) -> Plan:
-    """A plan of simulated engines, made as from the command line."""
+    """Return a plan of simulated engines, made as by the command line."""
     composition = compose_run(["backend=simulated", "tracking=none", *arguments], lambda cluster: "cpu")
     return make_plan(composition, Surroundings(lambda backend, platform: "", lambda backend, platform: None))
 
 
 def seconds_of(deployment_id: str, mean_seconds: float) -> float:
-    """Duration of a deployment, log-normal like measured ones: a few take several times the mean."""
+    """Return a deployment's duration, log-normal like measured durations: a few take several times the mean."""
     sigma = 0.7
     return mean_seconds * random.Random(deployment_id).lognormvariate(-sigma * sigma / 2, sigma)
 
@@ -73,7 +73,7 @@ def seconds_of(deployment_id: str, mean_seconds: float) -> float:
 
 
 def makespan(mean_seconds: float, deployments: int, replicates: int) -> dict[str, Any]:
-    """Deployments of mixed size and length, a launch for each replicate, through the real driver and a real Ray."""
+    """Run deployments of mixed size and length, a launch for each replicate, with the real driver and a real Ray."""
     plan = plan_of(f"backend.startup_seconds=range(0,{deployments})", f"replicates={replicates}", "cluster=ray")
     draw = random.Random(1)
     plan.deployments[:] = [replace(deployment, gpu_count=draw.choice(SIZES)) for deployment in plan.deployments]
@@ -107,7 +107,7 @@ def makespan(mean_seconds: float, deployments: int, replicates: int) -> dict[str
 
 
 def blocks_policy() -> dict[str, Any]:
-    """Simulated makespans of random plans: a launch for each replicate in blocks, and one launch for all replicates."""
+    """Simulate makespans of random plans: a launch for each replicate, in blocks, and one launch for all replicates."""
     rows = []
     designs = [(count, sizes) for count in (200, 31, 7) for sizes in ((1,), (1, 2, 4))]
     worst = {}
@@ -134,7 +134,7 @@ def blocks_policy() -> dict[str, Any]:
 
 
 def _sleeping(seconds_by_launch: dict[str, float]) -> Callable[[int], Any]:
-    """A task in place of a deployment: it occupies its GPUs, sleeps, and returns rows."""
+    """Return a task that replaces a deployment: it occupies its GPUs, sleeps, and returns rows."""
     import ray
 
     def deploy(work: Work, session: str) -> Iterator[Any]:
@@ -160,7 +160,7 @@ def _rows(work: Work) -> Iterator[Finished]:
 
 @contextmanager
 def _fake_cluster() -> Iterator[Any]:
-    """Nodes on this host, each with fake GPUs."""
+    """Run nodes on this host, each with fake GPUs."""
     with RayCluster(NODES, each=(f"--num-cpus={GPUS}", f"--num-gpus={GPUS}")) as nodes:
         os.environ.update(ENVIRONMENT)
         cluster = Cluster(name="ray", kind="ray", address=nodes.address)
@@ -216,9 +216,9 @@ def scale() -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """Run 5,000 trials through the driver; resident memory after each 500 rows, the table written after each 1,000.
+    """Run 5,000 trials through the driver. Read resident memory every 500 rows; write the table every 1,000.
 
-    The slope is of the last 3,000 rows: the first ones load libraries.
+    The slope is that of the last 3,000 rows, since the first rows load libraries.
     """
     import ray  # noqa: F401 - the real driver has it loaded
 

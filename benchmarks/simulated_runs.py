@@ -1,4 +1,4 @@
-"""Simulated replicates of known timing, for the studies: queues, users and batches, steady states, and gaps."""
+"""Simulates replicates of known timing, for the studies: queues, users and batches, steady states, and gaps."""
 
 from array import array
 from typing import Any, NamedTuple
@@ -25,9 +25,9 @@ ADVERSE = (*PARETO, STALLS, WANDERING, *BURSTS, SURGES)
 SCENARIOS = (*STATIONARY, *FEW_USERS, "batches of 8", *ADVERSE)
 SLOW = 20.0
 SLOW_SHARE = 0.02
-TOKENS = 4  # of an answer, evenly over its service
-GAP_SPREAD = 0.25  # of the logarithm of a gap, beside its request's latency
-SETTLING = 2000  # requests after which the longest queue is stationary
+TOKENS = 4  # tokens of an answer, spread evenly over its service
+GAP_SPREAD = 0.25  # standard deviation of a gap's logarithm, apart from its request's latency
+SETTLING = 2000  # requests after which even the longest queue is stationary
 
 
 class Runs(NamedTuple):
@@ -35,23 +35,23 @@ class Runs(NamedTuple):
 
     sent: NDArray[Any]
     latency: NDArray[Any]
-    service: NDArray[Any]  # the end of the latency, without the wait for a slot
+    service: NDArray[Any]  # the last part of the latency, without the wait for a slot
 
     def of(self, *index: int) -> "Runs":
-        """Some of the runs, or one."""
+        """Return some of the runs, or one run."""
         return Runs(*(np.asarray(values[index], np.float64) for values in self))
 
     def section(self, runs: slice, n: int) -> "Runs":
-        """The first n requests of some runs: what comes later does not change them."""
+        """Return the first n requests of some runs, which later requests do not change."""
         return Runs(*(values[runs, :n].astype(np.float64) for values in self))
 
     def slower(self, factors: FloatArray) -> "Runs":
-        """Each run with its times multiplied by a factor."""
+        """Return each run with its times multiplied by a factor."""
         return Runs(*(values * factors[..., None] for values in self))
 
 
 def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
-    """A queue of SLOTS slots, first in, first out; without a load, a user in each slot whose answers are independent.
+    """Simulate a first-in-first-out queue with SLOTS slots; without a load, one user per slot with independent answers.
 
     Service takes lognormal(0.5) times of mean 1; where 2% are slow lognormal(0.25), and SLOW times as long in 2 of
     100. In batches the next begins when the last answer is there, and what they have in common is lognormal(0.1). In a
@@ -139,7 +139,7 @@ def _service(scenario: str, runs: int, chance: np.random.Generator) -> FloatArra
 
 
 def stationary(scenario: str, runs: int, seed: int) -> tuple[FloatArray, float]:
-    """Latencies of the stationary system, and its throughput in requests."""
+    """Return latencies of the stationary system, and its throughput in requests."""
     long = simulate(scenario, runs, 2 * SETTLING, seed + 1)
     latency = np.asarray(long.latency[:, SETTLING:], np.float64).ravel()
     mean_service = float(long.service.mean(dtype=np.float64))
@@ -147,7 +147,7 @@ def stationary(scenario: str, runs: int, seed: int) -> tuple[FloatArray, float]:
 
 
 def steady_states(runs: Runs) -> FloatArray:
-    """Begin, end and throughput (requests) of each run's steady state, as a trial's is found; NaN without. (runs, 3)"""
+    """Return begin, end and throughput (requests) of each run's steady state; NaN if it has none. Shape (runs, 3)."""
     states = np.full((len(runs.sent), 3), np.nan)
     for index, state in enumerate(states):
         run = runs.of(index)
@@ -161,11 +161,11 @@ def steady_states(runs: Runs) -> FloatArray:
 
 
 def records_of(run: Runs) -> Records:
-    """The requests of one run as a client records them, with a token after each part of their service."""
+    """Return the requests of one run as a client records them, with a token after each part of their service."""
     n = len(run.sent)
     since = (run.latency - run.service)[:, None] + run.service[:, None] * (np.arange(TOKENS) + 1) / TOKENS
     records = Records()
-    unknown = {"d": np.nan, "i": UNKNOWN, "b": False}  # until set below, as where a client saw nothing
+    unknown = {"d": np.nan, "i": UNKNOWN, "b": False}  # until they are set below, as if a client had seen nothing
     for name, code in REQUEST_COLUMNS.items():
         setattr(records, name, array(code, [unknown[code]]) * n if code else [None] * n)
     records.request_id, records.phase = [f"r{index}" for index in range(n)], ["measured"] * n
@@ -183,7 +183,7 @@ def records_of(run: Runs) -> Records:
 
 
 def sent_within(runs: Runs, states: FloatArray) -> FloatArray:
-    """The latencies of the requests sent in the steady states, NaN after the last. Shape of the latencies."""
+    """Return the latencies of the requests sent in the steady states, NaN after the last. The shape is the same."""
     begin, end = states[..., :1], states[..., 1:2]
     inside = (runs.sent >= begin) & (runs.sent <= end)
     order = np.argsort(~inside, axis=-1, kind="stable")
@@ -194,7 +194,7 @@ def sent_within(runs: Runs, states: FloatArray) -> FloatArray:
 
 
 def gaps(latency: FloatArray, seed: int) -> FloatArray:
-    """Gaps of each request that are as long as its latency makes them, give or take GAP_SPREAD. Shape (..., TOKENS)."""
+    """Return each request's gaps, proportional to its latency, with a spread of GAP_SPREAD. Shape (..., TOKENS)."""
     chance = np.random.default_rng([seed, latency.size])
     noise = chance.standard_normal((*latency.shape, TOKENS), np.float32)
     return np.asarray(latency[..., None] / TOKENS * np.exp(GAP_SPREAD * noise))

@@ -1,4 +1,4 @@
-"""Processor time of the commands that a person waits for, as multiples of `python -c pass`.
+"""Measures the processor time of the commands for which a person waits, as multiples of `python -c pass`.
 
     python -m benchmarks.startup
 

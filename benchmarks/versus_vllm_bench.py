@@ -1,13 +1,13 @@
-"""The same trial on a real vLLM server by `vllm bench serve` and by us, alternating, with neither client overloaded.
+"""Measures the same trial on a real vLLM server with `vllm bench serve` and with sweep, alternating; no client is
+overloaded.
 
     python -m benchmarks.versus_vllm_bench [--runs 5] [--concurrency 1,2,4,8] [--write docs/measurements/vllm_bench.md]
 
 One vLLM server (its CPU build, a small random-weight Llama, no prefix cache) is bound to one core, the client to
-another. Both send random prompts of the same exact length, ask for the same number of tokens with EOS ignored and have
-two requests of warm-up; each run draws its prompts anew. Ours is the whole command of the README
-(`sweep run backend=openai …`); both figures are by vLLM's definitions (`sweep.numbers.vllm_flavour`). The noise
-is that of the difference of the two means: sqrt(s1² / n + s2² / n). The clients agree within it where the difference
-is below twice that.
+another. Both clients send random prompts of the same exact length, request the same number of tokens with EOS ignored,
+and send two warm-up requests. Each run draws new prompts. Ours is the whole command of the README (`sweep run
+backend=openai …`). Both values are by vLLM's definitions (`sweep.numbers.vllm_flavour`). The noise is that of the
+difference of the two means: sqrt(s1² / n + s2² / n). The clients agree if the difference is below twice the noise.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from sweep.numbers.vllm_flavour import vllm_flavour
 
 INPUT_TOKENS, OUTPUT_TOKENS = 128, 64
 ENGINE_CORE, CLIENT_CORE = 0, 1
-TRIES = 3  # for a trial whose client was kept off its core by another process
-FIGURES = {  # vLLM's name of a figure -> its label
+TRIES = 3  # attempts at a trial, in case another process keeps the client off its core
+FIGURES = {  # vLLM's name of a quantity -> its label
     "mean_ttft_ms": "TTFT mean, ms",
     "median_ttft_ms": "TTFT median, ms",
     "mean_tpot_ms": "TPOT mean, ms",
@@ -50,7 +50,7 @@ Run = Mapping[str, Any]
 
 @contextmanager
 def engine(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """A vLLM server: its URL, the interpreter of its environment, its version."""
+    """Run a vLLM server. Yield its URL, its environment's interpreter, and its version."""
     cache = cache_directory(None)
     built = environments.prepare(
         locks.locked(environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), cache, print), cache, print
@@ -91,7 +91,7 @@ def ours(url: str, concurrency: int, requests: int, seed: int, folder: Path) -> 
 
 
 def theirs(python: str, url: str, concurrency: int, requests: int, seed: int, folder: Path) -> Run:
-    """The same by `vllm bench serve`."""
+    """Run the same trial with `vllm bench serve`."""
     arguments = {
         "backend": "openai",
         "base-url": url,
@@ -129,7 +129,7 @@ def _execute(command: Sequence[str], folder: Path, allowed: tuple[int, ...] = (0
 
 
 def table(runs: Mapping[int, tuple[list[Run], list[Run]]]) -> list[str]:
-    """Markdown lines: each figure by both clients, their difference, and the noise of the difference."""
+    """Return lines of Markdown: each quantity by both clients, their difference, and the difference's noise."""
     rows = []
     for concurrency, both in runs.items():
         for name, label in FIGURES.items():

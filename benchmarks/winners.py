@@ -1,11 +1,11 @@
-"""How often the analysis names a winner, rightly and wrongly, over simulated sweeps with a known truth.
+"""Measures how often the analysis names a winner, rightly and wrongly, over simulated sweeps with a known truth.
 
     python -m benchmarks.winners [--sweeps 1000] [--uneven 3] [--unlike]
 
-Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate have a drift of
-DRIFT in common. `false winners`: of equal engines one is named the best alone. `false ratios`: of equal engines some
-ratio to the first has an interval without 1. `named`: one that is FASTER is named, alone. The functions are those that
-the summary and the report use, with arrays that no writer wrote: written.py names winners from a run's files.
+Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate share a drift of
+DRIFT. `false winners`: all engines are equal, and one is named the only best. `false ratios`: all are equal, and some
+ratio to the first has an interval without 1. `named`: one engine is FASTER, and it is named the only best. The
+functions are the summary's and the report's, with arrays that no writer wrote; written.py uses a run's files.
 
 A second table is of answers within an SLO, where each engine is taken at the best of its loads, on a plateau: all its
 loads are equal, and their trials differ by SPREAD besides. `uncorrected`: as if nobody had chosen the load. With
@@ -29,9 +29,9 @@ from benchmarks.coverage import ODD, RESEMBLING, launch_factors
 from benchmarks.documents import markdown_table, publish
 
 SPREAD = 0.02  # standard deviation between launches of one engine, of logarithms
-DRIFT = 0.02  # of all engines between replicates
+DRIFT = 0.02  # standard deviation between replicates, for all engines
 FASTER = 1.10
-LOADS = [(5, 1), (5, 5), (5, 1, 1, 1)]  # of each engine
+LOADS = [(5, 1), (5, 5), (5, 1, 1, 1)]  # number of each engine's loads
 LOAD_REPLICATES = (3, 5, 10)
 UNLIKE = [
     (design, engines, replicates) for design in (ODD, RESEMBLING) for engines in (2, 5) for replicates in (2, 3, 5, 10)
@@ -40,41 +40,41 @@ CELLS = [(engines, replicates) for engines in (2, 7, 31) for replicates in (2, 3
 
 
 class Cell(NamedTuple):
-    """The shares of simulated sweeps of one design."""
+    """The shares of outcomes in simulated sweeps of one design."""
 
     engines: int
     replicates: int
     false_winners: float
     false_ratios: float
-    false_of_two: float  # two equal engines are far ahead of the others, and one of the two is named
+    false_of_two: float  # two equal engines are far ahead of the rest, and one of them is named
     named: float
 
 
 class LoadsCell(NamedTuple):
     """The shares of simulated sweeps in which an engine is named, each at the best of its loads."""
 
-    loads: tuple[int, ...]  # of each engine
+    loads: tuple[int, ...]  # each engine's number of loads
     replicates: int
-    uncorrected: float  # equal engines, if the choice of the load did not count
-    false_winners: float  # equal engines, as the answers are
-    named: float  # the first is FASTER, and named
+    uncorrected: float  # named among equal engines, as if the load had not been chosen
+    false_winners: float  # named among equal engines, as in the answers
+    named: float  # the first engine is FASTER, and it is named
 
 
 def trials_of(engines: int, replicates: int) -> Trials:
-    """The trials of a design, each on a separate launch."""
+    """Return the trials of a design, each on a separate launch."""
     point, replicate = np.repeat(np.arange(engines), replicates), np.tile(np.arange(replicates), engines)
     launch = np.array([f"{a}-{b}" for a, b in zip(point, replicate, strict=True)], object)
     return Trials(point, replicate, launch)
 
 
 def study_of_loads(loads: tuple[int, ...], replicates: int, sweeps: int, seed: int) -> LoadsCell:
-    """Simulate sweeps in which each engine has so many loads, all of them equal."""
+    """Simulate sweeps in which each engine has this many loads, all of them equal."""
     random, quantity = np.random.default_rng([seed, *loads, replicates]), compared_column("output_throughput", ())
     trials, counts = trials_of(len(loads), replicates), np.zeros(3)
     for _ in range(sweeps):
         drift, of_engines = random.normal(0, DRIFT, replicates), []
         for count in loads:
-            launch = random.normal(0, SPREAD, replicates)  # of all loads of the engine
+            launch = random.normal(0, SPREAD, replicates)  # all loads of the engine
             logs = drift + launch + random.normal(0, SPREAD, (count, replicates))
             of_engines.append(logs[np.argsort(-logs.mean(axis=1))])
         best = np.array([logs[0] for logs in of_engines])
@@ -118,7 +118,7 @@ def unlike_table(sweeps: int, seed: int) -> list[str]:
 
 
 def _winner(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials, choices: int = 0) -> int | None:
-    """The engine that is named the best alone."""
+    """Return the engine that is named the only best, if any."""
     best = int(np.argmax(logs.mean(axis=1)))
     model = fit(np.exp(logs.ravel()), trials, len(logs))
     return best if contest(model, "higher", choices, best).won else None

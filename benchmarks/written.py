@@ -1,12 +1,12 @@
-"""The studies of coverage, winners and A/A comparisons once more, through the files that a run writes and reads.
+"""Repeats the studies of coverage, winners and A/A comparisons with the files that a run writes and reads.
 
     python -m benchmarks.written [--repetitions 200]
 
-The other studies hand arrays to the functions that a summary uses, and would not notice if a run handed over others.
-Here simulated requests become Records. `summarise` makes the rows of trials from them, the writers of
-`sweep.disk.run_files` write both, and what is judged is what a user gets: `analysis.load` reads the files, the figures
-are those of the summary, the winners those of its standings, the alarms those of `sweep compare`. The tables are
-written to docs/measurements/written.md, between its marks.
+The other studies pass arrays to the functions that a summary uses, and would not notice if a run passed different
+arrays. Here simulated requests become Records. `summarise` makes the rows of trials from them, and the writers of
+`sweep.disk.run_files` write both. What a user gets is judged: `analysis.load` reads the files, the values come from the
+summary, the winners from its standings, the alarms from `sweep compare`. The tables are written to
+docs/measurements/written.md, between its marks.
 """
 
 import argparse
@@ -41,15 +41,15 @@ from sweep.numbers.steady import steady_window
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "written.md"
 MARKS = ("<!-- tables: python -m benchmarks.written -->", "<!-- end of tables -->")
-COLUMNS = {"p50": "e2el_p50", "mean": "e2el_mean", "throughput": "request_throughput"}  # by figure of the other study
+COLUMNS = {"p50": "e2el_p50", "mean": "e2el_mean", "throughput": "request_throughput"}  # by the other study's quantity
 COVERED = (("lognormal", 64, 3), ("4 users", 24, 3), ("batches of 8", 24, 3), ("load 0.7", 100, 3))
 ENGINES = ((2, 3), (5, 3), (2, 5))  # engines, replicates
-LAUNCHES = (3, 5)  # of each side of a comparison
-REQUESTS = 24  # of a trial of engines that are compared
+LAUNCHES = (3, 5)  # launches of each side of a comparison
+REQUESTS = 24  # requests of a trial of engines that are compared
 
 
 class SimulatedTrial(NamedTuple):
-    """The simulated requests of a trial, and where it stands in its run."""
+    """The simulated requests of a trial, and the trial's place in its run."""
 
     backend: str
     workload: str
@@ -58,7 +58,7 @@ class SimulatedTrial(NamedTuple):
 
 
 def write_run(folder: Path, trials: Iterable[SimulatedTrial]) -> Path:
-    """Write the trials as a run does, each on a separate launch; return the folder."""
+    """Write the trials as a run does, each on a separate launch. Return the folder."""
     paths, rows = run_files.RunPaths(folder), []
     for number, trial in enumerate(trials):
         row = _row(trial, f"t{number}")
@@ -96,7 +96,7 @@ def _row(trial: SimulatedTrial, trial_id: str) -> dict[str, object]:
 
 
 def written_figures(runs: Runs) -> Figures:
-    """The figures of the summary of simulated replicates, shape (repetitions,): each repetition is a workload."""
+    """Return the summary's values of simulated replicates, shape (repetitions,). Each repetition is a workload."""
     repetitions, replicates = runs.sent.shape[:2]
     trials = (
         SimulatedTrial("engine", f"{repetition:05}", replicate, records_of(runs.of(repetition, replicate)))
@@ -117,12 +117,12 @@ def _interval(points: pd.DataFrame, column: str) -> Interval:
 
 
 def scaled(base: Runs, log_speed: float) -> Records:
-    """The requests of a trial on an engine that is faster by a factor, of that logarithm."""
+    """Return the requests of a trial on an engine that is faster by the factor exp(`log_speed`)."""
     return records_of(Runs(*(values * math.exp(-log_speed) for values in base)))
 
 
 def winners(engines: int, replicates: int, sweeps: int, seed: int = 1) -> tuple[float, float]:
-    """The shares of sweeps in which the summary names one of equal engines, and the one that is FASTER."""
+    """Return the shares of sweeps in which the summary names one of equal engines, and the engine that is FASTER."""
     base = simulate("4 users", 1, REQUESTS, seed).of(0)
     spread = np.random.default_rng([seed, engines, replicates])
     logs = spread.normal(0, SPREAD, (sweeps, engines, replicates)) + spread.normal(0, DRIFT, (sweeps, 1, replicates))
@@ -145,7 +145,7 @@ def winners(engines: int, replicates: int, sweeps: int, seed: int = 1) -> tuple[
 
 
 def alarms(launches: int, draws: int, seed: int = 1) -> tuple[float, float]:
-    """The shares of A/A comparisons that `sweep compare` calls a difference, and of planted ones that it finds."""
+    """Return the shares of A/A comparisons that `sweep compare` calls a difference, and of planted changes it finds."""
     base = simulate("4 users", 1, REQUESTS, seed).of(0)
     spread, found = np.random.default_rng([seed, launches]), np.zeros(2)
     for _ in range(draws):
@@ -166,7 +166,7 @@ def alarms(launches: int, draws: int, seed: int = 1) -> tuple[float, float]:
 
 
 def tables(repetitions: int) -> Iterator[str]:
-    """The three tables."""
+    """Yield the lines of the three tables."""
     yield from (
         "",
         f"Measured at commit {(code_version.commit() or 'unknown')[:12]}; {repetitions} repetitions a cell.",

@@ -2,9 +2,9 @@
 
     python scripts/agreement_study.py [RUNS] [CASE...] > docs/measurements/agreement.md
 
-Each case is launched once and compared RUNS times (default 1) with the reference, each time on other texts. With more
-than one run it gets only the first prompts, as many as the main job sends to a correct engine. Such a series is kept in
-results/agreement_study, with a line per run. The same command, at the same commit, continues where it was stopped.
+Each case is launched once and compared RUNS times (default 1) with the reference, each time on different texts. With
+more than one run it gets only the first prompts, as many as the main job sends to a correct engine. Such a series is
+kept in results/agreement_study, with a line per run. The same command at the same commit continues it.
 """
 
 import json
@@ -60,7 +60,7 @@ WIDTH = 120
 
 @dataclass(frozen=True)
 class Case:
-    """An engine, and the change to its weights."""
+    """An engine and the change that is made to its weights."""
 
     name: str
     overrides: tuple[str, ...]
@@ -109,7 +109,7 @@ def compared(case: Case, runs: int, folder: Path, first: int = 0) -> Iterator[di
 
 
 def _references(work: Work, launch: Any, runs: int, first: int) -> Iterator[agreement.Reference]:
-    """Yield the references of the runs from `first` on, each on its own openings and passages, a few runs at a time.
+    """Yield the references of the runs from number `first` on, each on its own openings and passages, a few at a time.
 
     If there are several runs, each has only the first prompts, since a correct engine gets no more.
     """
@@ -169,7 +169,7 @@ def head() -> str:
 
 
 def circumstances() -> str:
-    """Return the commit, the machine and its load for this call of the script, which may have measured some cases."""
+    """Return the commit, the machine and its load for this call of the script, which may measure only some cases."""
     machine = host_facts.hardware()
     commit_and_machine = (
         f"These rows: commit {code_version.commit()}; {machine['cores']} cores of {machine['cpu']}; load average "
@@ -190,7 +190,7 @@ def main(runs: int, names: list[str]) -> None:
 
 
 def measured(case: Case, runs: int) -> Iterator[dict[str, Any]]:
-    """Yield the runs of a case: first those that a series has kept, then the others as they are measured."""
+    """Yield the runs of a case: first the runs stored by a series, then the rest as they are measured."""
     stem = re.sub("[^a-z0-9]+", "_", case.name.lower())
     kept = SERIES / str(code_version.commit()) / f"{stem}.jsonl"
     done = [json.loads(record) for record in kept.read_text().splitlines()][:runs] if runs > 1 and kept.exists() else []
@@ -207,7 +207,7 @@ def measured(case: Case, runs: int) -> Iterator[dict[str, Any]]:
 
 
 def finished(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the runs of a case, or those before an interrupt, if any."""
+    """Return the runs of a case; after an interrupt, the runs before it."""
     done: list[dict[str, Any]] = []
     try:
         done.extend(run for run in rows)

@@ -1,7 +1,7 @@
 """Compile the code that CUDA engines compile at installation or first use: `python scripts/compile_cuda.py [NAME...]`.
 
 It needs no GPU. It installs each environment as a node with that compute capability would, so it checks locks,
-compilers, linking and sources; only the kernels do not run. In vllm and sglang FlashInfer compiles its sampling kernels
+compilers, linking and sources. Only the kernels do not run. In vllm and sglang FlashInfer compiles its sampling kernels
 and one decode kernel with its own JIT. Compiled code is kept, so the same command continues where it was stopped.
 docs/measurements/compile_cuda.md has the output.
 """
@@ -40,8 +40,8 @@ for module in (sampling.gen_sampling_module(), decode):
     print(json.dumps({"file": file, "error": error, "seconds": time.monotonic() - begin}), flush=True)
 """
 TOOLKIT = ("flashinfer-python", "nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
-FAT_BINARY = b"\x50\xed\x55\xba"  # begins each fat binary
-ENTRY_BYTES = 32  # bytes of an entry's header that are read
+FAT_BINARY = b"\x50\xed\x55\xba"  # magic number at the beginning of each fat binary
+ENTRY_BYTES = 32  # bytes that are read of an entry's header
 
 
 def compiled_files(folder: Path) -> list[Path]:
@@ -84,7 +84,7 @@ def install(name: str, cache: Path) -> environments.Environment:
 
 
 def driver_stand_in(folder: Path) -> dict[str, str]:
-    """Make an empty libcuda if this machine has none to link to. Return the variable by which linkers find it."""
+    """Make an empty libcuda if this machine has no libcuda to link to. Return the variable by which linkers find it."""
     if find_library("cuda"):
         return {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def driver_stand_in(folder: Path) -> dict[str, str]:
 
 
 def compile_kernels(name: str, environment: environments.Environment, capability: str) -> int:
-    """Let FlashInfer compile its first-use modules for one capability. Return how many modules failed."""
+    """Let FlashInfer compile the modules of first use for one capability. Return how many modules failed."""
     folder = Path(environment.python).parents[1].with_suffix(".kernels")
     stand_in = driver_stand_in(folder / "driver")
     environ = task.clean_environment(
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--jobs", default="2", help="compilers at once (default: 2)")
     options = parser.parse_args()
     os.environ["MAX_JOBS"] = options.jobs
-    os.environ.pop("CUDA_HOME", None)  # only the environments' own compilers matter
+    os.environ.pop("CUDA_HOME", None)  # only the environments' own compilers should be used
     failures = 0
     targets = {**COMPILED, **AT_FIRST_USE}
     pairs = [(name, each) for name in options.names for each in options.capability or targets.get(name, ("8.9",))]

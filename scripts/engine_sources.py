@@ -1,6 +1,6 @@
 """Reads an engine's flags, metrics, routes and messages from its source, without importing the engine.
 
-A reader takes the unpacked wheel or source distribution. `engine_tables.py` makes the committed tables from the result.
+A reader takes the unpacked wheel or source distribution. `engine_tables.py` makes the committed tables from it.
 """
 
 import ast
@@ -18,7 +18,7 @@ from backends.tables.table import Flag, spelling
 
 ROUTE_METHODS = {"get", "post", "put", "api_route", "add_api_route", "route", "mount", "Mount", "Route"}
 CALLED = {"int": "int", "float": "float", "str": "str", "nonnegative_int": "int", "positive_int": "int"}
-CALLED["typing.SupportsInt"] = "int"  # in the stub of a C++ extension
+CALLED["typing.SupportsInt"] = "int"  # argument in the stub of a C++ extension
 # Arguments of vLLM's parser that also accept 4k and 1M.
 SIZES = {"human_readable_int", "human_readable_int_or_auto"}
 SKIPPED = re.compile(r"(^|/)(tests?|benchmarks?|examples|models|layers|third_party)/")
@@ -29,12 +29,12 @@ class Reading:
     """The result of reading: a table's content."""
 
     flags: dict[str, Flag] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)  # other spellings that differ by more than - for _
+    aliases: dict[str, str] = field(default_factory=dict)  # other spellings that differ in more than - and _
     metrics: set[str] = field(default_factory=set)
     routes: set[str] = field(default_factory=set)
 
     def add(self, names: Iterable[str], flag: Flag, no: bool = False) -> None:
-        """Add a flag by its command-line names, of which we use the first long one."""
+        """Add a flag by its command-line names, of which the first long one is used."""
         long = [spelt[2:] for spelt in names if spelt.startswith("--") and "{" not in spelt]
         if not long:
             return
@@ -59,7 +59,7 @@ class PythonSource:
         raise SystemExit(f"error: {self.package}: no file defines {name}: its reader in engine_sources.py needs that")
 
     def trees(self, *under: str) -> Iterator[ast.Module]:
-        """Return these files and folders, or the whole package if this version has none of them."""
+        """Yield the files in these files and folders, or in the whole package if this version has none of them."""
         return (ast.parse(path.read_text()) for path in self._paths(*under))
 
     def _paths(self, *under: str) -> Iterator[Path]:
@@ -75,7 +75,7 @@ class PythonSource:
         )
 
     def constants(self, *under: str) -> dict[str, ast.expr]:
-        """Return the module-level names of these files, for choices that refer to lists elsewhere."""
+        """Return the module-level names of these files, for choices that refer to lists in other files."""
         names: dict[str, ast.expr] = {}
         for tree in self.trees(*under):
             for node in tree.body:
@@ -113,7 +113,7 @@ class PythonSource:
 
 
 def _metric_names(node: ast.AST) -> tuple[list[ast.AST], str]:
-    """The nodes that may name a metric, and what makes it: a call, or a list of names for one (`counter_specs`)."""
+    """Return the nodes that may name a metric, and what makes it: a call, or a list of names (`counter_specs`)."""
     if isinstance(node, ast.Call):
         return [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")], ast.unparse(node.func)
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.List):
@@ -393,7 +393,7 @@ def fields_of(package: str, name: str) -> Callable[[Path], tuple[Reading, Python
 
 
 class CompiledSource:
-    """The printable strings in a wheel's libraries, beside its Python source."""
+    """The printable strings in a wheel's libraries, and its Python source."""
 
     def __init__(self, folder: Path, package: str) -> None:
         self.folder, self.python = folder, PythonSource(folder, package)
@@ -423,7 +423,7 @@ def ctranslate2(folder: Path) -> tuple[Reading, CompiledSource]:
 
 
 def openvino(folder: Path) -> tuple[Reading, CompiledSource]:
-    """The fields of `SchedulerConfig`, by the setters in the extension's stub, and the pipeline's own argument."""
+    """Read the fields of `SchedulerConfig`, from the setters in the extension's stub, and the pipeline's argument."""
     (stub,) = folder.glob("openvino_genai/py_openvino_genai.pyi")
     tree, types = ast.parse(stub.read_text()), Types({})
     fields = _fields(tree, "SchedulerConfig")
@@ -447,7 +447,7 @@ class CppSource:
         ]
 
     def having(self, text: str) -> str:
-        """Return the files with this text, wherever this version has them."""
+        """Return the content of the files that contain this text, wherever this version has them."""
         return "\n".join(content for content in self.files if text in content)
 
     @cached_property

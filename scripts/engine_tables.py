@@ -4,7 +4,7 @@
     PYTHONPATH=. python scripts/engine_tables.py vllm --against 0.33.0     list what that version changes, write nothing
 
 The wheel or source distribution is downloaded with pip (`pip download --no-deps`) and read, not installed. The tables
-of TGI and TensorRT-LLM, which are in no public package, are maintained by hand.
+of TGI and TensorRT-LLM, which no public package contains, are maintained by hand.
 """
 
 import argparse
@@ -23,19 +23,19 @@ from backends.tables.table import FOLDER, EngineTable, file_text, load
 from scripts.engine_sources import READERS
 from sweep.base.options import ConfigPath
 
-# Fills for a message's placeholders, tried one by one.
+# Values for a message's placeholders, tried one by one.
 FILLS = ("torch.bfloat16", "1", "{'cudagraph_mode': <CUDAGraphMode.FULL: 2>}", "Prefill", "out of memory")
 PLACEHOLDER = re.compile(r"\{[^{}]*\}|%[-+ #0]*\d*(\.\d+)?[a-z]+|%\(\w+\)s")
-LONGEST = 200  # characters kept of a message
+LONGEST = 200  # maximum characters of a message
 
 
 class Pinned(NamedTuple):
     """The location of an engine's source."""
 
-    environment: str  # file in conf/environment that pins it
+    environment: str  # file in conf/environment that pins the version
     distribution: str
-    others: tuple[str, ...] = ()  # further distributions of the same engine
-    engine: str | None = None  # the name in messages, if it is not the table's name
+    others: tuple[str, ...] = ()  # other distributions of the same engine
+    engine: str | None = None  # the engine's name in messages, if it is not the table's name
     archive: str = "--only-binary"  # pip's option that selects the wheel or the source distribution
 
 
@@ -67,7 +67,7 @@ def pinned_version(pinned: Pinned) -> str:
 
 
 def patterns(backend: Backend) -> Iterator[str]:
-    """The patterns by which an adapter reads its engine's log, without those that are for any engine."""
+    """Yield the patterns with which an adapter reads its engine's log, without the patterns for all engines."""
     yield from (*backend.log.out_of_memory, *backend.log.noise, *backend.log.choices.values())
     yield from filter(None, [backend.log.dtype])
 
@@ -78,7 +78,7 @@ def says(message: str, pattern: str) -> bool:
 
 
 def _fill(message: str, pattern: str) -> int | None:
-    """Return the first of FILLS that makes a message match a pattern, since later ones contain too much themselves."""
+    """Return the first of FILLS that makes a message match a pattern, since later ones match too much themselves."""
     fills = (PLACEHOLDER.sub(fill, message) for fill in FILLS)
     return next((index for index, filled in enumerate(fills) if re.search(pattern, filled, re.IGNORECASE)), None)
 
@@ -98,7 +98,7 @@ def messages(name: str, available: Iterable[str]) -> set[str]:
 
 
 def _parts(message: str) -> Iterator[str]:
-    """A message, or overlapping parts of a long one, such as vLLM's configuration in one line."""
+    """Yield a message, or overlapping parts of a long message such as vLLM's configuration."""
     yield from (
         message[start : start + LONGEST] for start in range(0, max(1, len(message) - LONGEST // 2), LONGEST // 2)
     )

@@ -1,4 +1,4 @@
-"""Plants faults into a copy of a Llama's folder in Hugging Face layout (bfloat16). Each makes its answers wrong."""
+"""Plants faults into a copy of a Llama's folder in Hugging Face layout (bfloat16). Each fault makes answers wrong."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import numpy as np
 from sweep.inputs.weights.random_weights import Array, encode
 
 Fault = Callable[[Path], None]
-WINDOW = 24  # tokens kept by a truncated cache
+WINDOW = 24  # tokens that a truncated cache keeps
 GROUP = 64  # weights that share a scale
 
 
@@ -51,13 +51,13 @@ def swapped_heads(folder: Path) -> None:
 
 
 def broken_layer(folder: Path) -> None:
-    """Make the MLP of one layer add nothing."""
+    """Make the MLP of one layer contribute nothing."""
     with _tensor(folder, "model.layers.12.mlp.down_proj.weight") as weights:
         weights[:] = 0
 
 
 def coarse_weights(folder: Path) -> None:
-    """Round all linear layers to the nearest of 16 steps per group, as a format and not a fault."""
+    """Round all linear layers to the nearest of 16 steps per group, which is a coarser format, not a fault."""
     for name in _entries(folder)[1]:
         if name.endswith("_proj.weight"):
             with _tensor(folder, name) as weights:

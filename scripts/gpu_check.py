@@ -1,8 +1,8 @@
 """Check everything that needs a GPU: `scripts/gpu-check [SECTION...]`.
 
-Each section ends within ten minutes and leaves its result in a folder, so ten minutes at a time are enough.
-The same command continues with sections that are not `ok`, untried ones first. If an engine must be compiled, its
-section may end as `timeout`, and the next command continues the compilation. The report (report.md there) is rewritten
+Each section ends within ten minutes and leaves its result in a folder, so ten minutes at a time are enough. The same
+command continues with sections that are not `ok`, untried ones first. If an engine must be compiled, its section may
+end as `timeout`, and the next command continues the compilation. The report (report.md in that folder) is rewritten
 after each section. Without a GPU the same sections run on the CPU's engines, which rehearses everything but the
 kernels.
 
@@ -48,16 +48,16 @@ from sweep.base import code_version
 from sweep.base.config import ROOT, ConfigError, cache_directory
 from sweep.base.options import load_option
 
-LIMIT = 570.0  # seconds for a section's command, so that it can end within ten minutes
-GRACE = 25.0  # seconds that the command has to end once it is told to
+LIMIT = 570.0  # maximum seconds of a section's command, so that the section can end within ten minutes
+GRACE = 25.0  # seconds within which a command must end once it is told to
 PYTHON = sys.executable
 PYTORCH = "https://download.pytorch.org/whl"
-REFERENCE = "transformers"  # the backend in whose environment the reference answers are made
+REFERENCE = "transformers"  # backend whose environment computes the reference answers
 # The environments of transformers, in which the reference is computed too.
 WITH_PYTHON = {"cuda": ("transformers", "transformers_cuda12"), "cpu": ("cpu",)}
-PART = 63 * 2**20  # bytes of a part of packed wheels
+PART = 63 * 2**20  # maximum bytes of a part of packed wheels
 PART_NAME = re.compile(r"(\d+)-of-(\d+)-([0-9a-f]{16})\.part")
-SHORTEST = 30.0  # s that a section needs at least
+SHORTEST = 30.0  # minimum seconds that a section needs
 TRIAL = ("cluster=inline", "tracking=none", "replicates=1", "workload.warmup_requests=1")
 # The first study's main experiment, reduced to two batch sizes of one workload.
 BOUND = ("workload=qa", "load.batch_size=1,16", "workload.num_requests=32", "workload.output_tokens=128", "gate=null")
@@ -76,7 +76,7 @@ class Section:
     name: str
     command: tuple[str, ...]
     out: str | None = None
-    obstacle: Callable[[], str | None] = no_obstacle  # why it cannot run now, asked when its turn comes
+    obstacle: Callable[[], str | None] = no_obstacle  # why it cannot run now; called when its turn comes
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def sections(folder: Path) -> list[Section]:
     """Return all sections for this machine, in order."""
     on_gpu = bool(host_facts.gpu_names())
     engine_names = list(engines())
-    pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # its settings have -q; a second one hides the counts
+    pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # the settings have -q; a second -q hides the counts
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
     listed = [
         Section(f"install:{engine}", (PYTHON, "-m", "sweep", "backends", "install", engine)) for engine in engine_names
@@ -148,7 +148,7 @@ def _memory(names: Sequence[str], pytest: Sequence[str], on_gpu: bool) -> Iterat
 
 
 def _resets(name: str) -> bool:
-    """Return whether a backend's prompt cache can be reset and counts its hits, which reveal a reset."""
+    """Return whether a backend's prompt cache can be reset and counts its hits, from which a reset is visible."""
     backend = installed.configured(name)
     return bool(backend.resets) and "prefix_cache_hits_total" in backend.metric_names
 
@@ -162,7 +162,7 @@ def _environment(choice: EnvironmentChoice, host: Host | None = None) -> Environ
 
 
 def _only(name: str, names: Sequence[str]) -> str:
-    """Return pytest's -k for one backend, excluding other backends whose names contain its name."""
+    """Return pytest's -k argument for one backend, excluding backends whose names contain its name."""
     longer = [longer_name for longer_name in names if name in longer_name and longer_name != name]
     return " and ".join([name, *(f"not {longer_name}" for longer_name in longer)])
 
@@ -194,7 +194,7 @@ def _two_gpus(folder: Path) -> Section:
 
 
 def environ(wheels: Path | None) -> dict[str, str]:
-    """Return the environment of every section: on a GPU if there is one, and offline given a folder of wheels."""
+    """Return the environment of every section: on a GPU if there is one, and offline if there is a folder of wheels."""
     settings = {"PYTHONPATH": str(ROOT), "SWEEP_TEST_ON": "cuda" if host_facts.gpu_names() else "cpu"}
     if wheels is not None:
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "HF_HUB_OFFLINE": "1", "UV_OFFLINE": "1"}
@@ -205,7 +205,7 @@ def environ(wheels: Path | None) -> dict[str, str]:
 def run(
     section: Section, folder: Path, wheels: Path | None, before: Result | None = None, limit: float | None = None
 ) -> Result:
-    """Run a section's command, with its output in the folder. A sweep that had a result `before` starts afresh.
+    """Run a section's command, with its output in the folder. A sweep with a result `before` starts from the beginning.
 
     A sweep that was cut off continues instead.
     """
@@ -234,11 +234,11 @@ def _result(section: Section, outcome: str, seconds: float, detail: str) -> Resu
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a section's process, and so its engines and compilers."""
+    """End a section's process, and thereby its engines and compilers."""
     process.terminate()
     try:
         process.wait(GRACE)
-    except subprocess.TimeoutExpired:  # its supervisors end what it started
+    except subprocess.TimeoutExpired:  # its supervisors end the processes that it started
         process.kill()
         process.wait()
 
@@ -280,7 +280,7 @@ def report(folder: Path, listed: Sequence[Section]) -> str:
     lines += [f"- GPUs: {', '.join(host.gpus) or 'none, a rehearsal on the CPU'}"]
     lines += [f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB of memory"]
     lines += [f"- {', '.join(f'{name} {value}' for name, value in facts.items() if value)}"]
-    home = str(Path.home())  # the report is for others too
+    home = str(Path.home())  # the report is also for people without this machine
     lines += [f"- {name}: {contents.replace(home, '~')}" for name, contents in engines().items()]
     rows = []
     for section in listed:
@@ -296,7 +296,7 @@ def load_results(folder: Path) -> dict[str, Result]:
 
 
 def pending(listed: Sequence[Section], named: Sequence[str], results: Mapping[str, Result]) -> list[Section]:
-    """Return the sections to run now: the named ones, or all that are not ok, first those without a result.
+    """Return the sections to run now: the named sections, or all that are not ok; sections without a result come first.
 
     So a section that always fails or takes too long does not block the others.
     """
@@ -309,8 +309,8 @@ def pending(listed: Sequence[Section], named: Sequence[str], results: Mapping[st
 def fetch(names: Sequence[str], wheels: Path, host: Host) -> int:
     """Put everything that these engines need into a folder: the distributions in their environments' locks.
 
-    The folder also gets the locks, the environments of the reference for their answers and of llama.cpp's converter,
-    and a rehearsal's model. Return the exit status.
+    The folder also gets the locks, the environments of the reference and of llama.cpp's converter, and the model of a
+    rehearsal. Return the exit status.
     """
     wheels.mkdir(parents=True, exist_ok=True)
     choices = [installed.configured(engine).env for engine in dict.fromkeys([*names, REFERENCE])]
@@ -327,7 +327,7 @@ def fetch(names: Sequence[str], wheels: Path, host: Host) -> int:
 
 
 def _fetch(spec: EnvironmentSpec, wheels: Path) -> None:
-    """Download the distributions in an environment's lock, and put the lock beside them. Raises EnvironmentFailed."""
+    """Download the distributions in an environment's lock, and put the lock next to them. Raises EnvironmentFailed."""
     if spec.image:
         raise environments.EnvironmentFailed(f"environment {spec.name} is an image, not wheels")
     spec = locks.locked(spec, cache_directory(None), print)
@@ -349,7 +349,7 @@ def _fetch(spec: EnvironmentSpec, wheels: Path) -> None:
         _download([*everything, "--extra-index-url", f"{PYTORCH}/{build}"], wheels)
     if spec.source:
         distribution = spec.source.sdist.partition("==")[0]
-        _download(["--no-binary", distribution, spec.source.sdist], wheels)  # its build tools come as wheels
+        _download(["--no-binary", distribution, spec.source.sdist], wheels)  # their build tools come as wheels
 
 
 def _download(requirements: Sequence[str], wheels: Path) -> None:
@@ -373,7 +373,7 @@ def pack(wheels: Path, parts: Path) -> int:
 
 
 def unpack(wheels: Path, parts: Path) -> str | None:
-    """Put packed wheels together. Return why not all are there, or None."""
+    """Put packed wheels together. Return what is missing or damaged, or None."""
     names = {int(match[1]): match for path in parts.iterdir() if (match := PART_NAME.fullmatch(path.name))}
     count = int(next(iter(names.values()))[2]) if names else 1
     if missing := sorted({*range(1, count + 1)} - names.keys()):
@@ -395,7 +395,7 @@ def _digest(content: bytes) -> str:
 
 
 def use_python(python: str, folder: Path) -> str | None:
-    """Have every process here take this interpreter for transformers' environments. Return why it cannot be used."""
+    """Make every process here use this interpreter for transformers' environments. Return why it cannot be used."""
     program = shutil.which(python)
     if program is None:
         return f"--python={python}: not an executable file"
@@ -411,7 +411,7 @@ def use_python(python: str, folder: Path) -> str | None:
 
 
 def bring_out(folder: Path, out: Path) -> None:
-    """Put the report and one archive of all results into a folder, for a machine that gives few files back."""
+    """Put the report and one archive of all results into a folder, for a machine that returns only a few files."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "report.md", out / "report.md")
     with tarfile.open(out / "results.tar.gz.partial", "w:gz") as archive:
@@ -479,7 +479,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_pending(options: argparse.Namespace, folder: Path, listed: Sequence[Section], begin: float) -> int:
-    """Run the sections without a result while time is left, and write the report; return the exit status."""
+    """Run the pending sections while there is time, and write the report. Return the exit status."""
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     wheels = options.wheels.absolute() if options.wheels else None
@@ -495,7 +495,7 @@ def _run_pending(options: argparse.Namespace, folder: Path, listed: Sequence[Sec
         (folder / "report.md").write_text(report(folder, listed))
         if options.out:
             bring_out(folder, options.out)
-    if options.out:  # also if nothing was left to run
+    if options.out:  # also if no section was left to run
         (folder / "report.md").write_text(report(folder, listed))
         bring_out(folder, options.out)
     results = load_results(folder)

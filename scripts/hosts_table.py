@@ -1,6 +1,6 @@
-"""Make docs/measurements/hosts.md: what would be installed on nodes with every driver and GPU, or why not.
+"""Make docs/measurements/hosts.md: what would be installed on nodes with each driver and GPU, or why nothing can be.
 
-PYTHONPATH=. python scripts/hosts_table.py        write it anew
+PYTHONPATH=. python scripts/hosts_table.py write it anew
 """
 
 import tempfile
@@ -32,7 +32,7 @@ makes the engine's trials `unavailable`. What an environment for CUDA 12 is take
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
     """Yield backend, driver, capabilities and the answer. Capabilities with equal answers share a row."""
-    with tempfile.TemporaryDirectory() as cache:  # without locks that this machine has resolved before
+    with tempfile.TemporaryDirectory() as cache:  # ignores locks that this machine has resolved earlier
         for name in installed.names():
             backend = installed.configured(name)
             if not backend.launches or backend.env.python:

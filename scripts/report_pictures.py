@@ -1,8 +1,8 @@
-"""The pictures of a run: its report, taken by a headless Chromium, and what the terminal says, at 80 columns.
+"""Takes the pictures of a run: its report in a headless Chromium, and its terminal output at 80 columns.
 
 `python -m scripts.report_pictures RUN/report.html` writes docs/images/report.png, report_dark.png, report_phone.png and
-report_terminal.svg.
-`--fragment '#explore?ttft=0.2'` opens the page as that address has it, `--name slo` gives other names: slo.png, ….
+report_terminal.svg. `--fragment '#explore?ttft=0.2'` opens the page at that address; `--name slo` changes the names to
+slo.png, ….
 """
 
 import argparse
@@ -28,7 +28,7 @@ class View(NamedTuple):
 
     width: int
     height: int
-    scale: int  # picture pixels per CSS pixel
+    scale: int  # pixels of the picture per CSS pixel
     scheme: str
     suffix: str
 

@@ -32,7 +32,7 @@ def line(case: Case, end: Ending) -> str:
 
 
 def main(names: list[str]) -> int:
-    """Run the named cases, or all. Return 1 if a case did not end as it must, and 2 if there is no Slurm."""
+    """Run the named cases, or all. Return 1 if a case ended in a wrong way, and 2 if there is no Slurm."""
     if reason := obstacle():
         print(f"error: {reason}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Run the soak by seed and print a table: scripts/soak.py [--seeds 1,2,3] [--trials 520] > docs/measurements/soak.md
 
-It needs root. A measured seed is not measured again (--folder). If the time was too short for a seed, its row in the
-table says so, and the seed starts afresh the next time. Keep the page's section on nights, which another script writes.
+It needs root. A seed measured in --folder is not measured again. If the time was too short for a seed, its row says so,
+and the next run starts it from the beginning. Keep the page's section on nights, which another script writes.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def line(end: dict[str, Any]) -> list[object]:
 
 
 def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
-    """Return the document on all seeds so far."""
+    """Return the document about all seeds so far."""
     commits = sorted({end["commit"] for end in ends if end["commit"]})
     head = HEAD.format(
         launch=TRIALS_OF_LAUNCH,
@@ -86,7 +86,7 @@ def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
 
 
 def measure(seed: int, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Return the end of a seed's storm. Its log stays in the folder, and its results stay only if it went wrong."""
+    """Return the end of a seed's storm. Its log stays in the folder, and its results only if something went wrong."""
     folder = arguments.folder / f"seed-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     load = [os.getloadavg()[2]]

@@ -47,19 +47,19 @@ EXPERIMENTS = (
     "serving_ladder",
     "decomposition",
 )
-SHOWN = {  # figures, and their captions
+SHOWN = {  # charts and their captions
     "output_throughput": "Output throughput",
     "memory": "Memory against the batch",
     "memory_timeline": "KV cache and memory over time",
     "requests_timeline": "Requests running and waiting over time",
 }
 MAIN_FIGURE = ("output_throughput",)
-FIGURES = {  # of experiments in whose study memory is a result; of others the main one
+FIGURES = {  # for experiments in whose study memory is a result; the rest have only the main table
     "completion_batches": ("output_throughput", "memory"),
     "kv_cache": ("output_throughput", "memory_timeline"),
     "serving_ladder": ("output_throughput", "memory_timeline", "requests_timeline"),
 }
-PREPARED = {  # the cache's folders, with a word for one item
+PREPARED = {  # the cache's folders, with the word for one item
     "environments": "environment",
     "models": "model",
     "converted": "conversion",
@@ -92,7 +92,7 @@ def measure(name: str, folder: Path) -> int:
     elif timed.is_file():
         parts = json.loads(timed.read_text())
     else:
-        parts = [None]  # an earlier part that was not timed
+        parts = [None]  # an earlier part of the run was not timed
     before, begun = prepared(), time.monotonic()
     line = [f"+experiment={name}", f"out={folder}", "tracking=none"]
     status = subprocess.run([sys.executable, "-m", "sweep", *line], cwd=ROOT).returncode
@@ -116,7 +116,7 @@ def prepared() -> set[str]:
 
 
 def sections(page: Path) -> dict[str, list[str]]:
-    """Return a page's sections and subsections by heading, each including its heading."""
+    """Return a page's sections and subsections by heading; each text includes its heading."""
     by_heading: dict[str, list[str]] = {}
     section: list[str] = []
     for line in page.read_text().splitlines():
@@ -127,7 +127,7 @@ def sections(page: Path) -> dict[str, list[str]]:
 
 
 def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
-    """Write docs/studies.md: each study, its command, its findings, and its table beside this or an earlier run's."""
+    """Write docs/studies.md: each study, its command, its findings, and its table next to this or an earlier run's."""
     yield from (
         "# The published studies",
         "",
@@ -187,7 +187,7 @@ def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[s
 
 
 def copy_figure(run: Path, name: str, figure: str) -> str:
-    """Copy a run's figure to the documents and return its place from there; empty if the run has none."""
+    """Copy a run's chart to the documents and return its path relative to them; empty if the run has no such chart."""
     source = run / "figures" / f"{figure}.png"
     if not source.is_file():
         return ""

@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 )
 
 
-LATER = ("paraphrases.jsonl",)  # newer than the tokenizer, whose change would change every trial's id
+LATER = ("paraphrases.jsonl",)  # newer than the tokenizer; adding it would change the tokenizer and so every trial's id
 
 
 def texts(data: Path = DATA) -> Iterator[str]:
@@ -54,7 +54,7 @@ def train(data: Path = DATA) -> Tokenizer:
 
 
 def words(data: Path = DATA) -> list[str]:
-    """Return the most common plain words, of which synthetic prompts and headers consist, in alphabetical order."""
+    """Return the most common plain words, from which synthetic prompts and headers are made, in alphabetical order."""
     counts = Counter(word for text in texts(data) for word in re.findall(r"(?<= )[a-z]{3,9}(?= )", text))
     return sorted(word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:WORDS])
 

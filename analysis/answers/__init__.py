@@ -1,1 +1,1 @@
-"""Finds the cheapest or fastest configuration of each task in a run, its certainty, and the runner-up."""
+"""Finds the cheapest or fastest configuration of each task in a run, the runner-up, and how certain the lead is."""

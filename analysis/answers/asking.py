@@ -28,7 +28,7 @@ class Measured:
     """All points with a result, from one or several runs.
 
     `points` have `name` (the configuration), `at` (the x axis), `by_load` (x is a load's size) and `run`. The index is
-    the position in `every_point`. `of_a_load` lists the columns with a load's size, or that follow from it.
+    the position in `every_point`. `of_a_load` lists the columns that hold a load's size or are determined by it.
     """
 
     points: pd.DataFrame
@@ -48,7 +48,7 @@ class Measured:
         return common_percentiles(self.rows)
 
     def groups(self, any_load: bool) -> Iterator[pd.DataFrame]:
-        """Yield the points of each question. With `any_load` their loads may differ in size."""
+        """Yield the points of each question. With `any_load`, a question's loads may differ in size."""
         keys = question_columns(self.points)
         if len(self.runs) > 1:
             keys = ["conditions_at_any_load" if any_load else "conditions"]
@@ -76,7 +76,7 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
     """Return the points with a result. A name that occurs in several runs also gets the run's name."""
     every, rows = every_point(runs), placed_trials(runs)
     measured = every[every["n"] > 0]
-    layouts = [results.layout for results in runs]  # an axis zipped with the load's follows from it
+    layouts = [results.layout for results in runs]  # an axis zipped with the load's size is determined by it
     of_a_load = [OF_A_LOAD.union(layout.zipped if layout.x in OF_A_LOAD else ()) for layout in layouts]
     if len(runs) > 1:
         of_points = [of_a_load[order] for order in measured["order"]]
@@ -107,7 +107,7 @@ def every_point(runs: Sequence[RunResults]) -> pd.DataFrame:
 
 
 def placed_trials(runs: Sequence[RunResults]) -> pd.DataFrame:
-    """Return the trials with a result of these runs in turn, with their `point` in `every_point`."""
+    """Return these runs' trials that have a result, one run after another, with their `point` in `every_point`."""
     rows, begin = [], 0
     for results in runs:
         placed = results.layout.placed(results.run.ok)
@@ -123,7 +123,7 @@ def names_with_runs(points: pd.DataFrame) -> "pd.Series[str]":
 
 
 def run_names(runs: Sequence[RunResults]) -> list[str]:
-    """Return unique names for runs: experiment names, else folder names, else folder paths."""
+    """Return unique names for runs: the experiments' names, else the folders' names, else the folders' paths."""
     folders = [results.run.paths.out for results in runs]
     for names in ([results.run.name for results in runs], [folder.name for folder in folders]):
         if len(set(names)) == len(names):
@@ -144,7 +144,7 @@ def _named(layout: Layout, run: str) -> pd.DataFrame:
 
 
 def objective(group: pd.DataFrame, any_load: bool) -> LabelledColumn | None:
-    """Return the deciding quantity: the cost if known for every point, else throughput.
+    """Return the quantity that decides the answer: cost if it is known for every point, else throughput.
 
     At a single load below saturation, throughput and cost are set by the load, so latency decides.
     """

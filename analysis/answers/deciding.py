@@ -1,8 +1,8 @@
 """Decides which configuration of a task is best within the bounds, and whether its lead is more than noise.
 
-The best is tested against all other configurations (`comparison.Contest`). Among equal configurations, one is falsely
-declared best in about 5% of cases, for any number of configurations, and of loads to choose the best from. The remedy
-for a tie follows from the spread between launches that remains after pairing.
+The best is tested against all other configurations (`comparison.Contest`). If configurations are equal, one is falsely
+declared best in about 5% of cases, however many configurations and loads there are to choose from. The remedy for a tie
+follows from the spread between launches that remains after pairing.
 """
 
 import json
@@ -71,7 +71,7 @@ class Ranking(NamedTuple):
 
 
 def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Ranking | None:
-    """Rank the configurations of a task; None if they lack the deciding quantity."""
+    """Rank the configurations of a task; None if they lack the quantity that decides."""
     quantity = objective(group, bool(slo))
     if quantity is None:
         return None
@@ -101,7 +101,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     if not meeting:
         return Ranking(criterion, [], failing, [], None, np.zeros(0, np.int64), shorter, barred)
     points = [pairs[0][1] for pairs in meeting]
-    if slo:  # each is the best of its loads: a separate comparison from those at equal loads
+    if slo:  # each is its configuration's best load: a separate comparison from points at equal loads
         of_loads = [every.contests.of_points(quantity, [point for _, point in pairs], best=0) for pairs in meeting]
         choices = sum(map(best_choices, of_loads))
         contest, places = every.contests.of_points(quantity, points, choices, best=0), np.arange(len(points))
@@ -115,7 +115,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
 
 
 def best_choices(of_loads: Contest) -> int:
-    """Return a configuration's tied points, the best first; the best is only so by chance."""
+    """Return how many of a configuration's points tie with its best, including the best."""
     return 1 + int(of_loads.tied(0).sum())
 
 

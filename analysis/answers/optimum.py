@@ -10,11 +10,11 @@ from analysis.quantities import labelled_column
 from analysis.results import RunResults
 
 THROUGHPUT = "output_throughput"
-MOST_TASKS = 3  # in the sentence
+MOST_TASKS = 3  # within a sentence
 
 
 def leading_sentence(results: RunResults, answers: Sequence[TaskAnswer]) -> str:
-    """Return the sentence that covers all answers; without rivals, where each configuration is fastest."""
+    """Return the sentence that covers all answers or, if nothing has a rival, where each configuration is fastest."""
     if any(len(answer.configurations) > 1 or answer.criterion.bounds for answer in answers):
         return lead(answers)
     fastest = list(_fastest(results))[:MOST_TASKS]
@@ -27,7 +27,7 @@ def _fastest(results: RunResults) -> Iterator[str]:
     if quantity is None or layout.x is None or THROUGHPUT not in points:
         return
     measured = points[points[THROUGHPUT].notna() & points[layout.x].notna()]
-    if "as_offered" in measured:  # the varied setting shows no optimum
+    if "as_offered" in measured:  # the setting that varies has no optimum
         measured = measured[~measured["as_offered"].eq(True)]
     for (line, panel), group in measured.groupby(["line", "panel"], sort=False):
         group = group.sort_values(layout.x, kind="stable")

@@ -94,14 +94,14 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
 
 
 def ranking_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
-    """Return the table of all configurations, task by task."""
+    """Return a table of all configurations, grouped by task."""
     ranks = [[*enumerate(task.configurations, 1), *((None, barred) for barred in task.barred)] for task in answers]
     rows = [AnswerRow(task, *pair) for task, pairs in zip(answers, ranks, strict=True) for pair in pairs]
     return Table(ANSWER_COLUMNS, rows)
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:
-    """Return the lead, a sentence per question unless it repeats the lead, and when the trials were measured."""
+    """Return the lead, a sentence per question (unless it repeats the lead), and the trials' time range."""
     every = [lead(answers), *map(sentence, answers), measured_text(answers)]
     return list(dict.fromkeys(filter(None, every))) or ["no configuration has a result"]
 

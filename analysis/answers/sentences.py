@@ -17,7 +17,7 @@ BY_LAUNCHES = "*"  # after an interval
 
 
 def lead(answers: Sequence[TaskAnswer]) -> str:
-    """Return the sentence that covers all answers: what leads, and on which tasks; empty without answers."""
+    """Return the sentence that covers all answers: what leads, and on which tasks; empty if there are no answers."""
     if len(answers) == 1:
         return sentence(answers[0])
     noun = "task" if answers and answers[0].criterion.bounds else "point"
@@ -136,14 +136,14 @@ def _unmet(answer: TaskAnswer) -> str:
 
 
 def figure(answer: TaskAnswer, configuration: RankedConfiguration) -> str:
-    """Return a figure as `538 tokens/s, 524–552`, or with `524–552 over launches` if requests give no interval."""
+    """Return a value as `538 tokens/s, 524–552`, or with `524–552 over launches` if requests give no interval."""
     quantity = answer.criterion.quantity
     ends = range_text(configuration.figure, quantity, " over launches")
     return f"{quantity.shown(configuration.figure.value)} {quantity.unit}" + (f", {ends}" if ends else "")
 
 
 def range_text(figure: Estimate, labelled: LabelledColumn, by_launches: str = BY_LAUNCHES) -> str:
-    """Return an interval, e.g. `46.0–61.9`, marked if it comes from the launches' values; empty without one."""
+    """Return an interval, e.g. `46.0–61.9`, marked if it comes from the launches' values; empty if missing."""
     ends = f"{labelled.shown(figure.low)}–{labelled.shown(figure.high)}"
     return "" if math.isnan(figure.low) else ends + by_launches * figure.by_launches
 

@@ -64,7 +64,7 @@ def bounds(
 
 
 def fewest_requests(points: pd.DataFrame, slo: Iterable[str], percentiles: Sequence[float]) -> int:
-    """Return the fewest requests behind a point's figures that an SLO without percentiles is judged by."""
+    """Return the fewest requests behind any point's values; they set the percentile of a bound without one."""
     fewest = int((points["requests"] + points["failed"]).min())
     usual = percentile_name(bounded_percentile(fewest, percentiles))
     names = [f"{bound}_{usual}" for bound in slo if ".p" not in bound]
@@ -90,7 +90,7 @@ def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> fl
 
 
 def tells(requests: float, percentile: float) -> bool:
-    """Return whether this many requests are enough for a percentile."""
+    """Return whether this many requests can resolve a percentile."""
     return requests * (100 - percentile) / 100 >= FEWEST_BEYOND
 
 
@@ -130,7 +130,7 @@ class RankedConfiguration:
     high: float = math.nan
     point: int = -1  # position among the points of all runs
     judged: bool = True  # False: too few requests for the bounded percentile
-    codes: tuple[str, ...] = ()  # codes of warnings about its figure and its bounded latencies
+    codes: tuple[str, ...] = ()  # codes of warnings about its value and its bounded latencies
     measured: tuple[str, str] | None = None  # start of its first and of its last trial
     dropped: str | None = None  # why the race needed no more of its trials
 
@@ -141,7 +141,7 @@ class RankedConfiguration:
 
     @property
     def surely_meets(self) -> bool:
-        """True if the interval of the tightest latency is within its bound as well."""
+        """True if the interval of the latency closest to its bound is within that bound as well."""
         if self.tightest is None or self.latency is None:
             return True
         return self.meets and self.latency.high <= self.tightest.limit
@@ -156,7 +156,7 @@ class Remedy(NamedTuple):
     """The launches that would separate the best from the runner-up."""
 
     difference: float  # relative difference to detect: the measured one, or the margin if larger
-    launches: int  # further launches of each; 0: how much launches differ is unknown
+    launches: int  # further launches of each configuration; 0: the spread between launches is unknown
     replicates: int  # total replicates
     minutes: float  # NaN if no durations are known
 

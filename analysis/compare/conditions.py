@@ -59,7 +59,7 @@ def failures(
 
 
 def unjudged(conditions: Iterable[Condition], comparisons: Iterable[PointComparison]) -> list[str]:
-    """Return a line per undecided condition: a reference configuration lacks an interval, or all lack the column.
+    """Return a line per undecided condition: a comparison has no interval, or the reference lacks the column.
 
     A configuration without a value in the reference is skipped, since it cannot get worse.
     """

@@ -29,17 +29,17 @@ BY_INPUT = ("total_throughput", "ttft")  # quantities that depend on the length 
 
 @dataclass(frozen=True)
 class Match:
-    """A configuration that is present on both sides, or only on one."""
+    """A configuration that is present on both sides, or on only one."""
 
     label: str
     first: pd.DataFrame  # the configuration's trials; empty if a side lacks it
     second: pd.DataFrame
     differences: tuple[str, ...] = ()  # engine settings in which the sides differ
     obstacle: str = ""  # why the sides are not compared at all
-    unpooled: frozenset[str] = frozenset()  # columns of means over trials, since requests are missing
+    unpooled: frozenset[str] = frozenset()  # columns that hold means over trials, since requests are missing
 
     def obstacle_of(self, compared: LabelledColumn) -> str:
-        """Return why the sides are not compared by this column; empty if they are."""
+        """Return why the sides are not compared by this column; empty if they are compared."""
         for counted, affected, most in (("output", BY_OUTPUT, UNEQUAL), ("input", BY_INPUT, UNEQUAL_INPUTS)):
             means = [_tokens_a_request(trials, f"{counted}_tokens") for trials in (self.first, self.second)]
             if compared.quantity in affected and all(means) and max(means) / min(means) > most:
@@ -60,7 +60,7 @@ class Match:
 
 
 def match(first: Side, second: Side) -> list[Match]:
-    """Match configurations of both sides with equal names and equal axes, except for the selected keys.
+    """Match the sides' configurations that have equal names and axes, ignoring the keys that selected a side.
 
     If each side has one engine and the engines differ, the engines are compared.
     """
@@ -176,7 +176,7 @@ def machines(trials: pd.DataFrame) -> set[str]:
 
 
 def question_digests(trials: pd.DataFrame) -> dict[str, str]:
-    """Return the digests of the files behind model, workload and load, for parts that have files.
+    """Return the digests of the files behind model, workload and load, if they have files.
 
     The digest is empty for a part without files, an imported row, or a row older than digests.
     """

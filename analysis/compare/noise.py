@@ -1,6 +1,6 @@
 """Measures the noise of a machine: how much successive launches of one configuration differ on it (A/A).
 
-A run's launches are divided into blocks: of one launch if the launches of both sides took turns, else of as many
+A run's launches are divided into blocks. A block has one launch if the launches of both sides took turns, else as many
 launches as a side has. Two successive blocks form an A/A comparison, whose true difference is zero. The root mean
 square of the differences is the error of comparing two such blocks, with as many degrees of freedom as comparisons.
 Unlike the spread within a side, it includes the machine's drift between two blocks.
@@ -124,7 +124,7 @@ def pause_between(first: pd.DataFrame, second: pd.DataFrame) -> float:
 
 
 def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:
-    """Return the noise in RUN or RUN@KEY=VALUE,...
+    """Return the noise measured in RUN or RUN@KEY=VALUE,...
 
     Raises:
         ConfigError: if it was measured on a different machine from the sides, or as in `side`.
@@ -153,7 +153,7 @@ def logarithms(trials: pd.DataFrame, column: str) -> "pd.Series[float]":
 
 
 def figure_of(trials: pd.DataFrame, column: str) -> float:
-    """Return the geometric mean over the launches, whose ratio is compared; NaN if there is no value."""
+    """Return the geometric mean over the launches (ratios are of these means); NaN if there is no value."""
     if column not in trials or trials.empty:
         return math.nan
     return math.exp(logarithms(trials, column).groupby(launch_of(trials)).mean().mean())

@@ -57,7 +57,7 @@ def verdict_text(comparison: PointComparison, margin: float) -> str:
 
 
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:
-    """Return lines on the smallest detectable change by quantity: with these launches, and in 10, 30 and 120 minutes.
+    """Return lines on each quantity's smallest detectable change: with these launches, and in 10, 30 and 120 minutes.
 
     Also the launches that detect CHANGES, and the machine's noise if it was measured separately.
     """

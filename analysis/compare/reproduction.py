@@ -1,7 +1,7 @@
 """Judges a repeated trial: do its results differ from the first by more than two launches of one point differ? The
 spread between launches comes from the run. Its components of variance (`variance`), pooled over its points, are
 weighted as RUN_FREEDOM degrees of freedom relative to the point's replicates (G. K. Smyth 2004). The two measurements
-are compared with one launch per side, and an error (`power.Error`) as in every comparison. Values are compared as
+are compared as one launch per side, with an error (`power.Error`) as in every comparison. Values are compared as
 logarithms, with joint intervals for all quantities (Sidak 1967). A trial counts as reproduced only if the intervals
 could have revealed a difference.
 """
@@ -22,7 +22,7 @@ from analysis.statistics.variance import SPREAD_OF, Components
 from sweep.base.wording import count
 
 RUN_FREEDOM = 4.0  # weight of the run's spread relative to the point's spread
-MOST_NOISE = 0.10  # noise above which a quantity cannot be called reproduced: an engine could be slower by as much
+MOST_NOISE = 0.10  # noise above which a quantity cannot be called reproduced, since it could hide such a change
 NO_SPREAD = "one launch of each point does not show how much launches differ; measure with replicates=3 or more"
 
 
@@ -107,7 +107,7 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
         pooled = spread.launches - placed["deployment_id"].nunique()
     else:
         pooled = spread.trials - int((placed["point"].value_counts() > 1).sum())
-    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # from the run's other points
+    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # estimated from the run's other points
     freedom = replicate_freedom + prior_freedom
     variance = (squares + prior_freedom * spread.deviation**2) / freedom if freedom else 0.0
     return Noise(math.sqrt(variance), freedom)

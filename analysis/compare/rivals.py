@@ -15,7 +15,7 @@ from analysis.statistics.comparison import Contest, Positions, contest, fit, tri
 from analysis.statistics.standings import Contests, joined, run_contests
 from analysis.summary import key_columns
 
-PointNumbers = dict[tuple[str, str], int]  # by run place and trial id
+PointNumbers = dict[tuple[str, str], int]  # by the run's place and the trial's id
 
 
 class Rivals(NamedTuple):
@@ -25,7 +25,7 @@ class Rivals(NamedTuple):
     numbers: PointNumbers
 
     def contest(self, match: Match, places: tuple[str, str], quantity: LabelledColumn) -> tuple[Contest, int, int]:
-        """Return a match's contest and its sides' positions in it. Sides with different questions get a new contest."""
+        """Return a match's contest and its sides' positions in it; a new contest if the sides' questions differ."""
         points = [
             {self.numbers.get((place, trial), -1) for trial in trials["trial_id"]}
             for place, trials in zip(places, (match.first, match.second), strict=True)
@@ -68,7 +68,7 @@ def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
 
 
 def _runs(sides: Sequence[Side]) -> Iterator[tuple[str, Run]]:
-    """Return each run once: its current plan (as in its report) if it has all compared points, else all rows."""
+    """Return each run once: its current plan (as in its report) if that has all compared points, else all rows."""
     by_place: dict[str, list[Side]] = {}
     for side in sides:
         by_place.setdefault(str(side.run.place), []).append(side)

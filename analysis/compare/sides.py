@@ -22,7 +22,7 @@ class Side:
     text: str  # as the user wrote it
     run: Run
     trials: pd.DataFrame  # the side's trials with a result
-    settings: list[TrialSettings]  # of each trial
+    settings: list[TrialSettings]  # each trial's settings
     selected: frozenset[str] = frozenset()
 
 
@@ -40,7 +40,7 @@ def side(text: str, all_rows: bool = False) -> Side:
 
 
 def side_of(text: str, run: Run, selection: str = "") -> Side:
-    """Return the side of a run or of its selected trials, with the name `text`. Raises as `side` does."""
+    """Return the side made of a run or of its selected trials, named `text`. Raises as `side` does."""
     trials = run.ok
     settings = [trial_settings(record) for record in trials.to_dict("records")]
     wanted_values = _selection(text, selection)
@@ -71,7 +71,7 @@ def _selection(text: str, selection: str) -> dict[str, str]:
 
 
 def trial_settings(row: dict[Any, Any]) -> TrialSettings:
-    """Return a trial's settings: its whole configuration or, without one (imported rows), its columns."""
+    """Return a trial's settings: its whole configuration or, if it has none (imported rows), its columns."""
     text = row.get("config")
     config = dotted(json.loads(text)) if isinstance(text, str) else {}  # missing text is NaN
     settings = {key: json.dumps(value) if isinstance(value, list) else value for key, value in config.items()}

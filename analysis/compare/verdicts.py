@@ -1,4 +1,4 @@
-"""Computes each configuration's ratio to the reference, its certainty, and the verdict.
+"""Computes each configuration's ratio to the reference, how certain it is, and the verdict.
 
 A ratio has the same interval as everywhere (`statistics.comparison.Contest`), or a wider interval from repeated
 launches of one configuration on the machine (noise.py). `--fail-if` looks in one direction, so it uses one-sided
@@ -28,7 +28,7 @@ from analysis.statistics.power import Error, launches_for, smallest_change
 GUESSED_NOISE = 0.03  # assumed drift of the machine between sides that did not take turns, unless --noise covers it
 MINUTES = (10, 30, 120)  # measuring times for which the smallest detectable change is stated
 CHANGES = (0.1, 0.2)  # changes for which the needed launches are stated
-DURATIONS = ("startup_seconds", "wall_seconds")  # columns that make up a launch's time
+DURATIONS = ("startup_seconds", "wall_seconds")  # columns whose sum is a launch's time
 
 
 class Finding(StrEnum):
@@ -59,8 +59,8 @@ class PointComparison:
     all_low: float = math.nan  # one-sided bounds, each of which holds for all configurations at once
     all_high: float = math.nan
     units: int = 0
-    smallest: float = math.nan  # relative change that as many launches detect with 90% probability
-    in_minutes: tuple[float, ...] = ()  # the same for MINUTES of launches of both sides
+    smallest: float = math.nan  # relative change that this many launches detect with 90% probability
+    in_minutes: tuple[float, ...] = ()  # the same, for launches of both sides that take MINUTES
     launches: tuple[int, ...] = ()  # launches per side that detect CHANGES with 90% probability; 0: unknown
     launch_minutes: float = 0.0  # minutes for one launch of each side; 0: unknown
     noise: str = ""  # the machine's noise, if measured separately
@@ -70,7 +70,7 @@ class PointComparison:
 
     @property
     def within_guess(self) -> bool:
-        """True for a change that a drift of the machine may explain, between sides that did not take turns."""
+        """True if the sides did not take turns, and a drift of the machine may explain the change."""
         return bool(self.apart) and abs(math.log(self.ratio)) < math.log1p(GUESSED_NOISE)
 
 
@@ -90,7 +90,7 @@ def comparisons(
     """
     reference, *others = sides
     percentiles = sorted({percentile for each in sides for percentile in each.run.percentiles})
-    if columns is None:  # token counts are unverified: add characters
+    if columns is None:  # if token counts are unverified, add characters
         columns = [*HEADLINE, *(["character_throughput"] if any(map(_unverified, sides)) else [])]
     quantities = [compared_column(column, HEADLINE, percentiles) for column in columns]
     field = rivals(sides, [quantity.column for quantity in quantities])

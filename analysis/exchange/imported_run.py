@@ -1,4 +1,4 @@
-"""Makes a run from other tools' rows, without requests, price or telemetry. `client_stamp_source` is the tool."""
+"""Makes a run from other tools' rows, without requests, price or telemetry. `client_stamp_source` names the tool."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
 
 
 def _results_in(path: Path) -> list[Path]:
-    """Return the file, or the result files below a folder; a summary.json replaces the files next to it."""
+    """Return the file, or the result files below a folder; a summary.json replaces the result files next to it."""
     if not path.is_dir():
         return [path]
     files = sorted(path.rglob("*.json"))
@@ -27,7 +27,7 @@ def _results_in(path: Path) -> list[Path]:
 
 
 def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str]) -> list[ImportedRow]:
-    """Write a run from the rows in these files. `settings` supplies names and axes that the files lack."""
+    """Write a run with the rows in these files. `settings` supplies names and axes that the files lack."""
     for key in settings:
         if key not in NAMED_PARTS and "." not in key:  # a setting must not replace a measured value
             raise one_of("import", key, [*NAMED_PARTS, "an axis such as backend.flags.x"])

@@ -1,8 +1,8 @@
 """Reads the result files of `vllm bench serve`, SGLang's bench_serving, GuideLLM and AIPerf as rows.
 
-A row holds only values from its file. These tools measure latencies from the time of sending, so `ttft` and `e2el`
-are filled only for a closed loop, where sweep does the same. A tool's TPOT or ITL gets sweep's name for the quantity
-(docs/metrics.md). Quantities without a counterpart are omitted. Times are in seconds.
+A row holds only values from its file. These tools measure latencies from the time of sending, so `ttft` and `e2el` are
+filled only for a closed loop, where sweep measures from the same time. A tool's TPOT or ITL gets sweep's name for the
+quantity (docs/metrics.md). Quantities without a counterpart are omitted. Times are in seconds.
 """
 
 import json
@@ -20,11 +20,11 @@ CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
 NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # a row's names; its other columns are numbers
 EXPORTED = "sweep."  # prefix for keys of an export that vLLM's results lack
-CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # names in GuideLLM and AIPerf
-OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # loads with another name in sweep
-LARGEST_IMPORT, LARGEST_PARSED = 128 << 20, 768 << 20  # bytes of a file, and of its content once it is parsed
+CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # GuideLLM's and AIPerf's names
+OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # loads that sweep names differently
+LARGEST_IMPORT, LARGEST_PARSED = 128 << 20, 768 << 20  # maximum bytes of a file, and of its content once it is parsed
 LARGEST_FIGURE = 1e18
-MOST_FAILED = 0.05  # of the requests of a result; a trial of ours is invalid beyond it (max_failed)
+MOST_FAILED = 0.05  # maximum share of a result's requests; sweep's own trials are invalid beyond it (max_failed)
 OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # sweep counts from a schedule if any, these tools from the send
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
     name: name for name in ("p50", "p90", "p95", "p99")
@@ -54,7 +54,7 @@ def rows_of(file: Path) -> list[ImportedRow]:
 
 
 def _parsed_documents(text: str) -> Any:
-    """Return the JSON of a file, or of its lines: `--append-result` and SGLang's benchmark write a result a line."""
+    """Return the JSON of a file, or of its lines: `--append-result` and SGLang's benchmark write a result per line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -64,8 +64,8 @@ def _parsed_documents(text: str) -> Any:
 
 
 def _with_failures(row: ImportedRow) -> ImportedRow:
-    """Return the row without quantiles that would be failed requests (the tools ignore these); above MOST_FAILED
-    without any. A row left without values has failed: its zeros or few answers are not a measurement.
+    """Return the row without the quantiles that fall on failed requests, which the tools ignore. Above MOST_FAILED, or
+    without requests, the row is invalid and has no values, since zeros or a few answers are not a measurement.
     """
     failed, requests = row.get("num_failed") or 0, row.get("num_requests") or 0
     if failed > MOST_FAILED * requests or not requests:
@@ -77,7 +77,7 @@ def _with_failures(row: ImportedRow) -> ImportedRow:
 
 
 def _plausible(row: ImportedRow) -> ImportedRow:
-    """Return the row. Raises ValueError unless every name is a string and every figure a number of at least 0."""
+    """Return the row. Raises ValueError unless every name is a string and every value a number of at least 0."""
     for column, cell in row.items():
         is_number = type(cell) in (int, float) and 0 <= cell < LARGEST_FIGURE
         is_name = isinstance(cell, str) and not any("\ud800" <= letter <= "\udfff" for letter in cell)
@@ -137,7 +137,7 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
     """Return a row from a GuideLLM benchmark. Its ITL, a request's mean gap after the first token, is sweep's TPOT.
 
-    Its TPOT includes the first token. Its throughputs are means over moments, so sweep's are computed from totals. The
+    Its TPOT includes the first token. Its throughputs are averages over time, so sweep's are computed from totals. The
     file has no gaps between chunks. For an open loop it also has the latency from the scheduled arrival, which is
     sweep's E2EL.
     """
@@ -171,7 +171,7 @@ def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
-    """Return a row from an AIPerf result: its inter-token latency is TPOT, inter-chunk ITL, smoothness burstiness."""
+    """Return a row from an AIPerf result. Its inter-token latency is TPOT, its inter-chunk latency ITL."""
     phases = [phase for phase in content["input_config"]["phases"] if phase.get("kind") != "warmup"]
     phase = phases[-1]
     rate = _positive(phase.get("rate"))

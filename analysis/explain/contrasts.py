@@ -1,10 +1,10 @@
 """Computes weights: a weighted sum of the points' logarithms gives a knob's effect, for any measured combinations.
 
-A row of weights is for one effect, a column is a measured combination of switched-on knobs, and the effect is weights @
-logarithms. A knob's Shapley value (1953) is its contribution, averaged over all orders in which the knobs can be turned
-on. If the total is written as one term per set of knobs (Harsanyi's dividends), every knob gets an equal part of each
-term that it is in. So a fraction of the combinations suffices if terms of many knobs are zero and the remaining terms
-are not confounded. The half with an even number of knobs on gives every share free of interactions between two knobs.
+A row of weights gives one effect, a column is one measured combination of switched-on knobs, and the effect is weights
+@ logarithms. A knob's Shapley value (1953) is its contribution, averaged over all orders in which the knobs can be
+turned on. If the total is written as one term per set of knobs (Harsanyi's dividends), every knob gets an equal part of
+each term that it is in. So a fraction of the combinations suffices if terms of many knobs are zero and the remaining
+terms are not confounded. The half with an even number of knobs on frees every share from interactions of two knobs.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from analysis.statistics.intervals import FloatArray
 
 Combination = frozenset[str]
-FEWEST_ORDER = 2  # order of terms that a fraction must separate, since knobs are rarely independent
+FEWEST_ORDER = 2  # order of the terms that a fraction must separate, since knobs are rarely independent
 SOLVED = 1e-8
 
 
@@ -32,7 +32,7 @@ def difference(measured: Sequence[Combination], after: Combination, before: Comb
 def shapley(measured: Sequence[Combination], knobs: Sequence[str]) -> tuple[FloatArray, int] | None:
     """Return the weights for the knobs' Shapley values, and the order of interactions up to which they are exact.
 
-    The values always add up to the change from no knob to all knobs. Return None if these combinations do not suffice.
+    The values always add up to the change from no knob to all knobs. None if these combinations do not suffice.
     """
     total = difference(measured, frozenset(knobs), frozenset())
     if total is None:
@@ -53,7 +53,7 @@ def interactions(
     """Return the weights for each pair's interaction, averaged over the other knobs. Confounded pairs share a group.
 
     An interaction is the joint contribution of two knobs minus the sum of their separate contributions. It needs a
-    regular design: every knob is on in half of the combinations, both with another knob on and off.
+    regular design: every knob is on in half of the combinations, whether another knob is on or off.
     """
     signs = {knob: np.array([1.0 if knob in combination else -1.0 for combination in measured]) for knob in knobs}
     pairs = {pair: signs[pair[0]] * signs[pair[1]] for pair in combinations(knobs, 2)}

@@ -1,6 +1,6 @@
-"""Divides the gain of a run's tasks among its changes, as logarithms, so that the shares add up to the total.
+"""Divides the gain of each task among the changes in settings, as logarithms, so that the shares add up to the total.
 
-The model of a quantity's logarithm is the same as for comparisons (`analysis.statistics.comparison`): point + block +
+A quantity's logarithm is fitted by least squares as for comparisons (`analysis.statistics.comparison`): point + block +
 error, with the launch as the unit. Every result is a weighted sum of the points' effects, with that sum's interval.
 """
 
@@ -20,7 +20,7 @@ from analysis.statistics.intervals import FloatArray
 from analysis.statistics.standings import Contests, run_contests
 
 EXPLAINED = ("output_throughput", "ttft_p50", "cost_per_million_tokens")
-HALVINGS = 40  # steps of the bisection for the end of a share's interval
+HALVINGS = 40  # steps of the bisection that finds an end of a share's interval
 WIDEST_SHARE = 50.0  # a larger share is meaningless
 
 
@@ -59,12 +59,12 @@ class Explanation:
     total: Change
     parts: tuple[Part, ...]
     interactions: tuple[tuple[str, Change], ...] = ()
-    branches: tuple[Part, ...] = ()  # side steps of a ladder; each gain is over the step in `change`
+    branches: tuple[Part, ...] = ()  # a ladder's side steps; each gain is relative to the step in `change`
     notes: tuple[str, ...] = ()
 
 
 def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -> list[Explanation]:
-    """Explain every task in each measured quantity.
+    """Explain every task by each measured quantity.
 
     If a task cannot be explained, the notes of the other tasks contain the reason.
 
@@ -110,7 +110,7 @@ class _Launches:
             self.points.append(design.baseline)
 
     def model(self, quantity: LabelledColumn) -> "_Model | None":
-        """Return the model of one quantity; None if a point has no value."""
+        """Return the least-squares fit of one quantity's logarithm; None if a point has no value."""
         if quantity.column not in self.contests.figures:
             return None
         model = _Model(*self.contests.shared(quantity, self.points))
@@ -118,7 +118,7 @@ class _Launches:
 
 
 class _Model(NamedTuple):
-    """A design's points within the contest of all points at one task and load."""
+    """A least-squares fit of the points at one task and load, with the positions of a design's points in it."""
 
     contest: Contest
     places: Positions

@@ -1,4 +1,4 @@
-"""Finds a run's design among the points of each task: the knobs of a factorial or the steps of a ladder."""
+"""Finds the design of each task's points: the knobs of a factorial or the steps of a ladder."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MOST_KNOBS = 10
 
 
 class Unexplained(ConfigError):
-    """The design of a run or task does not allow attributing its gain."""
+    """The design of a run or task does not allow its gain to be attributed to settings."""
 
 
 class Knob(NamedTuple):
@@ -46,7 +46,7 @@ class Factorial:
     engine: str
     knobs: tuple[Knob, ...]
     points: dict[frozenset[str], int]  # keys of the switched-on knobs -> the point's position
-    baseline: int | None  # another engine's point, the reference of all points
+    baseline: int | None  # position of another engine's point, to which all points are compared
     notes: tuple[str, ...] = ()
 
     @property
@@ -98,7 +98,7 @@ def designs(layout: Layout, baseline: dict[str, Any]) -> list[Factorial | Ladder
 
 
 def _load(layout: Layout, point: "pd.Series[Any]") -> str:
-    """Return a point's load if the x axis is a load; empty if it may be a knob."""
+    """Return a point's load if the x axis is a load; empty if the x axis may be a knob."""
     return "" if layout.x is None or "." in layout.x else layout.load(point)
 
 

@@ -46,7 +46,7 @@ def _range(change: Change, text: Callable[[float], str]) -> str:
 
 
 def _both(change: Change) -> str:
-    """Return a factor with its interval, for one cell."""
+    """Return a factor with its interval, as one cell's text."""
     interval = _range(change, number)
     return factor(change) + (f" ({interval})" if interval != "—" else "")
 
@@ -105,7 +105,7 @@ def remarks(explanations: Sequence[Explanation]) -> list[str]:
 
 
 def interaction_lines(explanation: Explanation) -> list[str]:
-    """Return a text per pair of knobs: the factor of both together / the product of their separate factors."""
+    """Return a line per pair of knobs: the factor of both together / the product of their separate factors."""
     return [f"{label}: {_both(change)}" for label, change in explanation.interactions]
 
 

@@ -1,1 +1,1 @@
-"""The figures, one per file. `analysis.plotting.figure_files` finds them."""
+"""The charts, one per file. `analysis.plotting.figure_files` finds them."""

@@ -1,4 +1,4 @@
-"""Cache hits and, in thin dashes, false hits: shares of requests answered by the gateway, rightly or wrongly."""
+"""Cache hits and, in thin dashes, false hits, as shares of all requests."""
 
 from analysis.plotting.drawing import curve
 

@@ -1,4 +1,4 @@
-"""Duration of a ladder's steps, from the first request sent to the last completion, for equal requests."""
+"""Duration of a ladder's steps, from the first request sent to the last completion; all steps get the same requests."""
 
 from analysis.plotting.drawing import curve
 

@@ -1,4 +1,4 @@
-"""Gaps between token arrivals for a ladder's steps: a trial's median, averaged over replicates."""
+"""Gaps between token arrivals at a ladder's steps: the median of each trial, averaged over replicates."""
 
 from analysis.plotting.drawing import curve
 

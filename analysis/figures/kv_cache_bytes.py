@@ -23,7 +23,7 @@ MOST_TELEMETRY = 200  # maximum trials whose telemetry is read
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw each point's largest reading over its replicates, along the load; None if there is no load or reading."""
+    """Draw each point's largest reading over its replicates, along the load; None if there is no load or no reading."""
     if layout.x is None:
         return None
     trials = (

@@ -1,7 +1,7 @@
 """KV cache (share of a pool, or bytes) and memory over one trial per engine, at its largest completed load.
 
-Memory is the GPU's or, without a GPU, the memory of the engine's processes. A pool reserved at launch shows as a flat
-line, regardless of its use.
+Memory is the GPU's or, without a GPU, the memory of the engine's processes. A pool reserved at launch appears as a flat
+line, however much of it is used.
 """
 
 import math
@@ -60,7 +60,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _same_scales(axes: list[list[Axes]]) -> None:
-    """Scale axes from zero. Each kind of memory has one scale in all panels; both axes of a panel share their time."""
+    """Scale axes from zero. Each kind of memory has one scale in all panels; a panel's two axes share a time axis."""
     for row in zip(*axes, strict=True):
         top = _end(ax.dataLim.ymax for ax in row)
         for ax in row:

@@ -62,7 +62,7 @@ def _per_gpu(run: Run, layout: Layout, points: pd.DataFrame) -> tuple[pd.DataFra
 
 
 def _panel(ax: Axes, layout: Layout, points: pd.DataFrame) -> None:
-    """Draw each line along its loads, with intervals in both directions, over the front."""
+    """Draw each line along its loads, with intervals in both directions, over the Pareto front."""
     front = points[on_front(points["x"].to_numpy(np.float64), points["y"].to_numpy(np.float64))].sort_values("x")
     ax.plot(front["x"], front["y"], color=MUTED, linewidth=4, alpha=0.4, zorder=1)
     for line, curve in points.groupby("line", sort=False):

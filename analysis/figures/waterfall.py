@@ -67,7 +67,7 @@ def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]
 
 
 def _row_names(explained: Sequence[Explanation]) -> list[str]:
-    """Return the unique names of all bars, since panels share the axis, and a task may have only some of the steps."""
+    """Return the distinct names of all bars: panels share the axis, and a task may have only some of the steps."""
     names = [[each.begin, *_with_branches(each)] for each in explained]
     names.sort(key=len, reverse=True)  # the longest branch gives the order
     return [*dict.fromkeys(name for of_one in names for name in of_one), END]
@@ -116,7 +116,7 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
 
 
 def _branch(ax: Axes, below: float, after: float, row: int) -> None:
-    """Draw a hollow bar from the level of the parent step, for a side step."""
+    """Draw a side step as a hollow bar that begins at its parent step's level."""
     ax.barh(row, after - below, left=below, facecolor="none", edgecolor=MUTED, linestyle=(0, (3, 2)), height=0.6)
     text = f"{after / below:.3g}×, a branch"
     ax.annotate(text, (max(below, after), row), xytext=(4, 5), textcoords="offset points", fontsize=7)
@@ -137,7 +137,7 @@ def _limits(explanation: Explanation) -> tuple[float, float]:
     levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in parts)])
     low, high = float(levels.min()), float(levels.max())
     room = 2.0 if all(np.isfinite(part.gain.low) for part in parts) else 3.0  # labels without an interval are longer
-    room = max(room, (high / low) ** 0.3)  # labels need the same width if the axis has more decades
+    room = max(room, (high / low) ** 0.3)  # labels need the same width even if the axis spans more decades
     ends = [level * end for level, part in zip(levels[:-1], parts, strict=True) for end in part.gain[1:] if end > 0]
     least = max(low / 1.6 / REACH, min([low / 1.6, *(end / 1.05 for end in ends)]))
     return least, min(high * room * REACH, max([high * room, *(end * 1.05 for end in ends)]))

@@ -1,1 +1,1 @@
-"""Draws curves over an axis, in panels. Each figure's module chooses the content."""
+"""Draws curves over an axis, in panels. Each chart's module chooses what to draw."""

@@ -25,7 +25,7 @@ def largest_load_trials(run: Run, layout: Layout) -> pd.DataFrame:
 
 
 def chosen_records(run: Run, layout: Layout) -> Iterator[tuple["pd.Series[Any]", Records]]:
-    """Yield the requests of these trials if small enough to read, skipping missing or damaged files."""
+    """Yield the requests of these trials, unless there are too many to read. Missing and damaged files are skipped."""
     trials = largest_load_trials(run, layout)
     trials = trials[trials["attempt"].notna() & (trials["num_requests"] <= MOST_REQUESTS)]
     for _, trial in trials.head(MOST_DRAWN_TRIALS).iterrows():

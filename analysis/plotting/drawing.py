@@ -1,4 +1,4 @@
-"""Draws a quantity against the load: a line per engine, a panel per workload. Without a varying number, a row per
+"""Draws a quantity against the load: a line per engine, a panel per workload. If no number varies, it draws a row per
 engine.
 
 Small dots are replicates, and whiskers are the 95% interval of their mean. Axes are scaled to the data. A whisker over
@@ -43,18 +43,18 @@ _ALSO: dict[str, dict[str, Any]] = {  # style of the second quantity; the lines'
     "hollow": {"linestyle": "none", "markerfacecolor": "none"},
 }
 PUBLISHED: dict[str, Any] = {"color": MUTED, "marker": "D", "linestyle": "none", "markerfacecolor": "none"}
-MOST_REPLICATES = 3000  # dots in a figure; beyond that only means and whiskers are drawn
+MOST_REPLICATES = 3000  # maximum dots in a chart; with more, only means and whiskers are drawn
 
 
 def against_load(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
-    """Draw the means of a quantity along the load, or as rows if no number varies; None without values.
+    """Draw the means of a quantity along the load, or as rows if no number varies; None if there are no values.
 
     `also` is another column of the same unit, drawn in thin dashes (hollow).
     """
     shown = labelled_column(column)
     if shown is None or column not in layout.points:
         return None
-    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # other failures are reported elsewhere
+    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # other failures appear outside the charts
     lines = [line for line in layout.coloured if line in present]
     if not lines:
         return None
@@ -92,7 +92,7 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
 
 
 def _published(run: Run, layout: Layout, column: str) -> "pd.Series[float]":
-    """Return the study's value at each point along x; empty for the form without a GPU, which is not comparable."""
+    """Return the study's value at each point along x; empty for the form without a GPU, which cannot be compared."""
     study = study_of(run.name) if layout.x and not run.experiment.get("replaced") else None
     table = study.tables.get(run.name) if study else None
     figures: dict[Any, float] = {}
@@ -104,7 +104,7 @@ def _published(run: Run, layout: Layout, column: str) -> "pd.Series[float]":
 
 
 def curve(column: str, also: str | None = None, of_ladder: bool = False) -> Callable[[Run, Layout], Figure | None]:
-    """Return a figure's `draw`: `against_load`, or with `of_ladder` only for a run whose steps share task and load."""
+    """Return a chart's `draw`: `against_load`, or with `of_ladder` only for a run whose steps share task and load."""
     return lambda run, layout: (
         against_load(run, layout, column, also) if not of_ladder or "ladder" in run.axes else None
     )
@@ -146,7 +146,7 @@ def _in_panel(layout: Layout, frame: pd.DataFrame, panel: str, lines: list[str])
 def _line(
     ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
 ) -> None:
-    """Draw a line's means, intervals and replicates, and crosses for points without a result; without x, as a row."""
+    """Draw a line's means, intervals, replicates, and crosses for points without a result. Without x, draw a row."""
     if points.empty:
         return
     style: dict[str, Any] = line_style(layout, points["line"].iloc[0])

@@ -1,8 +1,8 @@
-"""Finds, styles and saves figures. Every figure is a file in `analysis.figures`, so no list is needed.
+"""Finds, styles and saves charts. Every chart is a module in `analysis.figures`, so no list is needed.
 
-A figure module has a docstring whose first line is its caption, a POSITION in the report's order, and `draw(run,
-layout) -> Figure | None` (None if the run has no data for it). Colours are Okabe and Ito's, which can be distinguished
-with any kind of colour vision; markers differ as well.
+A chart's module has a docstring whose first line is its caption, a POSITION in the report's order, and `draw(run,
+layout) -> Figure | None` (None if the run has no data for it). The colours are Okabe and Ito's, which people with any
+kind of colour vision can distinguish; markers differ as well.
 """
 
 import importlib
@@ -34,8 +34,8 @@ DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # a dash for each pass through the
 PANEL = (2.45, 2.0)  # inches, without labels
 NARROWEST = 4.5  # minimum total width of all axes, in inches
 GAPS = (0.32, 0.6)  # inches between axes
-PANELS_IN_A_ROW = 2  # two figures fit next to each other on a screen, and a phone shrinks one only slightly
-LETTER, HEADING_LETTER = 0.085, 0.1  # inches, on average
+PANELS_IN_A_ROW = 2  # two charts fit next to each other on a screen, and a phone shrinks one only slightly
+LETTER, HEADING_LETTER = 0.085, 0.1  # average width in inches
 
 _STYLE = {
     "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -57,7 +57,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
     "savefig.bbox": "tight",
-    "svg.fonttype": "none",  # text stays text, so it can be searched and uses the page's font
+    "svg.fonttype": "none",  # text is saved as text, so it can be searched and uses the page's font
     "svg.hashsalt": "sweep",  # makes equal runs give equal files
 }
 
@@ -67,11 +67,11 @@ class SavedFigure:
     name: str
     caption: str
     svg: str
-    finding: str  # the finding as title, if established, else the figure's label
+    finding: str  # the finding, if established, else the chart's label
 
 
 def draw_all(run: Run, layout: Layout, target: run_files.RunPaths | None = None) -> list[SavedFigure]:
-    """Draw and save every figure that has data in this run, in its folder or another, and remove stale ones."""
+    """Draw and save every chart that has data in this run, in its folder or another. Remove stale charts."""
     paths = target or run.paths
     saved: list[SavedFigure] = []
     with style():
@@ -93,7 +93,7 @@ def _modules() -> list[tuple[str, ModuleType]]:
 
 
 def style() -> AbstractContextManager[None]:
-    """Return the style of all figures, independent of the user's matplotlibrc."""
+    """Return the style of all charts, independent of the user's matplotlibrc."""
     return mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": "agg"})
 
 
@@ -163,6 +163,6 @@ def entries_without_interval(points: pd.DataFrame, *names: str) -> list[Line2D]:
 
 
 def line_style(layout: Layout, line: str) -> dict[str, Any]:
-    """Return a line's colour, marker and dashes, which are unique and the same in every figure of a run."""
+    """Return a line's colour, marker and dashes, which are unique and the same in every chart of a run."""
     cycle, index = divmod(layout.coloured.index(line), len(COLOURS))
     return {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": DASHES[cycle]}

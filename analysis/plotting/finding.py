@@ -1,4 +1,4 @@
-"""The title of a figure: a finding established beyond the intervals, as a sentence; empty without a finding."""
+"""The title of a chart: a sentence with the finding that the intervals establish; empty if they establish none."""
 
 from collections import Counter
 
@@ -10,12 +10,12 @@ from analysis.quantities import LabelledColumn
 from analysis.statistics.standings import Standing, question_columns
 from sweep.base.wording import count
 
-FEWEST_REQUESTS = 20  # of a point, below which a figure shows little
+FEWEST_REQUESTS = 20  # minimum requests at a point; with fewer a chart shows little
 COST, SPEED = "cost_per_million_tokens", "output_throughput"
 
 
 def established(layout: Layout, shown: LabelledColumn) -> str:
-    """Return which line leads by more than the intervals or, without rivals, the load with a clear optimum."""
+    """Return which line leads by more than the intervals or, if no line has rivals, the load with a clear optimum."""
     points = layout.points[layout.points[shown.column].notna()]
     points = points[(points["requests"] + points["failed"]).ge(FEWEST_REQUESTS)]
     if points.empty or shown.better is None or (shown.column == COST and _is_inverse(points)):
@@ -26,7 +26,7 @@ def established(layout: Layout, shown: LabelledColumn) -> str:
 
 
 def _is_inverse(points: pd.DataFrame) -> bool:
-    """True if there is one price, so that cost is just inverse throughput and needs no separate finding."""
+    """True if there is one price, so that cost is just the inverse of throughput and needs no finding of its own."""
     product = (points[COST] * points[SPEED]).dropna()
     return bool(len(product)) and float(product.max() / product.min()) < 1.01
 
@@ -51,7 +51,7 @@ def _leaders(rivals: pd.DataFrame, standing: str, shown: LabelledColumn) -> str:
 
 
 def _optimum(layout: Layout, points: pd.DataFrame, shown: LabelledColumn) -> str:
-    """Describe the first line whose best value along x is clearly ahead of its other values."""
+    """Describe the first line that has a value along x clearly better than its other values."""
     for (line, panel), group in points.groupby(["line", "panel"], sort=False) if layout.x else ():
         signed = group[shown.column] if shown.better == "higher" else -group[shown.column]
         place = int(signed.argmax())

@@ -53,7 +53,7 @@ def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
 
 
 def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
-    """Return the fit, from counts per size: trials out of memory, not tried, with a result, and in all."""
+    """Return the fit, from counts per size: trials out of memory, not tried, with a result, and in total."""
     (oom, untried, ok), trials = (outcomes[name]["sum"] for name in ("oom", "untried", "ok")), outcomes["ok"]["size"]
     without = oom + untried
     fitted = outcomes.index[(ok > 0) & (without == 0)]
@@ -67,7 +67,7 @@ def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
 
 
 def _sizes(counts: "pd.Series[int]", totals: "pd.Series[int]") -> list[str]:
-    """List the sizes with counted trials, with their share of the size's trials if below all."""
+    """List the sizes with counted trials. If only some of a size's trials are counted, add their share."""
     return [
         f"{size:g}" + (f" ({count} of {total} trials)" if count < total else "")
         for size, count, total in zip(counts.index, counts, totals, strict=True)

@@ -1,7 +1,7 @@
-"""Decides the layout of an experiment's figures: each axis of the grid becomes the x axis, a line or a panel.
+"""Decides the layout of an experiment's charts: each axis of the grid becomes the x axis, a line or a panel.
 
 Engines and their settings are lines, workloads and loads are panels, and the axis with the most values is x. If there
-are several kinds of load, each panel has its own x. A figure has room for a limited number of lines and panels.
+are several kinds of load, each panel has its own x. A chart has room for a limited number of lines and panels.
 """
 
 import math
@@ -22,13 +22,13 @@ from sweep.base.records import LOAD_COLUMNS
 from sweep.base.setting_labels import as_typed
 
 OF_STEP = ("backend", "gateway")  # prefixes of the keys that a ladder's steps set
-MOST_LINES = 21  # distinguishable by colour, marker and dash
+MOST_LINES = 21  # lines that colour, marker and dash can distinguish
 
 
 def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
     """Return the layout of a run's points (`summary.summarise`), with `by` as x if given.
 
-    Raises ConfigError if `by` is no number that varies.
+    Raises ConfigError unless `by` is a number that varies.
     """
     keys = key_columns(run)
     varying = [key for key in keys if points[key].nunique(dropna=False) > 1]
@@ -72,7 +72,7 @@ def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
 
 
 def _holds_numbers(values: "pd.Series[Any]") -> bool:
-    """Return whether a column holds numbers; switches, which are on or off, are none."""
+    """Return whether a column holds numbers. Switches, which are on or off, are not numbers."""
     return is_numeric_dtype(values) and not is_bool_dtype(values)
 
 
@@ -92,7 +92,7 @@ def _of_workload(points: pd.DataFrame, key: str) -> bool:
 
 
 def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, Any]) -> list[str]:
-    """Return all lines, or if there are too many, the lines with the best values, the baseline's, and some more."""
+    """Return all lines or, if there are too many, those with the best values, the baseline's line, and some more."""
     if len(lines) <= MOST_LINES:
         return lines
     standings = points[[name for name in points if str(name).endswith("_standing")]]
@@ -107,7 +107,7 @@ def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, 
 def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
     """Return the numeric column with the most values, preferring loads, then workloads, then engine flags.
 
-    In each workload or load, all points or none must have this column, or some engines' lines would be missing.
+    In each workload or load, either all points or none must have this column, or some engines' lines would be missing.
     """
     numeric = [
         key
@@ -137,7 +137,7 @@ def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
 
 
 def _one_batch(points: pd.DataFrame) -> bool:
-    """Return whether every trial is one batch of all its requests, so that only their number varies."""
+    """Return whether every trial is one batch of all its requests, so that only the number of requests varies."""
     counts = points.get("workload.num_requests")
     return counts is not None and bool((counts == points["batch_size"]).all())
 
@@ -148,7 +148,7 @@ def _differs(values: Any) -> bool:
 
 
 def _names(points: pd.DataFrame, columns: list[str], first: str) -> list[str]:
-    """Name each point: `first` and the ladder's step by their value, other columns as key=value."""
+    """Name each point: `first` and the ladder's step appear as their value, other columns as key=value."""
     columns = [key for key in columns if key != first]
     prefixes = ["" if key == "ladder" else f"{spaced(key)}=" for key in columns]
 

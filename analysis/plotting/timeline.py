@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 GIB = 2.0**30
-SPARSE = 20  # fewer readings than this are drawn as dots
-STROKE: Mapping[str, Any] = {"marker": "", "linewidth": 1.2}  # otherwise in the lines' usual style
+SPARSE = 20  # with fewer readings than this, dots are drawn
+STROKE: Mapping[str, Any] = {"marker": "", "linewidth": 1.2}  # else the line's usual style
 
 
 def plot_series(ax: Axes, samples: pd.DataFrame, series: str, style: Mapping[str, Any], scale: float = 1.0) -> None:
-    """Plot one series of a trial, summed over an engine's GPUs or replicas, whose readings share their times."""
+    """Plot one series of a trial, summed over an engine's GPUs or replicas, whose readings share timestamps."""
     values = samples[samples["series"] == series].groupby("time")["value"].sum() * scale
     if len(values):
         marker = "." if len(values) < SPARSE else ""

@@ -1,4 +1,4 @@
-"""Writes report.html: a run's results, how reliable they are, and what was run, in one file that can be mailed.
+"""Writes report.html: one file that can be mailed, with a run's results, how reliable they are, and what was run.
 
 This module gathers the content; templates/ has the layout.
 """
@@ -43,12 +43,12 @@ from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning, Severity
 
 HEIGHT = re.compile(r'<svg[^>]* height="([\d.]+)pt"')
-INTERACTIVE = "pareto"  # replaced by the chart that the script draws
-MOST_FIGURES, MOST_POINTS = 4, 1300  # figures open on the page, and their maximum total height; the rest are closed
+INTERACTIVE = "pareto"  # replaced by the chart that the page's script draws
+MOST_FIGURES, MOST_POINTS = 4, 1300  # maximum charts open on the page, and their total height; the rest are closed
 
 
 def write_all(results: RunResults, target: run_files.RunPaths | None = None) -> None:
-    """Write summary.csv, figures/ and report.html of a run, to its folder or another.
+    """Write a run's summary.csv, figures/ and report.html into its folder or another.
 
     Raises:
         ValueError: for a run in an object store, since only `sweep report URL --output FOLDER` writes its report.
@@ -88,7 +88,7 @@ def summary_table(results: RunResults) -> pd.DataFrame:
 
 
 def _findings(results: RunResults) -> dict[str, Any]:
-    """Return the report's parts with findings, and the variables for the notes below them."""
+    """Return the report's parts that hold findings, and the variables for the notes below them."""
     run, layout, counts = results.run, results.layout, results.points["n"]
     replicates = len(layout.visible(run.ok))
     answered = answers([results])
@@ -128,7 +128,7 @@ def warned(runs: Iterable[tuple[str, RunResults]]) -> list[tuple[ResultWarning, 
 
 
 def lead_of_run(results: RunResults) -> str:
-    """The report's lead: what was compared, the number of trials and points with a result, the machine and the time."""
+    """The report's first line: what was compared, how many trials and points have a result, the machine, the time."""
     run, counts = results.run, results.points["n"]
     trials = planned_trials(run)
     begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
@@ -145,7 +145,7 @@ def lead_of_run(results: RunResults) -> str:
 
 
 def _open_figures(figures: Iterable[SavedFigure]) -> Iterator[SavedFigure]:
-    """Yield figures with a finding, two per row, as long as they fit in one and a half screens; at least one."""
+    """Yield the charts with a finding, two per row, that fit in one and a half screens; at least one."""
     points = 0.0
     for index, each in enumerate([figure for figure in figures if figure.finding][:MOST_FIGURES]):
         found = HEIGHT.search(each.svg)
@@ -155,7 +155,7 @@ def _open_figures(figures: Iterable[SavedFigure]) -> Iterator[SavedFigure]:
 
 
 def _inline(figure: SavedFigure) -> Markup:
-    """Return a figure's SVG for the page, with the page's colours and with ids that are unique on the page."""
+    """Return a chart's SVG for the page, with the page's colours and with ids that are unique on the page."""
     svg = figure.svg[figure.svg.index("<svg") :]
     named = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: f"line-{n}" for n, colour in enumerate(COLOURS)}}
     for colour, name in named.items():

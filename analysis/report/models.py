@@ -38,7 +38,7 @@ def _cells(name: str, heading: str = "", **options: Any) -> Column[ModelRow]:
 
 
 def _model_rows(results: RunResults, trials: pd.DataFrame) -> Iterator[ModelRow]:
-    """Return the rows of one point; a failed request is slower than any other."""
+    """Return the rows of one point. A failed request is treated as slower than any other."""
     names = written_columns(["phase", "model", "error", "output_tokens", *MODEL_SERIES])
     paths = [trial_folder(results.run, trial) / "requests.parquet" for _, trial in trials.iterrows()]
     tables = [table.to_pandas() for path in paths if (table := read_if_whole(read_table, path, names)) is not None]

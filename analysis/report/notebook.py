@@ -1,4 +1,4 @@
-"""An opened run: its answer, its points with intervals, its trials and requests, and figures."""
+"""An opened run: its answer, its points with intervals, its trials and requests, and charts."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -56,7 +56,7 @@ class OpenedRun:
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """Each quantity's `value` and the `low` and `high` of its interval, by task, configuration and load."""
+        """Each quantity's `value`, and the ends of its interval (`low`, `high`), by task, configuration and load."""
         points, layout = self.results.points, self.results.layout
         keys = [points["panel"], points["line"], pd.Series([layout.load(point) for _, point in points.iterrows()])]
         index = pd.MultiIndex.from_arrays(keys, names=["task", "configuration", "load"])
@@ -72,7 +72,7 @@ class OpenedRun:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The trials with any outcome (see docs/columns.md)."""
+        """The trials, whatever their outcome (see docs/columns.md)."""
         return self.results.run.trials
 
     def requests(self, trial_id: str) -> pd.DataFrame:
@@ -98,7 +98,7 @@ class OpenedRun:
     def plot(self, quantity: str = "output_throughput", by: str | None = None) -> Figure | None:
         """Draw a quantity against `by` (default: the load), with a line per configuration; None if it has no values.
 
-        `by` is a number that varies in the run, e.g. `batch_size`. Raises ConfigError for another.
+        `by` is a number that varies in the run, e.g. `batch_size`; anything else raises ConfigError.
         """
         layout = self.results.layout if by is None else arrange(self.results.run, self.results.summary, by)
         compared_column(quantity, map(str, self.results.points), self.results.run.percentiles)

@@ -1,4 +1,4 @@
-"""Joins a report's parts into one file: sections from a template, the script, and the data that the script reads.
+"""Joins a report's parts into one file: a template's sections, the script, and the data that the script reads.
 
 templates/ has the layout.
 """
@@ -22,7 +22,7 @@ from analysis.table import one_line
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 SCRIPT = ("data", "state", "answer", "figure", "table", "details", "controls")  # in order, in templates/script
-MOST_WARNINGS = 3  # open under "What to doubt"; the rest are closed
+MOST_WARNINGS = 3  # open under "What to doubt"; the rest of the warnings are closed
 SECTION = re.compile(r'<section[^>]* id="([a-z]+)"[^>]*>\s*<h2[^>]*>(.*?)</h2>')
 CODE = re.compile(r"`([^`]+)`")
 
@@ -78,7 +78,7 @@ def page(title: str, leads: Sequence[Lead], template: str, parts: Mapping[str, A
 
 
 def is_explorable(data: Mapping[str, Any]) -> bool:
-    """Return whether the data have anything to draw."""
+    """Return whether there is anything to draw in the data."""
     return any(data["points"]["n"]) and bool(data["quantities"])
 
 

@@ -1,4 +1,4 @@
-"""The points of one or several runs for the report's script: a JSON block that no text in it can terminate."""
+"""The points of one or several runs for the report's script: a JSON block that no text inside it can end."""
 
 import json
 import math
@@ -32,7 +32,7 @@ from sweep.numbers.quantity import percentile_name
 
 SIGNIFICANT_DIGITS = 5  # significant digits kept per value
 PER_GPU, USER_SPEED = "throughput_per_gpu", "user_speed"
-ALSO = (  # follow the headline and the percentiles that an SLO can bound
+ALSO = (  # listed after the headline and the percentiles that an SLO can bound
     "total_throughput",
     "request_throughput",
     "goodput_share",
@@ -43,7 +43,7 @@ ALSO = (  # follow the headline and the percentiles that an SLO can bound
     "quality",
 )
 RATIOS = ("output_throughput", "ttft_p50")  # quantities with a ratio to the baseline
-MOST_RIVALS = 12  # maximum points of a question to list all pairs; with more, only pairs with the best
+MOST_RIVALS = 12  # maximum points of a question for listing all pairs; with more, only pairs with the best are listed
 TestedPair = list[Any]  # better point, other point, lead, the ends of its interval, "ahead" or "a tie"
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
 
@@ -95,7 +95,7 @@ def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[st
 
 
 def as_block(data: Any) -> Markup:
-    """Return JSON for a script element. Text from an engine cannot end the element or begin a new one."""
+    """Return JSON for a script element. Text from an engine cannot end the element or begin another."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     escapes = {ord(character): f"\\u{ord(character):04x}" for character in "<>&'"}
     return Markup(text.translate(escapes))
@@ -132,7 +132,7 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
     with_failures = points[points["failed"] > 0]
     for labelled in _measured_columns(points, percentiles):
         if labelled.column == "output_throughput" and count.max(initial=1) == 1:
-            continue  # on one GPU, or none, it is the throughput above
+            continue  # for one GPU or none, this equals the throughput above
         steady, ends = _figures_shown(points, labelled)
         lost = {
             index: text[0]
@@ -150,7 +150,7 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
 
 
 def _figures_shown(points: pd.DataFrame, labelled: LabelledColumn) -> tuple[list[int], list["pd.Series[float]"]]:
-    """Return the points that show a steady state's figure, and the figures with the ends of their intervals."""
+    """Return the points that show the steady state's value, and the values with the ends of their intervals."""
     column, steady = labelled.column, f"steady_{labelled.column}"
     ends = [points[f"{column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
     if steady not in STEADY or steady not in points:
@@ -164,7 +164,7 @@ def _figures_shown(points: pd.DataFrame, labelled: LabelledColumn) -> tuple[list
 def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add to each quantity with a better direction the tested ratios of pairs at one task and load.
 
-    On one machine throughput per GPU has the same ratios as throughput.
+    On one machine, throughput per GPU has the same ratios as throughput.
     """
     if not any((results.points["n"] > 0).any() for results in runs):
         return quantities
@@ -284,7 +284,7 @@ def _warnings(results: RunResults) -> list[list[list[str]]]:
 
 
 def _trials(runs: Sequence[RunResults], folder: Path | None) -> tuple[list[list[list[Any]]], list[FileLink]]:
-    """Return each point's trials: id, replicate, outcome, and the places of its files in the list of all files.
+    """Return each point's trials: id, replicate, outcome, and the positions of its files in the list of all files.
 
     Trials may share a file: the log of their launch, or the compact file of many trials.
     """
@@ -300,7 +300,7 @@ def _trials_of_run(results: RunResults, folder: Path | None, places: dict[FileLi
     prefix = "" if folder is None else f"{relative_path(paths.out, folder)}/"
     rows = results.layout.placed(results.run.trials)[columns]
     for point, trial_id, replicate, outcome, deployment, attempt in rows.itertuples(index=False, name=None):
-        linked = pd.notna(attempt) and results.run.copy is None  # the copy of a stored run will be removed
+        linked = pd.notna(attempt) and results.run.copy is None  # the local copy of a stored run will be removed
         links = file_links(paths, deployment, attempt, trial_id) if linked else ()
         number = None if pd.isna(replicate) else int(replicate)
         files = [places.setdefault(link._replace(path=prefix + link.path), len(places)) for link in links]
@@ -323,8 +323,8 @@ def _reads(runs: Sequence[RunResults], trials: list[list[list[Any]]], files: Seq
 
 
 def _commands(results: RunResults) -> list[str]:
-    """Return, by point, the command that measures one of its trials again from its row, or the run's command if no
-    trial is `ok`.
+    """Return, by point, the command that measures one of its trials again from the trial's row. If no trial is `ok`,
+    return the run's command.
     """
     measured = results.layout.placed(results.run.ok)
     trial_ids = measured[measured["config"].notna()].groupby("point")["trial_id"].first()
@@ -336,7 +336,7 @@ def _commands(results: RunResults) -> list[str]:
 
 
 def _place_typed_here(run: Run) -> str:
-    """Return the run's folder relative to the current folder (where its reader types too), else in full, or its URL."""
+    """Return the run's folder relative to the current folder (where a reader types), else in full, or its URL."""
     if run.copy is not None:
         return str(run.place)
     absolute = run.paths.out.absolute()
@@ -344,7 +344,7 @@ def _place_typed_here(run: Run) -> str:
 
 
 def _own_commands(results: RunResults) -> list[str]:
-    """Return, by point, the run's command with the point's axes set; empty for a ladder's steps (no key)."""
+    """Return, by point, the run's command with the point's axes set; empty for a ladder's steps, which no key sets."""
     command, axes = results.run.experiment.get("command"), results.run.experiment.get("axes") or []
     points = results.points
     if not command or "ladder" in axes:
@@ -359,5 +359,5 @@ def _own_commands(results: RunResults) -> list[str]:
 
 
 def _typed(value: Any) -> str:
-    """Return a setting as a user types it, e.g. 8 and not 8.0."""
+    """Return a setting as a user types it, e.g. 8 rather than 8.0."""
     return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)

@@ -1,6 +1,6 @@
-"""Writes report.html for several runs: the answer over all runs, their points in one figure, and the verdicts.
+"""Writes report.html for several runs: the answer over all runs, their points in one chart, and the verdicts.
 
-It has no figure files, but links to the runs' reports.
+It has no chart files, but links to the runs' reports.
 """
 
 from collections.abc import Sequence
@@ -74,6 +74,6 @@ def _verdicts(named: dict[str, RunResults]) -> dict[str, Any]:
 
 
 def _report_link(results: RunResults, folder: Path) -> str:
-    """Return the address of the run's report; empty if this disk has no report."""
+    """Return the address of the run's report; empty if there is no report on this disk."""
     report = results.run.paths.report
     return quote(relative_path(report, folder)) if results.run.copy is None and report.exists() else ""

@@ -1,7 +1,7 @@
 """Lays out the points of several runs on one page: a task for each question, a line for each configuration.
 
 A task's points share prompts and machine and differ in the size of their load, which is the axis. So an engine setting
-on a single run's x axis becomes part of the line's name here, and a workload setting forms tasks.
+on a single run's x axis becomes part of the line's name here, and a workload setting separates tasks.
 """
 
 import json
@@ -82,7 +82,7 @@ def _described(settings: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
 
 
 def _load_sizes(points: pd.DataFrame) -> tuple["pd.Series[float]", dict[str, str]]:
-    """Return each point's load size, and its label by task. For an open loop: the rate or the limit, by variation."""
+    """Return each point's load size, and its label by task. For an open loop: the rate or the limit that varies."""
     sizes, labels = pd.Series(np.nan, points.index), {}
     for task, group in points.groupby("panel", sort=False):
         counts = group[["batch_size", "rate", "concurrency"]].nunique()

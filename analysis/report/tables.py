@@ -29,8 +29,8 @@ from sweep.base.wording import number
 from sweep.numbers.warnings import ResultWarning
 
 WITH_INTERVAL = {*HEADLINE, *STEADY, *REFERENCE_COLUMNS} - {"steady_num_requests", "steady_num_failed"}
-PointRow: TypeAlias = "pd.Series[Any]"  # a row in the summary
-LARGEST_TABLE = 400  # maximum rows; summary.csv has all
+PointRow: TypeAlias = "pd.Series[Any]"  # a point's row in the summary
+LARGEST_TABLE = 400  # maximum rows of a table; summary.csv has all points
 MAYBE = "≈"  # marks a ratio whose interval includes 1
 OF_STEADY = "°"  # marks a steady-state latency that differs from the whole run's
 COLUMNS = (
@@ -66,7 +66,7 @@ MOST_DECIDING = 5
 
 
 def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
-    """Return the answer to each question, with the runner-up and the remedy for a tie; None without answers."""
+    """Return the answer to each question, with the runner-up and the remedy for a tie; None if there are no answers."""
     columns = [
         view("task", lambda answer: answer.criterion.title, kind="text"),
         view("answer", _winner, kind="text"),
@@ -134,7 +134,7 @@ def results_table(results: RunResults) -> Table[PointRow] | None:
         view("engine", engine, kind="text"),
         view("task", lambda point: point["panel"], kind="text"),
         *_x_column(layout),
-        *(_ratio_column(name, "baseline") for name in compared),  # the deciding figures come first
+        *(_ratio_column(name, "baseline") for name in compared),  # the columns that usually decide come first
         view("n", lambda point: Cell(str(point["n"]), "" if point["n"] else point["outcomes"])),
         view("requests", lambda point: f"{point['requests']:,.0f}"),
         view("failed", _failed),
@@ -144,7 +144,7 @@ def results_table(results: RunResults) -> Table[PointRow] | None:
 
 
 def deciding_table(results: RunResults, most: int | None = LARGEST_TABLE) -> Table[PointRow]:
-    """Return the points with the few deciding columns. `most` limits the points (default: a table's limit)."""
+    """Return the points with the columns that usually decide. `most` limits the points (default: a table's limit)."""
     layout, points = results.layout, results.points
     names = [name for name in DECIDING if name in points and points[name].notna().any()][:MOST_DECIDING]
     columns: list[Column[PointRow]] = [
@@ -167,7 +167,7 @@ def everything_table(results: RunResults) -> Table[PointRow]:
 
 
 def _brief_column(name: str) -> Column[PointRow]:
-    """Return a column with compact cells; throughput with its interval, or the reason for its absence."""
+    """Return a column with compact cells. Throughput has its interval, or the reason why it has none."""
     base, _, reference = name.partition("_vs_")
     if reference:
         return view(f"{label(base).short} × {reference}", lambda point: _brief_ratio(point, name))
@@ -175,7 +175,7 @@ def _brief_column(name: str) -> Column[PointRow]:
 
 
 def _brief_ratio(point: PointRow, name: str) -> str:
-    """Return a ratio, marked unless its interval excludes 1."""
+    """Return a ratio as text, marked unless its interval excludes 1."""
     sure = point[f"{name}_ci_low"] > 1 or point[f"{name}_ci_high"] < 1 or pd.isna(point[name])
     return ("" if sure else MAYBE) + times(point[name])
 
@@ -212,13 +212,13 @@ def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> 
 
 
 def _steady_figure(point: PointRow, name: str) -> str:
-    """A quantile of the steady state, marked, where the whole run's differs by more than 10%; else empty."""
+    """The steady state's quantile, marked, if the whole run's differs from it by more than 10%; else empty."""
     steady = shown_column(point, name)
     return "" if steady == name else f"{label(steady).shown(point[steady])}{OF_STEADY}"
 
 
 def spread_table(results: RunResults) -> Table[Components] | None:
-    """Return the main quantities' components of variance; None without replicates."""
+    """Return the main quantities' components of variance; None if there are no replicates."""
     columns = [
         view("quantity", lambda spread: spread.quantity.short, kind="text"),
         view("trials", lambda spread: str(spread.trials)),
@@ -232,7 +232,7 @@ def spread_table(results: RunResults) -> Table[Components] | None:
 
 
 def explained_tables(results: RunResults) -> tuple[list[Table[PartRow]], list[str]]:
-    """Return the parts of each task's gain by quantity, with their notes; empty if the run does not reveal them."""
+    """Return the parts of each task's gain by quantity, with their notes; empty if the design does not reveal them."""
     try:
         explained = explanations(results.run, results.layout)
     except Unexplained:
@@ -316,7 +316,7 @@ def shown_columns(points: pd.DataFrame) -> list[str]:
 
 
 def share_of_failures(point: "pd.Series[Any]") -> str:
-    """Return the share of failed requests, e.g. `4 of 120`, or an em dash if there is no result."""
+    """Return the share of failed requests, e.g. `4 of 120`, or an em dash if the point has no result."""
     return f"{point['failed']:,.0f} of {point['requests'] + point['failed']:,.0f}" if point["n"] else "—"
 
 

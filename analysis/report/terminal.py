@@ -33,9 +33,9 @@ from sweep.base.records import UNMEASURED, Outcome
 from sweep.base.wording import count, duration_text
 from sweep.numbers.warnings import Severity
 
-SCREEN = 23  # lines at a run's end, before the report's path
-FEWEST_ROWS = 3  # rows of each table on the screen
-MOST_DOUBTS = 3  # warnings on the screen
+SCREEN = 23  # lines printed at a run's end, before the report's path
+FEWEST_ROWS = 3  # rows of each table on one screen
+MOST_DOUBTS = 3  # warnings on one screen
 MOST_FITS = 40
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 LEGENDS = {
@@ -44,11 +44,11 @@ LEGENDS = {
     OF_STEADY: f"{OF_STEADY} steady state: the whole run's value, including start and drain, differs by more than 10%",
     MAYBE: f"{MAYBE} may be a tie: the interval includes 1 or is missing",
 }
-"""The meaning of marks in cells."""
+"""The meanings of the marks in cells."""
 
 
 class Summary:
-    """A run's result on one screen: the winner of each task, the deciding values, warnings, and where to read more."""
+    """A run's result on one screen: each task's winner, the values that decide, warnings, and where to read more."""
 
     def __init__(self, results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> None:
         self.results = results
@@ -63,7 +63,7 @@ class Summary:
         lines = [heading, *([Line(""), *doubtful] if doubtful else []), *below]
         room = SCREEN - sum(len(console.render_lines(part, options)) for part in lines)
         points, equal = deciding_table(self.results), ""
-        if points.points == len(points.rows):  # otherwise the other points might differ
+        if points.points == len(points.rows):  # otherwise points on other rows might differ
             points, equal = points.condensed()
         note = f"same in all rows: {equal}" if equal else ""
         winners = winners_table(self.results, self.answers).within(options.max_width)
@@ -80,7 +80,7 @@ class Summary:
 def _fitted_rows(
     table: Table[Any], note: str, lines: int, console: Console, options: ConsoleOptions
 ) -> Iterator[OutputPart]:
-    """Yield the rows that fit in these lines (at least a few), the note, and the number of rows not shown."""
+    """Yield the rows that fit in this many lines (at least a few), the note, and the number of rows not shown."""
     if not table.rows:
         return
     rows = min(len(table.rows), max(FEWEST_ROWS, lines))
@@ -111,7 +111,7 @@ def run_heading(results: RunResults) -> str:
 
 
 def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[TaskAnswer]:
-    """Return the winner of each task, its lead and certainty. Tasks with nothing to compare get no row."""
+    """Return the winner of each task, its lead, and how certain it is. Tasks with nothing to compare get no row."""
     run, points = results.run, results.points
     baseline = set(points.loc[is_baseline(points, run.baseline), "line"])
     adjectives = list(dict.fromkeys(answer.criterion.adjective for answer in answered))
@@ -140,7 +140,7 @@ def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[
     compared = [answer for answer in answered if len(answer.configurations) > 1]
     if all(len(answer.configurations) == 2 for answer in compared):
         columns.pop()  # the runner-up is the baseline
-    return Table(columns, compared if len(answered) > 1 else [])  # for one task the sentence is enough
+    return Table(columns, compared if len(answered) > 1 else [])  # a sentence is enough for one task
 
 
 def _winner(answer: TaskAnswer) -> Cell:

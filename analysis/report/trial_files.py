@@ -21,7 +21,7 @@ class FileLink(NamedTuple):
 def file_links(paths: RunPaths, deployment_id: str, attempt: str, trial_id: str) -> Iterator[FileLink]:
     """Return a trial's existing files: the engine's log, the requests and the telemetry."""
     log, trial = paths.engine_log(deployment_id, attempt), paths.trial(deployment_id, attempt, trial_id)
-    if log.is_file():  # an endpoint has no log here
+    if log.is_file():  # an endpoint has no log on this machine
         yield FileLink("engine log", log.relative_to(paths.out).as_posix())
     for title, file in (("requests", trial.requests), ("telemetry", trial.telemetry)):
         if file.is_file():
@@ -31,12 +31,12 @@ def file_links(paths: RunPaths, deployment_id: str, attempt: str, trial_id: str)
 
 
 def relative_path(target: Path, folder: Path) -> str:
-    """Return the path from a folder by real locations, since a browser resolves `..` by name, even for links."""
+    """Return the path from a folder, with links resolved, since a browser resolves `..` by name, even after a link."""
     return Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix()
 
 
 def _compact_name(paths: RunPaths, file: Path) -> str:
-    """Return the name of the compact file with a trial's table; empty if there is no readable one."""
+    """Return the name of the compact file with a trial's table; empty if no such file can be read."""
     with suppress(DamagedFile):
         place = compact_place(file) if paths.compact.is_dir() else None
         return place.path.name if place else ""

@@ -28,11 +28,11 @@ FIGURES = {
         for statistic in ("mean", "median", "p99")
     },
 }
-ASKED_FOR = ("max_concurrency", "request_rate")  # omitted if the load has none
+ASKED_FOR = ("max_concurrency", "request_rate")  # omitted if the load has no such value
 
 
 def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
-    """Return a table per trial with a result, in vLLM's names and definitions, and the number of other trials.
+    """Return a table per trial with a result, in vLLM's names and definitions, and the number of trials without one.
 
     Raises:
         DamagedFile: if a trial's requests are truncated.

@@ -1,1 +1,1 @@
-"""Computes points' values with their intervals, and compares points by ratio and by rank."""
+"""Computes points' values with their intervals, and compares points: their ratios and their ranks."""

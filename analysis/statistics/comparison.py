@@ -1,11 +1,11 @@
 """Compares points at one task and load: paired by replicate, and corrected for the number of comparisons.
 
-The model of a quantity's logarithm is point + block + error (a randomised block design). A block is a replicate. Within
-it all engines get the same prompts and arrivals at about the same time, so a replicate's peculiarities cancel. The
-error is the spread between launches, since each replicate is launched separately. Replicates that share a launch of any
-compared engine form one block, since measuring again does not average out the launch's random effect. A difference must
-hold twice: with the error variance pooled over the points, corrected for the number of comparisons, and with the
-separate variances of the two points (Welch 1938), since one engine may vary more than the rest.
+A quantity's logarithm is fitted as point + block + error (a randomised block design). A block is a replicate. Within it
+all engines get the same prompts and arrivals at about the same time, so a replicate's peculiarities cancel. The error
+is the spread between launches, since each replicate is launched separately. Replicates that share a launch of any
+compared engine form one block, since measuring again does not average out the launch's random effect. A difference is
+accepted only if it passes two tests: with the error variance pooled over the points, corrected for the number of
+comparisons, and with the separate variances of the two points (Welch 1938), since one engine may vary more than others.
 """
 
 import math
@@ -25,7 +25,7 @@ Positions = NDArray[np.int64]  # positions of rows or points
 
 MARGIN = 0.03  # default; a smaller difference is a tie
 WEIGHTLESS = 1e-12  # a weight this small is a rounding error
-PRIOR_FREEDOM = 0.3  # weight of the pooled variance in a point's own variance, in launches
+PRIOR_FREEDOM = 0.3  # weight of the pooled variance in a point's own variance, as a number of launches
 
 
 class Trials(NamedTuple):
@@ -67,12 +67,12 @@ def comparison_blocks(trials: Trials) -> Positions:
 
 
 class BlockModel(NamedTuple):
-    """The model point + block + error, fitted by least squares to the logarithms of one quantity."""
+    """A least-squares fit of point + block + error to the logarithms of one quantity."""
 
     effects: FloatArray  # of the points; NaN if a point has no value
     variance: float  # variance of the error; NaN if there are no degrees of freedom
     freedom: int  # degrees of freedom of that estimate
-    own_variance: FloatArray  # error variance of each point, with its degrees of freedom below
+    own_variance: FloatArray  # error variance of each point; its degrees of freedom are below
     own_freedom: FloatArray
     shares: FloatArray  # points x blocks: share of a point's values in each block
     blocks_matrix: FloatArray  # the blocks' part of the normal equations
@@ -92,8 +92,8 @@ class BlockModel(NamedTuple):
         return sums, np.maximum(critical * pooled, t(freedom) * own)
 
     def errors(self, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the sums' standard errors from the pooled and from the points' separate variances, and the latter's
-        freedom. They are NaN if points have no value, or share no block, directly or through other points.
+        """Return the sums' standard errors, from the pooled and from the points' own variances, and the latter's
+        degrees of freedom. NaN if points have no value, or share no block, directly or through other points.
         """
         missing = (np.abs(weights[:, self.n == 0]) > WEIGHTLESS).any(axis=1)
         relevant = (np.abs(weights) > WEIGHTLESS).any(axis=0) & (self.n > 0)
@@ -116,16 +116,16 @@ class BlockModel(NamedTuple):
         return np.asarray(unit[np.asarray(above, np.int64)] - unit[np.asarray(below, np.int64)], np.float64)
 
     def sidak(self, comparisons: float) -> float:
-        """Return the critical value for this many comparisons at once (Sidak 1967): Student's t at 0.95^(1/m)."""
+        """Return the critical value for this many simultaneous comparisons (Sidak 1967): Student's t at 0.95^(1/m)."""
         return _sidak(max(1, comparisons), self.freedom)
 
     def tukey(self, points: float) -> float:
-        """Return the critical value for all pairs of this many points at once (Tukey 1953, Kramer 1956)."""
+        """Return the critical value for all pairs of this many points (Tukey 1953, Kramer 1956)."""
         return _studentized_range(points, self.freedom) / math.sqrt(2)
 
 
 def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
-    """Fit the model to a quantity of these trials. Trials without a positive value are excluded.
+    """Fit point + block + error to a quantity of these trials. Trials without a positive value are excluded.
 
     Several trials of a point in one block are replaced by their mean.
     """
@@ -141,7 +141,7 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     n = present.sum(axis=1)
     shares = np.divide(present, n[:, None], out=np.zeros_like(present), where=n[:, None] > 0)
     matrix = np.diag(present.sum(axis=0)) - present.T @ shares
-    # A single block leaves nothing to estimate, as for most points of a plan without replicates.
+    # A single block leaves nothing to estimate; most points of a plan without replicates have only one.
     inverse = np.linalg.pinv(matrix, hermitian=True) if size > 1 else np.zeros_like(matrix)
     means = (logs * shares).sum(axis=1)
     block_effects = inverse @ (logs - present * means[:, None]).sum(axis=0)
@@ -156,7 +156,7 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
 def _own_variances(
     residuals: FloatArray, n: FloatArray, variance: float, freedom: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Return each point's error variance, with a small part of the pooled variance, and its degrees of freedom.
+    """Return each point's error variance, mixed with a little of the pooled variance, and its degrees of freedom.
 
     The residuals of just two points mirror each other, so only the variance of their difference can be estimated.
     """
@@ -165,7 +165,7 @@ def _own_variances(
     present = np.isfinite(residuals)
     in_block, own_freedom = present.sum(axis=0), n - 1 + PRIOR_FREEDOM
     with np.errstate(invalid="ignore", divide="ignore"):
-        # The blocks' effects take away 1 / points of each residual's variance
+        # Estimating the blocks' effects takes away 1 / points of each residual's variance
         squares = np.where(present, residuals**2 * in_block / np.maximum(in_block - 1, 1), 0).sum(axis=1)
         return (squares + PRIOR_FREEDOM * variance) / own_freedom, own_freedom
 
@@ -174,7 +174,7 @@ def comparisons_with_best(points: int, choices: int) -> float:
     """Return the number of comparisons in a test of the best point if each point is the best of several choices.
 
     If each comparison has probability p, a point with L choices is falsely named with probability at most Lp. Of two
-    equal points ahead of all other points, one may be falsely named. With p = 5% / (points - 1) / (mean of L) / 2 this
+    equal points ahead of all other points, one may be falsely named. If p = 5% / (points - 1) / (mean of L) / 2, this
     happens at most 5% of the time (Bonferroni).
     """
     return max(1.0, (points - 1) * max(choices, points) / max(1, points))
@@ -189,15 +189,15 @@ class Contest(NamedTuple):
 
     model: BlockModel
     sign: int = 0  # 1: higher is better, -1: lower is better, 0: neither
-    best: int | None = None  # None without a better direction, or without a second point
+    best: int | None = None  # None if neither direction is better, or there is only one point
     won: bool = False
     choices: int = 0  # number of choices over all points, if a point is the best of several
 
     def gains(self, weights: FloatArray, comparisons: int = 1, widest: bool = False) -> FloatArray:
-        """Return these sums of logarithms as factors, with the ends of their intervals. Shape (3, sums).
+        """Return these weighted sums of logarithms as factors, with the ends of their intervals. Shape (3, sums).
 
-        A sum that is a ratio of two points has the ratio's interval. Other intervals hold for `comparisons` at once;
-        with `widest`, so do the intervals of ratios.
+        A sum that is a ratio of two points has the ratio's interval. Other intervals hold for `comparisons` at once.
+        With `widest`, the intervals of ratios are at least as wide as those.
         """
         is_ratio = (np.abs(weights) > WEIGHTLESS).sum(axis=1) == 2
         is_ratio &= (np.abs(weights).max(axis=1) - 1 < WEIGHTLESS) & (np.abs(weights.sum(axis=1)) < WEIGHTLESS)
@@ -225,7 +225,7 @@ class Contest(NamedTuple):
         return self.gains(self.model.pairs(above, below), max(1, all_of), widest=all_of > 0)
 
     def error(self, above: int, below: int) -> Error:
-        """Return the standard error of a pair's difference by the pooled variance."""
+        """Return the standard error of a pair's difference, from the pooled variance."""
         error = float(self.model.errors(self.model.pairs([above], [below]))[0][0])
         return Error(error, float(self.model.freedom), int(min(self.model.n[above], self.model.n[below])))
 
@@ -242,7 +242,7 @@ class Contest(NamedTuple):
 def contest(
     model: BlockModel, better: Literal["higher", "lower"] | None, choices: int = 0, best: int | None = None
 ) -> Contest:
-    """Return the contest of a model's points. The best has the highest or lowest effect, unless `best` is given.
+    """Return the contest of a fit's points. The best has the highest or lowest effect, unless `best` is given.
 
     `choices` is the number of choices over all points, since a point that is the best of several looks better than it
     is.
@@ -281,7 +281,7 @@ def _sidak(comparisons: float, freedom: int) -> float:
 
 @cache
 def _studentized_range(points: float, freedom: int) -> float:
-    """Return the quantile of the range of this many means, divided by their standard error, to four digits.
+    """Return the quantile of the range of this many means divided by their standard error, to four digits.
 
     It equals scipy's, but importing scipy's distributions would take as long as all other imports.
     """
@@ -307,6 +307,6 @@ def _studentized_range(points: float, freedom: int) -> float:
 
 
 def positions(point: Positions, points: int) -> list[Positions]:
-    """Return the rows of each point's trials."""
+    """Return the positions of each point's trials."""
     order = np.argsort(point, kind="stable")
     return np.split(order, np.searchsorted(point[order], np.arange(points)))[1:]

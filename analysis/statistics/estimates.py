@@ -1,4 +1,4 @@
-"""Reads a point's values in the summary with their intervals, without values that the load determines."""
+"""Reads a point's values and their intervals from the summary, and blanks the values that the load determines."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
 
 
 def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
-    """Return a value in the summary with its intervals."""
+    """Return a point's value in the summary with its intervals."""
     if column not in point:
         return NO_ESTIMATE
     n = int(point.get(f"{column}_n", point["n"]))

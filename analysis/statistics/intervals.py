@@ -2,9 +2,9 @@
 
 A replicate's requests are not independent, since they share a queue. So a value's variance is estimated from batches of
 successive requests, including the correlation between batches ("batch means"). If the correlation is too strong for the
-replicates' length, the requests give no interval. A median, a mean or a throughput then uses Student's t over the
-launches' values. docs/metrics.md has the formulas and their sources, and docs/measurements/coverage.md shows how often
-the intervals hold.
+replicates' length, the requests give no interval. The interval of a median, a mean or a throughput then comes from
+Student's t over the launches' values. docs/metrics.md has the formulas and their sources, and
+docs/measurements/coverage.md shows how often the intervals hold.
 
 Every function works along the last axes and accepts any axes before them, so the coverage study runs the same functions
 that summarise a run. Missing values are NaN.
@@ -26,16 +26,16 @@ FloatArray = NDArray[np.float64]
 CONFIDENCE = 0.95
 BATCHES = (20, 10, 5)  # batches per replicate; the largest of the resulting variances is used
 FEWEST_REPLICATES = 2  # minimum replicates for an interval, since one does not show how much they differ
-FEWEST_BEYOND = 5  # requests beyond a quantile, over all replicates, for a value
-BEYOND = 40  # requests beyond a quantile for an interval, with three replicates
-FEWEST_FOR_MEAN = 300  # requests for the interval of a mean, since fewer may miss rare slow requests
-MOST_DEPENDENCE = 3.0  # requests per independent request; with more there is no interval
-FEWEST_IN_A_REPLICATE = 50  # requests for an interval of anything but a throughput
+FEWEST_BEYOND = 5  # requests beyond a quantile, over all replicates, that its value needs
+BEYOND = 40  # requests beyond a quantile that its interval needs, with three replicates
+FEWEST_FOR_MEAN = 300  # requests that the interval of a mean needs, since fewer may contain no rare slow request
+MOST_DEPENDENCE = 3.0  # requests per independent request; above it there is no interval
+FEWEST_IN_A_REPLICATE = 50  # requests that any interval needs, except a throughput's
 HIDDEN_VARIANCE, HIDDEN_DEPENDENCE = 30.0, 115.0  # length (requests) at which a replicate hides as much as it shows
-HIDE_MOST_VARIANCE, HIDE_MOST_DEPENDENCE = 100, 74  # requests in a replicate; fewer hide no more
-NEW_LAUNCH_MARGIN = 1.1  # on an interval of a new launch, since a few launches' figures are not quite normal
-FEWEST_FOR_STEADY_RATES = 5  # replicates for a steady throughput's interval (Student's t over them)
-DOUBTFUL = 2.2  # dependence above which replicates are trusted more than batches, if there are ENOUGH
+HIDE_MOST_VARIANCE, HIDE_MOST_DEPENDENCE = 100, 74  # requests in a replicate; fewer do not hide more
+NEW_LAUNCH_MARGIN = 1.1  # factor on an interval of a new launch, since a few launches' values are not quite normal
+FEWEST_FOR_STEADY_RATES = 5  # replicates that a steady throughput's interval needs (Student's t over them)
+DOUBTFUL = 2.2  # dependence above which replicates are trusted more than batches, if there are ENOUGH replicates
 ENOUGH = 5
 LONGEST_DRAIN = 0.15  # standard deviation / a replicate's duration, for the interval of a throughput
 LAUNCHES_FOR_INTERVAL = 3  # minimum launches for an interval from their values; two that are 1% apart would give ±9%
@@ -55,7 +55,7 @@ class Interval(NamedTuple):
     high: FloatArray
     new_low: FloatArray  # of a new launch
     new_high: FloatArray
-    effective_n: FloatArray  # independent requests; or replicates, if the value is not from requests
+    effective_n: FloatArray  # independent requests; or replicates, if the value does not come from requests
     by_launches: NDArray[np.bool_]  # whether the ends come from the launches' values, since the requests give none
 
 
@@ -101,7 +101,7 @@ class PooledRequests:
 
     @cached_property
     def dependence(self) -> FloatArray:
-        """The number of requests per independent request, from ranks, so for no particular quantile. Shape (...)."""
+        """The number of requests per independent request, from ranks, so not for a particular quantile. Shape (...)."""
         parts, variance = self._rank_parts
         return self._factor(parts, variance, BATCHES[:1])
 
@@ -136,7 +136,7 @@ class PooledRequests:
         return _by_launches(figure, _medians(self.values, self.lengths), self.launches, ~(enough & self._long_enough))
 
     def mean(self) -> Interval:
-        """Return the requests' mean. Its interval is on the logarithm, since means of latencies are skewed."""
+        """Return the requests' mean. It has a logarithmic interval, since means of latencies are skewed."""
         values = np.where(self.present, self.values, 0.0)
         value = values.sum((-2, -1)) / self.n
         rests_on_few = _rests_on_few(self.values, self.n, value * self.length)
@@ -166,7 +166,7 @@ class PooledRequests:
         return np.where(sound, half, np.nan), np.where(sound_new, new, np.nan)
 
     def _parts(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return each batch's part of the mean's deviation, about the mean of all, and the variance of one value.
+        """Return each batch's part of the mean's deviation from the mean of all, and the variance of one value.
 
         Shapes (..., R, B) and (...). The values are 0 after the last.
         """
@@ -178,7 +178,7 @@ class PooledRequests:
         return _batch_sums(deviations, self.lengths) / self.n[..., None, None], variance
 
     def _factor(self, parts: FloatArray, variance: FloatArray, batches: Sequence[int]) -> FloatArray:
-        """Return the pooled mean's variance relative to independent values, the largest over numbers of batches.
+        """Return the pooled mean's variance relative to that of independent values: the largest over the BATCHES tried.
 
         The means of successive batches correlate as ρ, ρ², ρ³, …, i.e. an autoregression of order 1, as in ASAP3
         (Steiger, Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
@@ -194,8 +194,8 @@ class PooledRequests:
 class PooledGaps(PooledRequests):
     """The pooled gaps of the requests in a point's replicates.
 
-    The unit is the request, since its gaps are similar. A gap's information is estimated from the variance, between
-    requests, of the share of gaps at or below a quantile.
+    The unit is the request, since a request's gaps are similar. A gap's information is estimated from the variance,
+    between requests, of the share of gaps at or below a quantile.
 
     Args:
         gaps: of the requests with gaps, in order of sending, NaN after a request's last gap and after the last
@@ -230,7 +230,7 @@ class PooledGaps(PooledRequests):
 
 
 def quantile_alone(sample: FloatArray, q: float) -> Interval:
-    """Return the q-quantile of a point's values if they are too many for an interval. Shape (1,)."""
+    """Return the q-quantile of a point's values, without an interval, if they are too many for one. Shape (1,)."""
     quantile, nothing = np.array([np.quantile(sample, q)], np.float64), np.full(1, np.nan)
     return _whole(quantile, [nothing] * 4, nothing)
 
@@ -243,7 +243,7 @@ def _medians(samples: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
 def _by_launches(
     figure: Interval, own: FloatArray, launches: Sequence[int] | None, usable: NDArray[np.bool_]
 ) -> Interval:
-    """Add intervals from the launches' values to a value whose requests are too few.
+    """Add intervals that come from the launches' values to values that have too few requests.
 
     They use Student's t over the logarithms of the replicates' values, and over launches with NEW_LAUNCH_MARGIN, around
     the value of all requests. A median of few requests is hardly biased, unlike an extreme quantile. There is no
@@ -274,7 +274,8 @@ def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
 def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
     """Return whether few requests cause most of the variance, and the slowest adds much to a replicate's total.
 
-    Then the next replicate may have one more slow request or none, and few do not show how often. Shape (...).
+    Then the next replicate may have one more slow request or none, and a few do not show how frequent they are. Shape
+    (...).
     """
     flat = latencies.reshape(*latencies.shape[:-2], -1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -286,17 +287,17 @@ def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray
 
 
 def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArray[np.int64]) -> Iterable[FloatArray]:
-    """Return the ends of a quantile's intervals: the order statistics at its share plus or minus `halves`."""
+    """Return the ends of a quantile's intervals: the order statistics at `q` plus or minus `halves`."""
     return (_between(ordered, (q + sign * half) * n - 0.5, n) for half in halves for sign in (-1, 1))
 
 
 def _hidden_variance(length: FloatArray) -> FloatArray:
-    """Return the factor for the variance of short replicates, which cannot reveal dependence as long as themselves."""
+    """Return the factor on the variance of short replicates, which cannot reveal a dependence as long as themselves."""
     return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(length, HIDE_MOST_VARIANCE), np.float64)
 
 
 def _batch_sums(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
-    """Return sums over BATCHES[0] parts of each replicate, 0 after its last value. Shape (..., R, B)."""
+    """Return sums over BATCHES[0] parts of each replicate; values after its last are 0. Shape (..., R, B)."""
     parts = np.arange(BATCHES[0] + 1)
     longest = values.shape[-1]
     if longest >= BATCHES[0] and (lengths == longest).all():
@@ -310,7 +311,7 @@ def _correlated(parts: FloatArray) -> FloatArray:
     """Return the variance of the sum of the batches' parts (shape (..., R, B)); successive parts correlate."""
     replicates, count = parts.shape[-2:]
     total = replicates * count
-    variance = (parts**2).sum((-2, -1)) / (total - 1)  # of one
+    variance = (parts**2).sum((-2, -1)) / (total - 1)  # variance of one part
     product = (parts[..., 1:] * parts[..., :-1]).sum((-2, -1)) / (replicates * (count - 1))
     rho = np.clip(product / np.maximum(variance, np.finfo(float).tiny), 0, 0.95)[..., None]
     lags = np.arange(1, count)
@@ -321,8 +322,8 @@ def _correlated(parts: FloatArray) -> FloatArray:
 def _at_least(
     half: FloatArray, parts: FloatArray, launches: Sequence[int] | None, doubtful: NDArray[np.bool_] | bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Return half the intervals for these launches and for a new launch, widened to replicates' and launches'
-    differences.
+    """Return half the intervals for these launches and for a new launch, widened to the differences between replicates
+    and between launches.
 
     Args:
         half: half the interval from the batches. Shape (...).
@@ -361,8 +362,8 @@ def throughput(
 
     The residual of a batch is its count − throughput × its time (a ratio estimator: Cochran, Sampling Techniques, 3rd
     ed., §6.4). It is relative to the mean of the batches at the same position in the replicates, since all replicates
-    start and drain. The interval is on the logarithm. `counts` has each request's tokens or 1, in order of sending, NaN
-    after the last. `latency` is from send to end, in seconds. All three have the shape (..., R, n).
+    start and drain. The interval is symmetric on the logarithm. `counts` has each request's tokens or 1, in order of
+    sending, NaN after the last. `latency` is from send to end, in seconds. All three have the shape (..., R, n).
     """
     replicates, lengths = counts.shape[-2], (~np.isnan(counts)).sum(-1)
     order = np.argsort(sent + latency, axis=-1)
@@ -394,12 +395,11 @@ def throughput(
 
 
 def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
-    """Return the variance of the time from a replicate's last request sent to its end, in s².
+    """Return the variance of the time from a replicate's last sending to its end, in s².
 
-    The drain ends with the last of c requests in flight. The position of slow requests is random, which few replicates
-    do not reveal. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory),
-    where F is the distribution of all latencies and c the mean number in flight when the last request is sent. Shape
-    (...).
+    The drain ends with the last of c requests in flight. Where slow requests occur is random, which a few replicates do
+    not reveal. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory), where
+    F is the distribution of all latencies and c the mean number in flight when the last request is sent. Shape (...).
     """
     last = np.take_along_axis(sent, lengths[..., None] - 1, -1)
     flying = (sent + latency > last).sum((-2, -1)) / sent.shape[-2]
@@ -416,7 +416,7 @@ def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) ->
     before = np.concatenate([np.zeros_like(finished[..., :1]), finished[..., :-1]], -1)
     growth = np.maximum(finished - before, SMALLEST_GROWTH)
     shares, squares = ((finished**power - before**power) / (power * growth) for power in (c + 1, c + 2))
-    later = (finished ** (c + 1) - squares) / ((c + 1) * growth)  # the part of it in a step's later half
+    later = (finished ** (c + 1) - squares) / ((c + 1) * growth)  # the part in a step's later half
     steep = finished - before > SMALLEST_GROWTH
     shares, later = (np.where(steep, *pair) for pair in ((shares, finished**c), (later, finished**c / 2)))
     mean = (steps * (1 - shares)).sum(-1)
@@ -427,11 +427,11 @@ def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) ->
 def over_replicates(
     values: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64], count: int, fewest: int = FEWEST_REPLICATES
 ) -> Interval:
-    """Return the mean of one value per replicate, with Student's t over replicates and over launches.
+    """Return the mean of one value per replicate, with Student's t intervals over replicates and over launches.
 
-    If all values of a point are positive, the intervals are on the logarithm. They never go below zero. `values` holds
-    all replicates of all `count` points; NaN is ignored. Fewer than `fewest` values give no interval for these
-    launches.
+    If all values of a point are positive, the intervals are symmetric on the logarithm. They never go below zero.
+    `values` holds all replicates of all `count` points; NaN is ignored. Fewer than `fewest` values give no interval for
+    these launches.
     """
     there = ~np.isnan(values)
     values, point, launch = values[there], point[there], launch[there]
@@ -480,12 +480,12 @@ def _errors(parts: FloatArray, point: NDArray[Any], count: int) -> tuple[FloatAr
 
 
 def _relative(value: FloatArray, halves: Iterable[FloatArray], effective_n: FloatArray) -> Interval:
-    """Return an Interval with these half-widths on the logarithm."""
+    """Return an Interval whose half-widths on the logarithm are `halves`."""
     return _whole(value, (value * np.exp(sign * half) for half in halves for sign in (-1, 1)), effective_n)
 
 
 def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArray) -> Interval:
-    """Return intervals with both ends or none. `ends` are for these launches, then for a new launch."""
+    """Return intervals, each with both ends or none. `ends` are for these launches, then for a new launch."""
     low, high, new_low, new_high = ends
     shown = np.isfinite(value)
     these, new = (shown & np.isfinite(begin) & np.isfinite(end) for begin, end in ((low, high), (new_low, new_high)))
@@ -496,7 +496,7 @@ def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArra
 
 
 def of_share(figure: Interval, independent: FloatArray) -> Interval:
-    """Return a share with Wilson's interval (1927) for `independent` requests; for a new launch within 0 and 1."""
+    """Return a share with Wilson's interval (1927) for `independent` requests; a new launch's is clipped to 0 and 1."""
     z2 = float(special.ndtri((1 + CONFIDENCE) / 2)) ** 2
     share, n = figure.value, np.where(independent > 0, independent, np.nan)
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -517,7 +517,7 @@ def _between(
 ) -> FloatArray:
     """Return the value at a position (from 0) between n order statistics, by a rule; NaN outside. Shape (...).
 
-    The result is infinite if the upper order statistic is.
+    The result is infinite if the upper order statistic is infinite.
     """
     exists = (place >= 0) & (place <= n - 1)
     place = np.where(exists, place, 0.0)
@@ -531,7 +531,7 @@ def _between(
 
 
 def _middle_ranks(ordered: FloatArray) -> FloatArray:
-    """Return the rank of each sorted value. Equal values get their middle rank, so that ties show no trend."""
+    """Return the rank of each sorted value. Equal values get the mean of their ranks, so that ties show no trend."""
     places = np.broadcast_to(np.arange(ordered.shape[-1], dtype=np.float64), ordered.shape)
     equal = ordered[..., 1:] == ordered[..., :-1]
     if not equal.any():

@@ -1,6 +1,6 @@
 """Computes the values of a run's points with their intervals, from the pooled requests of all replicates of a point.
 
-A quantile of few requests is too low on average, and so is a mean of such quantiles. So the requests of a point's
+A quantile of a few requests is too low on average, and so is a mean of such quantiles. So the requests of a point's
 trials are pooled, and so are their gaps. They are read for a few points at a time. A point with an unreadable trial
 falls back to the means of its trials' values, without intervals for quantiles and with a warning.
 """
@@ -34,7 +34,7 @@ from sweep.numbers.quantity import Statistic, columns
 
 REQUESTS_AT_ONCE = 400_000  # requests in memory at once; ten series of them take 32 MB
 GAPS_OF_A_REQUEST = 20  # number of gaps that take as much memory as a request's series
-MOST_GAPS = 8_000_000  # of a point (requests x most gaps of one request); with more there is no interval
+MOST_GAPS = 8_000_000  # values of a point (requests x most gaps of one request); with more there is no interval
 OF_A_TRIAL = (
     "trial_id",
     "deployment_id",
@@ -94,8 +94,8 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
     }
     pooled = {name: statistic for name, statistic in pooled.items() if name in figures}
     for name, statistic in pooled.items():
-        figure = figures[name]  # from the trials' values until the requests are read
-        if statistic.name not in ("mean", "p50"):  # invalid for few requests (docs/measurements/coverage.md)
+        figure = figures[name]  # the mean of the trials' values until the requests are read
+        if statistic.name not in ("mean", "p50"):  # unreliable for few requests (docs/measurements/coverage.md)
             figure = without_intervals(figure)
         figures[name] = figure._replace(by_launches=np.isfinite(figure.low))
     unpooled = {name: np.isfinite(figures[name].value) for name in [*pooled, *(THROUGHPUTS.keys() & figures.keys())]}
@@ -135,8 +135,8 @@ def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArra
 
     All launches compare the same sample, so the choice of the sample shifts all values equally. The spread between
     trials does not include this effect, but the comparison's interval does. For a new launch both vary independently,
-    so half the interval is the root of the sum of the two squares. An engine's noise within a comparison is included in
-    both, so the interval is slightly too wide, never too narrow. `low` and `high` are means over trials.
+    so half the interval is the root of the sum of the two halves' squares. An engine's noise within a comparison is
+    included in both, so the interval is slightly too wide, never too narrow. `low` and `high` are means over trials.
     """
     new_low = np.maximum(figure.value - np.hypot(figure.value - figure.new_low, figure.value - low), 0)
     new_high = figure.value + np.hypot(figure.new_high - figure.value, high - figure.value)
@@ -172,7 +172,7 @@ def _is_pooled(statistic: Statistic) -> bool:
 
 
 def _per(hourly: FloatArray, throughput: Interval) -> Interval:
-    """Return the cost per token from the throughput's figure. A high throughput gives the low end of the cost."""
+    """Return the cost per token, from the throughput. A high throughput gives the low end of the cost."""
     value, low, high, new_low, new_high, effective_n, by_launches = throughput
     with np.errstate(invalid="ignore", divide="ignore"):
         ends = (hourly / high, hourly / low, hourly / new_high, hourly / new_low)
@@ -191,7 +191,7 @@ def _parts(
     latencies = [name for name in series if quantities[name].kind == "latency"]
     of_gaps = {name: quantity.function for name, quantity in quantities.items() if quantity.per == "gap"}
     batch, requests = list[_Point](), 0
-    ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # else hundreds of columns are copied each time
+    ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # or hundreds of columns are copied each time
     ok_rows = ok_rows.astype(object).where(ok_rows.notna(), None)  # taking a row across many column types takes 1 ms
     for index, ok in ok_rows.groupby(point, sort=False):
         trials = list[Values]()
@@ -217,7 +217,7 @@ def _read(
 ) -> Values | None:
     """Return a trial's measured requests; None if they are missing, damaged, or do not match its row.
 
-    The series of gaps have the shape (requests with a gap, most gaps of one), NaN after a request's last gap.
+    The series of gaps have the shape (requests with a gap, most gaps of one request), NaN after a request's last gap.
     """
     chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(trial["itl_mean"]) else []
     needed = written_columns([*series.values(), *OF_A_REQUEST, *chunks, "phase", "batch", "error"])
@@ -249,7 +249,7 @@ def _measured(table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[Any]]:
 
 
 def lack_requests(run: Run, trials: pd.DataFrame) -> bool:
-    """Return whether the requests of some of these trials are missing, damaged or not those of their row.
+    """Return whether the requests of some of these trials are missing, damaged, or do not match the trial's row.
 
     Imported rows never had any, and a run in a store is compared without fetching them.
     """
@@ -267,7 +267,7 @@ def lack_requests(run: Run, trials: pd.DataFrame) -> bool:
 
 
 def _gaps(requests: pa.Table, function: Callable[[Block], NDArray[Any]]) -> FloatArray:
-    """Return a series of gaps in seconds, in 4 bytes each. Shape (requests with a gap, most gaps of one)."""
+    """Return a series of gaps in seconds, as 4-byte floats. Shape (requests with a gap, most gaps of one request)."""
     us, tokens = (requests[column].combine_chunks() for column in ("chunk_us", "chunk_tokens"))
     request = np.repeat(np.arange(len(us)), us.value_lengths().to_numpy())
     tokens = tokens.flatten().to_numpy()
@@ -286,7 +286,7 @@ def _gaps(requests: pa.Table, function: Callable[[Block], NDArray[Any]]) -> Floa
 def _figures(
     points: list[_Point], pooled: Mapping[str, Statistic], names: Collection[str]
 ) -> Iterator[tuple[str, Interval, list[_Point]]]:
-    """Yield (column, interval, points): each column pooled over requests, with the points that it covers."""
+    """Yield (column, interval, points): each column that is pooled over requests, with the points that it covers."""
     groups: dict[tuple[str, bool], list[Statistic]] = defaultdict(list)
     for statistic in pooled.values():
         groups[statistic.quantity.name, statistic.steady].append(statistic)
@@ -298,7 +298,7 @@ def _figures(
             [(sample,) for sample in _replicates(point, statistics[0], steady)] for point in points
         ]
         for chosen, (sample,), launch in _batches(points, samples):
-            for statistic, interval in _of_requests(sample, launch, statistics):  # or of batches, treated as requests
+            for statistic, interval in _of_requests(sample, launch, statistics):  # or batches, treated as requests
                 yield statistic.column, interval, chosen
     for figure in THROUGHPUTS.keys() & set(names):
         samples = [[_work(trial, figure) for trial in point.trials] for point in points]
@@ -333,7 +333,7 @@ def _figures_of_gaps(
 
 
 def _rank(statistic: Statistic) -> float:
-    """Return the rank of a percentile, e.g. 0.99 for p99."""
+    """Return a percentile's quantile level, e.g. 0.99 for p99."""
     return float(statistic.name[1:].replace("_", ".")) / 100
 
 
@@ -353,7 +353,7 @@ def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[F
         else:
             sample = np.where(failed, np.nan, sample)
         if steady:
-            sent = np.where(np.isnan(trial["sent"]), trial["scheduled"], trial["sent"])  # never sent: the due time
+            sent = np.where(np.isnan(trial["sent"]), trial["scheduled"], trial["sent"])  # never sent: until it was due
             sample = sample[(sent >= begin) & (sent <= end)]
         yield sample[~np.isnan(sample)]
 
@@ -390,7 +390,7 @@ def _work(trial: Values, name: str) -> tuple[FloatArray, ...]:
         done = done * np.where(done > 0, sum(trial[column] for column in THROUGHPUTS[name]), 0.0)
     latency = np.where(trial["failed"] > 0, trial["ended"] - trial["sent"], trial["took"])
     there = ~np.isnan(trial["sent"]) & ~np.isnan(latency)
-    if np.isnan(done).any():  # one request's tokens are unknown, so their sum is too
+    if np.isnan(done).any():  # one request's tokens are unknown, so the sum is unknown
         there &= False
     return done[there], trial["sent"][there], latency[there]
 
@@ -398,7 +398,7 @@ def _work(trial: Values, name: str) -> tuple[FloatArray, ...]:
 def _batches(
     points: list[_Point], samples: Sequence[Replicates]
 ) -> Iterator[tuple[list[_Point], list[FloatArray], list[int]]]:
-    """Yield points with equal numbers of replicates and launches together, in arrays of shape (points, R, n).
+    """Yield together the points that have equal numbers of replicates and launches, in arrays of shape (points, R, n).
 
     Replicates without a value are excluded.
     """

@@ -17,7 +17,7 @@ from scipy import special
 
 POWER = 0.9  # probability with which the smallest change is detected
 MOST_LAUNCHES = 10_000  # maximum launches to suggest
-CHANCES = (np.arange(64) + 0.5) / 64  # number of quantiles of the spread over which a probability is averaged
+CHANCES = (np.arange(64) + 0.5) / 64  # quantiles of the spread over which a probability is averaged
 
 
 class Error(NamedTuple):
@@ -26,7 +26,7 @@ class Error(NamedTuple):
     error: float
     freedom: float
     launches: int  # launches of the point with fewer launches
-    known: bool = False  # whether measured separately, so that more launches do not add freedom
+    known: bool = False  # whether it was measured separately, so that more launches do not add degrees of freedom
 
     def half_width(self, level: float) -> float:
         """Return half the interval of the logarithm at this level; NaN if there are too few launches."""

@@ -55,7 +55,7 @@ def _ratios(contests: Contests, partners: Sequence[int | None], name: str) -> pd
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:
-    """Return the position of each point's baseline point; None unless there is exactly one.
+    """Return the position of each point's baseline point; None unless there is exactly one such point.
 
     It must have the same workload and load, and be as similar as possible in keys that the baseline does not set.
     """
@@ -97,5 +97,5 @@ def _in_columns(points: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any
 
 
 def _same(value: Any, expected: Any) -> bool:
-    """Compare a value with the expected one, since an axis of mixed values is text in the table."""
+    """Compare a value with the expected value; an axis of mixed types is text in the table."""
     return bool(value == expected) or (isinstance(value, str) and value == str(expected))

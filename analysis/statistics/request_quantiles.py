@@ -4,8 +4,8 @@
 
 Latencies of requests are exact. The gaps of all trials go into a histogram (`sweep.numbers.gap_histogram`), whose
 quantiles are at most 0.4% off. Several threads read files, one row group at a time. Reading pages and counting gaps
-release the interpreter lock most of the time. New processes would import the calling script, and run it again unless it
-has a main guard.
+mostly release the interpreter lock. New processes would import the calling script, and run it again unless it has a
+main guard.
 """
 
 import os
@@ -26,7 +26,7 @@ from sweep.numbers.quantity import percentile_name
 
 @dataclass(frozen=True)
 class Quantiles:
-    """The quantiles of each trial, and of the gaps of all trials together, in seconds."""
+    """Latency quantiles of each trial, and quantiles of the gaps of all trials pooled, in seconds."""
 
     table: pd.DataFrame  # one row per trial: trial_id, requests, gaps, {ttft,e2el,tpot,itl}_{p50,p99}
     all_gaps: dict[str, float]  # itl_p50, …

@@ -1,4 +1,4 @@
-"""Decides which points share a task, how any two of them compare by any quantity, and which is best.
+"""Decides which points share a task, how any two of them compare by any quantity, and which point is best.
 
 Every ratio of two points is computed here, for the summary, the answers, `sweep compare`, `sweep explain` and the
 report. All points at one task and load are compared in one contest.
@@ -38,7 +38,7 @@ class Standing(StrEnum):
 
 
 def question_columns(points: pd.DataFrame) -> list[str]:
-    """Return the columns that identify a question, including the number of GPUs. Equal values: compared."""
+    """Return the columns that identify a question, with the number of GPUs. Points with equal values are compared."""
     return [str(key) for key in points if str(key).split(".")[0] in ASKED or key == GPUS]
 
 
@@ -55,7 +55,7 @@ class Contests:
     trials: Trials
     figures: pd.DataFrame  # values of the trials; NaN if missing, or if lost to failed requests at the point
     as_offered: NDArray[np.bool_]  # of each point: whether an open loop determined its throughput
-    answer_tokens: FloatArray  # of each point, per answer; NaN if unknown
+    answer_tokens: FloatArray  # mean output tokens per answer at each point; NaN if unknown
     severe: Severe
     _contests: dict[tuple[str, tuple[int, ...]], Contest] = field(default_factory=dict, repr=False)
     _ranked: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
@@ -67,9 +67,9 @@ class Contests:
         return [code for code, concerned in severe if not concerned or not {*concerned}.isdisjoint(columns)]
 
     def ranked(self, quantity: LabelledColumn, points: Positions, chosen_load: bool = False) -> NDArray[np.bool_]:
-        """Return which points can be best: not barred, not as offered, and not faster due to shorter answers.
+        """Return which points can be best: not barred, not held to the offered load, not faster due to shorter answers.
 
-        With a `chosen_load` (the highest rate within an SLO), the offered load itself is ranked.
+        With `chosen_load` (the highest rate within an SLO), points held to the offered load can be best, too.
         """
         ranked = np.array([not self.barred([quantity.column], int(point)) for point in points], np.bool_)
         ranked &= ~(self.as_offered[points] & (quantity.column in AS_OFFERED and not chosen_load))
@@ -125,7 +125,7 @@ class Contests:
         return ratios
 
     def _together(self, quantity: LabelledColumn, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """Group the indices of pairs that share a contest: of a question, its ranked points, or across questions."""
+        """Group the indices of pairs by contest: of a question's points, of its ranked points, or across questions."""
         groups: dict[tuple[int, bool], list[int]] = {}
         across: list[int] = []
         ranked = self._ranked_of_all(quantity)
@@ -186,7 +186,7 @@ def contests_of(
         for warning in warnings:
             severe.setdefault(int(index), {})[warning.code] = warning.kind.quantities
     imported = ok["trial_id"].str.startswith(IMPORTED).to_numpy(np.bool_)
-    for index in np.unique(point[imported]):  # without protocol, machine and requests it cannot be compared
+    for index in np.unique(point[imported]):  # without protocol, machine and requests, it cannot be compared
         severe.setdefault(int(index), {})["imported"] = ()
     for index in np.unique(point[ok["attempt"].notna()]) if any(unpooled) else ():
         if percentiles := tuple(name for name in unpooled[index].split(", ") if name and name not in THROUGHPUTS):

@@ -1,7 +1,7 @@
-"""Finds quantiles that a point lacks because of failed requests, and their lower bounds.
+"""Finds the quantiles that have no value because of failed requests, and their lower bounds.
 
-A failed request is treated as slower than any other, so a quantile may be a failed request and have no value. A mean
-over the replicates with a value would cover only the luckier replicates.
+A failed request is treated as slower than any other, so a quantile may fall on a failed request and have no value. A
+mean over the replicates with a value would cover only the luckier replicates.
 """
 
 import math
@@ -17,11 +17,11 @@ from sweep.base.wording import number
 from sweep.numbers.quantity import Statistic, columns
 
 AT_LEAST_THE_WAIT = ("ttft", "e2el", "service_ttft", "service_e2el")
-"""The series that are at least as long as a timed-out request waited for its first token."""
+"""The latencies of a timed-out request that are at least as long as its wait for the first token."""
 
 
 def is_lost(trials: pd.DataFrame, column: str, statistic: Statistic) -> "pd.Series[bool]":
-    """Return which trials' quantile is a failed request: it is null although some request has a value."""
+    """Return which trials' quantile falls on a failed request: it is null although some request has a value."""
     mean = statistic.mean_column
     if not _is_quantile(statistic) or column not in trials or mean not in trials:
         return pd.Series(data=False, index=trials.index)
@@ -46,7 +46,7 @@ def without_lost(run: Run, measured: pd.DataFrame, point: NDArray[np.int64]) -> 
 
 
 def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str] | None:
-    """Return the lower bound of a quantile that is a failed request, and why; None if it has a value."""
+    """Return the lower bound of a quantile that falls on a failed request, and the reason; None if it has a value."""
     percentile = _percentile(column)
     statistic = None if percentile is None else columns([percentile]).get(column)
     if percentile is None or statistic is None or not _is_quantile(statistic):
@@ -55,7 +55,7 @@ def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str]
     if not point["n"] or pd.notna(point.get(column)) or pd.isna(point.get(failed)) or not point[failed]:
         return None
     if not statistic.steady and point["failed"] * 100 <= (100 - percentile) * (point["failed"] + point["requests"]):
-        return None  # no value because of few requests, not failures
+        return None  # no value because of too few requests, not failures
     why = f"more than {100 - percentile:g}% failed"
     waited = point.get("timed_out_after")
     if statistic.quantity.name not in AT_LEAST_THE_WAIT or waited is None or pd.isna(waited):
@@ -64,7 +64,7 @@ def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str]
 
 
 def bounds_text(point: "pd.Series[Any]", percentiles: Iterable[float]) -> str:
-    """Return a point's lost quantiles with their known bounds in seconds, e.g. `tpot_p99; ttft_p99 ≥ 1.50`."""
+    """Return the quantiles lost to failures, with their known bounds in seconds, e.g. `tpot_p99; ttft_p99 ≥ 1.50`."""
     names = [name for name in columns(percentiles) if name in point] if point["failed"] else []
     bounds = {name: bound(point, name, 1.0) for name in names}
     return "; ".join(f"{name} {known[0]}".removesuffix(" —") for name, known in bounds.items() if known is not None)

@@ -1,11 +1,11 @@
 """Estimates components of variance: the shares of nodes, launches, trials and requests in a quantity's spread.
 
-The model of a quantity's logarithm is point + node + launch + trial. MIVQUE(0) (C. R. Rao 1971) estimates the last
-three variances: it equates the sums of squares of nodes, launches and trials about the points' means with their
-expectations. This needs no iteration and no balanced design. Estimates below 0 become 0. The requests' part of a
-trial's variance is the quantity's variance over consecutive groups of the trial's requests, or over its lockstep
-batches, divided by their number. The rest is the trial's. Components confounded by the design are estimated together,
-which the notes mention.
+A quantity's logarithm is modelled as point + node + launch + trial. MIVQUE(0) (C. R. Rao 1971) estimates the last three
+variances: it equates the sums of squares of nodes, launches and trials about the points' means with their expectations.
+This needs no iteration and no balanced design. Estimates below 0 become 0. The requests' part of a trial's variance is
+the quantity's variance over consecutive groups of the trial's requests, or over its lockstep batches, divided by their
+number. The rest of that variance is due to the trial itself. Components confounded by the design are estimated
+together, which the notes mention.
 """
 
 import json
@@ -29,7 +29,7 @@ REQUEST_GROUPS = 8  # groups of a trial's requests
 MIDDLE = (0.1, 0.9)  # part of a trial without start and drain
 MOST_TRIALS = 2000  # maximum trials whose spread is analysed
 MOST_READ = 50  # maximum trials whose requests are read
-NOT_ESTIMABLE = 1e-9  # of a sum of squares: the design does not separate this component
+NOT_ESTIMABLE = 1e-9  # share of a sum of squares; below it, the design does not separate this component
 
 
 class Components(NamedTuple):
@@ -37,7 +37,7 @@ class Components(NamedTuple):
 
     quantity: LabelledColumn
     deviation: float  # standard deviation of the logarithm; 0.02 means 2%
-    shares: dict[str, float]  # component -> share of the variance; confounded components share one
+    shares: dict[str, float]  # component -> share of the variance; confounded components have one share
     notes: list[str]  # why a component has no separate share
     trials: int
     launches: int

@@ -9,11 +9,11 @@ from analysis.studies.ruling import Ruling
 from analysis.studies.uncertain import Where, matching_points
 from sweep.base.config import Strict
 
-MOST_MISSING = 3  # missing choices that an answer lists
+MOST_MISSING = 3  # maximum missing choices that an answer lists
 
 
 class CheckAnswer(NamedTuple):
-    """The answer of a check: its ruling on the finding, and the values behind the ruling."""
+    """The answer of a check: its ruling on the finding, and the values behind it."""
 
     ruling: Ruling
     figures: str
@@ -23,7 +23,7 @@ class CheckAnswer(NamedTuple):
 class FindingCheck(Strict):
     """The base class of all checks."""
 
-    column: str = ""  # the column to compare; empty if the check uses outcomes
+    column: str = ""  # the column that the check compares; empty if it uses outcomes
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         raise NotImplementedError
@@ -41,7 +41,7 @@ def choice_text(where: Mapping[str, Any]) -> str:
 
 
 def absent(points: pd.DataFrame, among: Sequence[Where]) -> str:
-    """Return a text that lists the choices without a point, at most three; empty if none is missing."""
+    """Return a text that lists the choices without a point, at most three; empty if every choice has one."""
     missing = dict.fromkeys(choice_text(where) for where in among if matching_points(points, where).empty)
     more = [f"{len(missing) - MOST_MISSING} more"] if len(missing) > MOST_MISSING else []
     return "; ".join([*list(missing)[:MOST_MISSING], *more])

@@ -1,4 +1,4 @@
-"""Checks a finding on a table of points, the study's or a run's, and gives a ruling with values.
+"""Checks a finding on a table of points, the study's or a run's, and gives a ruling with the values behind it.
 
 A check of a run holds only if it holds at the unfavourable ends of the intervals. It fails only if it fails at the
 favourable ends. Otherwise it is open. It is unknown if the table lacks points or their values lack an interval. If a
@@ -55,7 +55,7 @@ class BestCheck(FindingCheck):
 
 
 class RatioCheck(FindingCheck):
-    """The ratio of one point to another with the same values in `same`. Among several ratios `pick` chooses one.
+    """The ratio of one point to another with the same values in `same`. `pick` chooses one of several ratios.
 
     An upper limit on the largest ratio, or a lower limit on the smallest, applies to all ratios. For a lower limit on
     the largest ratio ("up to"), a single ratio is enough.
@@ -76,7 +76,7 @@ class RatioCheck(FindingCheck):
         if missing := absent(with_figure, self.among):
             return lacking(f"{missing} with {self.column}")
         numerators, denominators = matching_points(with_figure, self.of), matching_points(with_figure, self.to)
-        # The best of each side, at any point, e.g. best throughputs. A run without a result lacks the column.
+        # The best of each side at any point, e.g. its best throughput. A run without a result lacks the column.
         if self.pick == "best" and not with_figure.empty:
             numerators = numerators.nlargest(1, self.column)
             denominators = denominators.nlargest(1, self.column)
@@ -128,7 +128,7 @@ class RisingCheck(FindingCheck):
 
 
 class ConstantCheck(FindingCheck):
-    """The column is constant over three or more values of `over`: its ratio to the smallest size's is within limits."""
+    """The column is constant over three or more values of `over`: its ratio to the smallest's is within limits."""
 
     kind: Literal["constant"]
     column: str
@@ -177,7 +177,7 @@ class GainsCheck(FindingCheck):
             if missing := absent(there, self.among):
                 return lacking(f"{missing} with {self.column} at {self.over} {end:g}")
         if any(there.groupby(lines, dropna=False).size().gt(1).any() for there in (first, last)):
-            return lacking(f"a single point of each {', '.join(lines)} at a {self.over}")  # a further axis varies
+            return lacking(f"a single point of each {', '.join(lines)} at a {self.over}")  # one more axis varies
         gains = [
             (not matching_points(line, self.expected).empty, gain)
             for _, line in chosen.groupby(lines, dropna=False)

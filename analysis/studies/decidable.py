@@ -1,4 +1,4 @@
-"""Which findings of a study a plan can decide, before it runs."""
+"""Computes which findings of a study a plan can decide, before it runs."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,8 +18,8 @@ def decidable_findings(
 ) -> str | None:
     """Return how many of the study's findings these configurations, each with its points, can decide.
 
-    None without a study. The findings are judged on a table in which every point has every quantity, with its interval.
-    Whether the real intervals are narrow enough is known only after the run.
+    The result is None if the experiment follows no study. The findings are judged on a table in which every point has
+    every quantity, with its interval. Whether the real intervals are narrow enough is known only after the run.
     """
     study = study_of(experiment)
     findings = [finding for finding in study.findings if experiment in finding.experiments] if study else []
@@ -39,8 +39,8 @@ def decidable_findings(
 
 
 def _quantities(study: Study, replicates: int) -> list[str]:
-    """Return the columns that the findings use, with the ends of the intervals that so many launches have."""
+    """Return the columns that the findings use, with the ends of the intervals that this many launches give."""
     quantities = {finding.check.column for finding in study.findings if finding.check.column}
-    quantities |= {"memory_mean_bytes", "output_throughput", "peak_output_throughput"}  # of checks without a column
+    quantities |= {"memory_mean_bytes", "output_throughput", "peak_output_throughput"}  # of checks that name no column
     interval = "new_launch" if replicates >= FEWEST_REPLICATES else "ci"
     return [f"{quantity}{end}" for quantity in quantities for end in ("", f"_{interval}_low", f"_{interval}_high")]

@@ -32,7 +32,7 @@ class Judged(NamedTuple):
 
 
 def judge_run(results: RunResults) -> list[Judged]:
-    """Judge the findings of the study that a run's experiment follows; an empty list if it follows none.
+    """Judge the findings of the study that a run's experiment follows; an empty list if it follows no study.
 
     Values determined by an open loop do not depend on the engine, so they are excluded, as in the summary's standings.
     """
@@ -82,7 +82,7 @@ def _joined(parts: Iterable[str | None]) -> str:
 
 
 class Beside(NamedTuple):
-    """A published value and the run's value, each also as a ratio to its baseline. Missing values are None."""
+    """A published value and the run's value, each also as a ratio to its baseline. A missing value is None."""
 
     point: str
     column: str
@@ -93,7 +93,7 @@ class Beside(NamedTuple):
 
 
 def beside(results: RunResults) -> list[Beside]:
-    """Return the study's values with the run's values."""
+    """Return the study's values, each with the run's value."""
     study = study_of(results.run.name)
     table = study.tables.get(results.run.name) if study else None
     return list(published_rows(table, run_points(results))) if table else []

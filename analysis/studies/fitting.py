@@ -1,4 +1,4 @@
-"""Checks which sizes fit in memory, from the outcomes of trials, which have no interval."""
+"""Checks which sizes fit in memory. The evidence is the trials' outcomes, so there is no interval."""
 
 import re
 from typing import Literal
@@ -16,9 +16,9 @@ OUT_OF_MEMORY = {"oom_load", "oom_run", "censored"}
 class FitsCheck(FindingCheck):
     """The study's size did not fit in memory, and the largest smaller size has a result.
 
-    Only sizes above the largest with a result are considered, since a failure below it says nothing about memory. With
-    `largest`, the next planned size must also have run out of memory; otherwise memory may not be the limit. A size is
-    ignored if some of its trials have a result and others ran out of memory.
+    Only sizes above the largest size with a result are considered, since a failure below it says nothing about memory.
+    With `largest`, the next planned size must also have run out of memory; otherwise memory may not be the limit. A
+    size is ignored if some of its trials have a result and others ran out of memory.
     """
 
     kind: Literal["fits"]

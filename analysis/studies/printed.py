@@ -119,7 +119,7 @@ def _digits(figure: float | None) -> str:
 
 
 def smaller_form(results: RunResults, rows: Iterable[Beside]) -> list[SmallerPoint]:
-    """Return the run's points if none matches a study's row because batch sizes, steps or tasks differ."""
+    """Return the run's points if none matches a row of the study, because batch sizes, steps or tasks differ."""
     return list(smaller_points(results)) if all(row.measured is None for row in rows) else []
 
 

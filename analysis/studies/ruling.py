@@ -1,11 +1,11 @@
-"""Rulings on comparisons with a limit. Values have intervals, which may contain the limit."""
+"""Rulings on comparisons of a value with a limit. The value's interval may contain the limit."""
 
 from collections.abc import Iterable
 from enum import Enum
 
 
 class Ruling(Enum):
-    """The ruling on a claim, from values with intervals."""
+    """The ruling on a claim about values with intervals."""
 
     HOLDS = "holds with the whole interval"
     FAILS = "the whole interval contradicts it"

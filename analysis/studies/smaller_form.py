@@ -1,4 +1,4 @@
-"""A run's points without a published counterpart, e.g. the points of the smaller form without a GPU."""
+"""A run's points without a published counterpart, e.g. if a smaller form of the study ran without a GPU."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

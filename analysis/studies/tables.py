@@ -19,7 +19,7 @@ class PublishedTable(Strict):
     """The rows that a study published for one experiment, in the units of trials.parquet, rounded as published."""
 
     baseline: dict[str, Any]  # the row that other rows are compared with
-    same: tuple[str, ...]  # columns that are equal in a row and its baseline
+    same: tuple[str, ...]  # columns in which a row and its baseline are equal
     rows: tuple[dict[str, Any], ...]
 
     @property
@@ -45,9 +45,9 @@ class PublishedFinding(Strict):
         BestCheck | RatioCheck | RisingCheck | ConstantCheck | GainsCheck | RangeCheck | FitsCheck | OnceCheck,
         Field(discriminator="kind"),
     ]
-    hardware: tuple[str, ...] = ()  # hardware profiles it applies to, e.g. as memory matters; empty: any
-    premise: RangeCheck | None = None  # what a run must fulfil; the study's table is assumed to
-    note: str | None = None  # printed with the judgement: a note on the study's table or on settings here
+    hardware: tuple[str, ...] = ()  # hardware profiles that it applies to, e.g. because memory matters; empty: any
+    premise: RangeCheck | None = None  # condition that a run must meet; the study's table is assumed to meet it
+    note: str | None = None  # a note printed with the judgement, on the study's table or on settings here
 
 
 class Study(Strict):

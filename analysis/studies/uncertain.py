@@ -1,12 +1,12 @@
 """Values of points with the ends of their intervals, and their comparison with a limit: yes, no, open or unknown.
 
-The interval covers a new launch. A point measured on one launch lacks it: its interval for "these launches" does not
-include differences between launches. Such intervals are used only to compare values of the same launch (e.g. over
-loads), and the answer mentions it. Nothing is certain between engines or settings with one launch each. If a point has
-neither interval, e.g. after a single replicate, nothing about its value is certain.
+The interval covers a new launch. A point measured on one launch has no such interval: its interval for "these launches"
+does not include differences between launches. Such intervals are used only to compare values of the same launch (e.g.
+over loads), and the answer mentions it. Nothing is certain between engines or settings with one launch each. If a point
+has neither interval, e.g. after a single replicate, nothing about its value is certain.
 
-A ratio of two points of a run has the same interval as everywhere (`statistics.standings.Contests`). For other values,
-or points without paired launches, the ratio's interval comes from the unfavourable and the favourable ends of both.
+A ratio of two points of a run has the same interval as in other output (`statistics.standings.Contests`). For other
+values, or points without paired launches, the ratio's interval comes from the unfavourable and favourable ends of both.
 """
 
 import math
@@ -37,13 +37,13 @@ class Uncertain(NamedTuple):
     value: float
     low: float
     high: float
-    launches: frozenset[int] | None = None  # launches that the interval covers; None: also a new one
+    launches: frozenset[int] | None = None  # launches that the interval covers; None: it also covers a new launch
     lacking: str = ""  # why there is no interval, and for which point
     memory: str | None = None  # the kind of memory, if it is a memory quantity
     measured: "PointFigure | None" = None  # set for a point of a run
 
     def at_least(self, limit: float) -> Ruling:
-        """Return whether the figure is at least a limit: decided by the whole interval, open if the limit splits it."""
+        """Return whether the value is at least a limit: decided by the whole interval, open if the limit is within."""
         return self._ruling(self.low >= limit, self.high < limit)
 
     def at_most(self, limit: float) -> Ruling:
@@ -147,7 +147,7 @@ def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
 
 
 def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Uncertain:
-    """Derive a value from other values. It has an interval if all of theirs cover a new launch, or the same launches.
+    """Derive a value from other values. It has an interval if all theirs cover a new launch, or the same launches.
 
     Reserved memory and memory used by processes are different kinds, so a value derived from both has no interval.
     """
@@ -184,7 +184,7 @@ def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFr
 
 
 def points_of_any(points: pd.DataFrame, among: Sequence[Where]) -> pd.DataFrame:
-    """Return the points that match any of these choices; all points without choices."""
+    """Return the points that match any of these choices; all points if there are no choices."""
     if not among:
         return points
     chosen = {label for where in among for label in matching_points(points, where).index}

@@ -21,8 +21,8 @@ from analysis.tracking.sweep_run import X, curve_key, headline_columns
 from analysis.tracking.tracker import LONGEST_NAME
 from sweep.base.whole_file import write_whole
 
-WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # of a panel, in W&B's units; panels beside each other
-DECIDING_FIGURES = ("output_throughput", "ttft_p50_ms", "cost_per_million_tokens")  # after what varies
+WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # panels' width and height in W&B's units, and their number in a row
+DECIDING_FIGURES = ("output_throughput", "ttft_p50_ms", "cost_per_million_tokens")  # follow the settings that vary
 
 
 def engines_workspace(results: RunResults, project: str, entity: str, group: str) -> workspaces.Workspace:
@@ -42,7 +42,7 @@ def engines_workspace(results: RunResults, project: str, entity: str, group: str
 
 
 def engines_report(results: RunResults, project: str, entity: str, group: str) -> reports.Report:
-    """Return the run as a W&B page. Building it queries the API for the project."""
+    """Return the run as a W&B page. Building the page queries the API for the project."""
     blocks: list[Any] = [reports.MarkdownBlock(text=answer_text(results))]
     for task in results.layout.visible_panels:
         runset = reports.Runset(entity=entity, project=project, filters=runs_of(group))
@@ -55,7 +55,7 @@ def _title(results: RunResults) -> str:
 
 
 def runs_of(group: str) -> str:
-    """Return the filter for the W&B runs of a sweep and its trials."""
+    """Return the filter that selects the W&B runs of a sweep and its trials."""
     return f"Metric('group') = '{group}'"
 
 
@@ -118,7 +118,7 @@ def answer_text(results: RunResults) -> str:
 
 
 def view_of(made: workspaces.Workspace) -> dict[str, Any]:
-    """Return the data that `save` would send for a workspace."""
+    """Return the data that `save` would send to W&B for a workspace."""
     view = made._to_model()
     content: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {"displayName": view.display_name, "entityName": view.entity, "projectName": view.project, "spec": content}
@@ -132,7 +132,7 @@ def write_offline(made: workspaces.Workspace, folder: Path) -> Path:
 
 
 def save_online(made: workspaces.Workspace, page: reports.Report, folder: Path) -> list[str]:
-    """Save both, replacing earlier versions from this folder. Return their addresses."""
+    """Save the workspace and the report, replacing earlier versions from this folder. Return their addresses."""
     ids: dict[str, str] = {}
     remembered = folder / "views.json"
     if remembered.is_file():

@@ -16,7 +16,7 @@ from requests.utils import get_netrc_auth
 
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
-    """Track the trials in `messages`; the first message holds the settings. Print each fault in one line."""
+    """Track the trials in `messages`; the first message holds the settings. Print each fault on one line."""
     lines = iter(messages)
     settings = json.loads(next(lines))
     mode = chosen_mode()
@@ -110,7 +110,7 @@ def group(name: str, folder: Path) -> str:
 def token(folder: Path) -> str:
     """Return the id prefix of this folder's runs, so that equal trials in other folders do not replace them.
 
-    The folder stores it. If its file is removed, runs get new ids, which they need if the server deleted the old ones.
+    The folder stores it. If that file is removed, runs get new ids, as they must if the server deleted the old runs.
     """
     file = folder / "run-ids"
     if not file.exists():

@@ -1,6 +1,6 @@
 """Sends a finished run's files to W&B: its trials, the sweep as a whole, a workspace and a report.
 
-Equal ids replace earlier uploads, so this may be repeated. If there is no login, everything stays offline.
+Equal ids replace earlier uploads, so it may be repeated. If there is no login, everything stays offline.
 """
 
 import json
@@ -25,7 +25,7 @@ from sweep.disk.tables import read_if_whole
 
 
 def main(run: str, project: str | None, entity: str | None, trials: bool) -> int:
-    """Send a run and print where it went; return the exit status."""
+    """Send a run and print its addresses; return the exit status."""
     os.environ.setdefault("WANDB_SILENT", "true")
     folder = run_folder(run)
     try:
@@ -41,7 +41,7 @@ def main(run: str, project: str | None, entity: str | None, trials: bool) -> int
 
 
 def publish(folder: Path, project: str | None, entity: str | None, trials: bool = True) -> list[str]:
-    """Send a run to W&B, or write it for later. Return the outcome, line by line."""
+    """Send a run to W&B, or write it to disk for later. Return the outcome, line by line."""
     results = open_results(folder)
     paths = results.run.paths
     if not (paths.report.exists() and paths.summary.exists()):
@@ -77,7 +77,7 @@ def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str
 
 
 def _destination(results: RunResults, project: str | None, entity: str | None) -> dict[str, Any]:
-    """Return the project and entity given on the command line, else the project and entity that tracked the run."""
+    """Return the project and entity given on the command line, else those to which the run was tracked."""
     file = results.run.paths.tracking / "destination.json"
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {

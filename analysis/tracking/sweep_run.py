@@ -1,4 +1,4 @@
-"""A whole sweep as one W&B run: the table of its points, its curves as history, its figures, report and files."""
+"""A whole sweep as one W&B run: the table of its points, its curves as history, its charts, report and files."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,14 @@ from analysis.results import RunResults
 from analysis.tracking import process
 from analysis.tracking.tracker import LONGEST_NAME
 
-X = "x"  # the step of curves: the x axis of the figures
-MOST_COLUMNS = 10  # of the table of points
-SWEEP = "sweep"  # the job type of this run, and the end of its id
-MOST_ROWS = 10_000  # maximum rows: W&B shows no more
+X = "x"  # the step of curves: the x axis of the charts
+MOST_COLUMNS = 10  # maximum columns of the table of points
+SWEEP = "sweep"  # the job type of this W&B run, and the end of its id
+MOST_ROWS = 10_000  # maximum rows that W&B shows
 
 
 def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> None:
-    """Log the run: the default panels' figures as history, the rest as a table, images, a page and an artifact."""
+    """Log the run: the default panels' values as history, the rest as a table, images, a page and an artifact."""
     import wandb
 
     paths = results.run.paths
@@ -65,7 +65,7 @@ def described_sweep(results: RunResults) -> dict[str, Any]:
 
 
 def points_table(results: RunResults) -> pd.DataFrame:
-    """Return the points with the deciding columns, in display units: at most ten; summary.csv has the rest."""
+    """Return the points with the headline columns (at most ten columns), in display units; summary.csv has the rest."""
     layout = results.layout
     points = layout.points.head(MOST_ROWS)
     table = points[["line", "panel"]].set_axis(["configuration", "task"], axis="columns")
@@ -81,7 +81,7 @@ def points_table(results: RunResults) -> pd.DataFrame:
 
 
 def curves(results: RunResults) -> Iterator[dict[str, Any]]:
-    """Yield the headline values along x, in ascending order: a key for each line of each panel."""
+    """Yield a mapping per value of x, in ascending order: x, and the headline values by panel, quantity and line."""
     layout = results.layout
     points = layout.points[layout.points["n"] > 0]
     sizes = points[layout.x].astype("float64") if layout.x else pd.Series(0.0, points.index)

@@ -1,7 +1,7 @@
 """Weights & Biases: one run per trial and one group per sweep. A separate process sends the data, so no trial waits.
 
 A tracking fault never fails a sweep. Any fault, including a hang or crash of wandb, gives one warning. This module
-describes a trial for wandb, and `analysis.tracking.process` passes it on.
+describes a trial for wandb, and `analysis.tracking.process` sends it.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from sweep.numbers.quantity import percentile_name
 
 log = logging.getLogger(__name__)
 
-INIT_TIMEOUT = 20.0  # s to reach the server
-CLOSE_TIMEOUT = 120.0  # s for the remaining uploads
-MOST_KEYS = 40  # of a run's summary
+INIT_TIMEOUT = 20.0  # seconds allowed to reach the server
+CLOSE_TIMEOUT = 120.0  # seconds allowed for the remaining uploads
+MOST_KEYS = 40  # columns of a run's summary
 OUTCOME = ("outcome", "reason", "warnings", "attempt", "num_requests", "num_failed", "duration", "client_stamp_source")
 OTHER_FIGURES = (
     *("total_throughput", "request_throughput", "goodput_share", "kv_cache_usage_max", "memory_peak_bytes"),
@@ -119,7 +119,7 @@ class Tracker:
 
     def _write(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # `_read` reports why it broke
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # `_read` reports why the pipe broke
             while (message := self._messages.get()) is not None:
                 pipe.write(message + "\n")
                 pipe.flush()
@@ -165,7 +165,7 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summarised(percentiles: Sequence[float]) -> list[str]:
-    """Return the columns for a run's summary: only deciding columns; trials.parquet in the artifact has all."""
+    """Return the columns for a run's summary: those that usually decide; trials.parquet has all."""
     latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in percentiles]
     return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *OTHER_FIGURES]))[:MOST_KEYS]
 

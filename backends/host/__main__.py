@@ -19,7 +19,7 @@ from backends.host.http import HostConnection, HTTPError, Query, error_body, ser
 from backends.host.library import ContinuousLibrary, Library, LibrarySettings, PromptRow
 from backends.host.text import Detokenizer, Tokenizer
 
-# The allowed values of these request keys; they mean greedy decoding and a single answer.
+# Required values of these request keys: they mean greedy decoding and a single answer.
 ALLOWED: dict[str, tuple[Any, ...]] = {"temperature": (None, 0), "use_beam_search": (None, False), "logprobs": (None,)}
 ALLOWED |= {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, "")}
 
@@ -34,7 +34,7 @@ class LibraryServer:
         self.tokenizer = tokenizer
         self.name = name
         self.context = context or tokenizer.context or sys.maxsize
-        self.trial = offline.OfflineTrial()  # of `measure`
+        self.trial = offline.OfflineTrial()  # the trial that `measure` runs
         loop = asyncio.get_running_loop()
         self.batches: BatchQueue | ContinuousQueue = (
             ContinuousQueue(library, loop)
@@ -218,7 +218,7 @@ class Completion:
         self.counts = [0] * len(call.rows)
 
     def chunk(self, index: int, token: int) -> dict[str, Any]:
-        """Return the chunk of one token."""
+        """Return the chunk for one token."""
         row = self.call.rows[index]
         self.counts[index] += 1
         # The library's thread may be ahead of this thread, so only the row's last token carries the finish reason.

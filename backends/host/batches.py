@@ -27,7 +27,7 @@ class GenerationFailed(Exception):
 
 
 def failure(error: Exception, library: Library | ContinuousLibrary) -> GenerationFailed:
-    """Log a library's exception, free the memory held by it, and return it as a call's failure."""
+    """Log a library's exception, free the memory that it holds, and return it as a call's failure."""
     traceback.print_exception(error)
     # The traceback's frames hold the batch's tensors, so memory can be freed only once they are cleared.
     traceback.clear_frames(error.__traceback__)
@@ -38,7 +38,7 @@ def failure(error: Exception, library: Library | ContinuousLibrary) -> Generatio
 
 @dataclass(slots=True, eq=False)
 class HostedCall:
-    """One HTTP request: its rows, and a queue with the (row, token) pairs of every step, which ends with None."""
+    """One HTTP request: its rows, and a queue with the (row, token) pairs of every step, ended by None."""
 
     rows: list[PromptRow]
     released: int | None = None  # ns of CLOCK_MONOTONIC; only for a call timed in-process, which gets no token events

@@ -1,4 +1,4 @@
-"""Serves calls with a library that has its own scheduler: a row may join or leave at any step, without waiting."""
+"""Serves calls with a library that has its own scheduler: a row can join or leave at any step."""
 
 import asyncio
 import threading
@@ -21,7 +21,7 @@ class RowPlace:
 
 
 class ContinuousQueue(CallQueue):
-    """The rows in flight in a library, by object identity."""
+    """The rows in flight in a library, keyed by object identity."""
 
     def __init__(self, library: ContinuousLibrary, loop: asyncio.AbstractEventLoop) -> None:
         self.library: ContinuousLibrary = library
@@ -122,7 +122,7 @@ class ContinuousQueue(CallQueue):
         ended: list[tuple[RowPlace, GenerationFailed | None]] = []
         for row, tokens, error in steps:
             place = self.running.get(id(row))
-            if place is None or row.finish_reason:  # aborted meanwhile; `_drop_aborted` removes it from the library
+            if place is None or row.finish_reason:  # aborted during the step; `_drop_aborted` drops it from the library
                 continue
             pairs = events.setdefault(id(place.call), (place.call, []))[1]
             before = len(row.tokens)

@@ -121,7 +121,7 @@ def serve_connections(handle: Handler) -> Callable[[asyncio.StreamReader, asynci
                         await connection.answer(error.body, error.status)
                     if query.headers.get("connection", "").lower() == "close":
                         return
-            except HTTPError as error:  # the next request's start is unknown, so the connection ends
+            except HTTPError as error:  # the beginning of the next request is unknown, so the connection ends
                 await connection.answer(error.body, error.status)
 
     return serve

@@ -41,7 +41,7 @@ class PromptRow:
             self.finish_reason = "length"
 
 
-EmitTokens = Callable[[Sequence[tuple[int, int]]], None]  # takes a step's (row, token) pairs; ignores finished rows
+EmitTokens = Callable[[Sequence[tuple[int, int]]], None]  # receives a step's (row, token) pairs; ignores finished rows
 
 
 class Library(Protocol):
@@ -78,7 +78,7 @@ class ContinuousLibrary(Protocol):
         """Add a row. The row ends by itself at `row.max_tokens` or at a token in `row.ends`."""
 
     def step(self) -> Sequence[Step]:
-        """Decode greedily until a row has new tokens or ends. An empty list means that no row has new tokens yet."""
+        """Decode greedily until a row has new tokens or ends. The list is empty if no row has new tokens yet."""
 
     def drop(self, row: PromptRow) -> None:
         """Stop generating for this row. Do nothing if the row has ended."""

@@ -31,7 +31,7 @@ class OfflineTrial:
         return {"warmup": _records(self.warmup), "records": _records(self.measured)}
 
     def counts(self) -> dict[str, Any] | None:
-        """Return counts of the measured rows so far, or None before the first. Another thread runs the rows."""
+        """Return counts of the measured rows so far, or None before the first row. Another thread runs the rows."""
         rows = [row for call in self.measured if call.released is not None for row in call.rows]
         if not rows:
             return None
@@ -45,7 +45,7 @@ class OfflineTrial:
 def _records(calls: Sequence[HostedCall]) -> list[dict[str, Any]]:
     return [
         {
-            "released": call.released,  # ns
+            "released": call.released,  # in ns
             "stamps": row.stamps,
             "input_tokens": len(row.prompt),
             "output_tokens": len(row.tokens),

@@ -16,9 +16,9 @@ from backends.host.libraries import transformers_library
 from backends.host.library import LibrarySettings, PromptRow
 from backends.host.text import Tokenizer
 
-SPARE = 2 * 2**30  # bytes for everything but the weights: libraries, activations and a short KV cache
+SPARE = 2 * 2**30  # bytes reserved for everything but the weights: libraries, activations and a short KV cache
 AT_ONCE = 32  # maximum prompts per batch; batching changes no answer in float32
-TOKENS_AT_ONCE = 8192  # per batch, with padding and answers: 4 GiB of KV cache for Llama-2-7B in two bytes
+TOKENS_AT_ONCE = 8192  # tokens per batch, including padding and answers: 4 GiB of KV cache for Llama-2-7B in two bytes
 
 
 def dtype_that_fits(model: Path, device: str) -> str:
@@ -36,7 +36,7 @@ def dtype_that_fits(model: Path, device: str) -> str:
 
 
 def fitting_batches(rows: Iterable[PromptRow]) -> Iterator[list[PromptRow]]:
-    """Yield batches that fit in memory with the weights. Rows in a batch have similar lengths, for little padding."""
+    """Yield batches that fit in memory with the weights. A batch's rows have similar lengths, for little padding."""
     batch: list[PromptRow] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)):
         padded = (len(batch) + 1) * (len(row.prompt) + row.max_tokens)

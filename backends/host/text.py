@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-LONGEST_CHARACTER = 4  # bytes in UTF-8, so a character has at most four byte tokens
+LONGEST_CHARACTER = 4  # maximum bytes of a character in UTF-8, and so its maximum byte tokens
 
 
 class Tokenizer:

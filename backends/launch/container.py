@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 TOKEN = "HF_TOKEN"
-TOKEN_FILE = "/run/sweep/token"  # in the container
+TOKEN_FILE = "/run/sweep/token"  # path in the container
 
 # Without job control the shell redirects the input of `&` from /dev/null, so the input is saved as descriptor 3.
 LEASE = """
@@ -44,7 +44,7 @@ def command(runtime: str, name: str, arguments: list[str], token: Path | None = 
     """Return the runtime's command. The container's standard input is the lease, and it is removed when it ends."""
     options, (image, *engine) = split(arguments)
     leased = ["-c", LEASE, "lease", *engine]
-    if runtime == "apptainer":  # it has no daemon, so the container is a child of this process
+    if runtime == "apptainer":  # apptainer has no daemon, so the container is a child of this process
         bind = [f"--bind={token}:{TOKEN_FILE}:ro", f"--env=HF_TOKEN_PATH={TOKEN_FILE}"] if token else []
         return [runtime, "exec", *options, *bind, image, "/bin/sh", *leased]
     mount = [f"--volume={token}:{TOKEN_FILE}:ro", f"--env=HF_TOKEN_PATH={TOKEN_FILE}"] if token else []

@@ -10,7 +10,7 @@ from backends.base import Launch
 from backends.launch.gpus import find_gpu
 
 WRAPPER = Path(__file__).resolve().with_name("container.py")
-SOURCES = Path(__file__).resolve().parents[1]  # source of the in-process server, which runs in the engine's process
+SOURCES = Path(__file__).resolve().parents[1]  # source of the in-process server, which is mounted into the container
 # Variables of this machine that mean nothing inside an image; the runtime pins the GPUs.
 NOT_PASSED = ("PATH", "VIRTUAL_ENV", "CUDA_HOME", "TORCH_EXTENSIONS_DIR", "CUDA_VISIBLE_DEVICES", "HF_TOKEN")
 
@@ -51,7 +51,7 @@ def _cache_variables(launch: Launch) -> list[str]:
 
 
 def _cdi(gpu: str) -> str:
-    """Return the GPU's name in NVIDIA's container device interface: its NVML number, or a MIG part's UUID."""
+    """Return the GPU's name in NVIDIA's container device interface: its NVML number, or the UUID of a MIG part."""
     found_gpu = None if gpu.startswith("MIG-") else find_gpu(gpu)
     return str(found_gpu.number) if found_gpu else gpu
 

@@ -16,7 +16,7 @@ INHERITED = (
     *("LANG", "LANGUAGE", "LC_*", "TZ", "TERM"),
     *("CUDA_*", "NVIDIA_*", "LD_LIBRARY_PATH", "LD_PRELOAD", "NCCL_*", "GLOO_*", "UCX_*", "HIP_*", "HSA_*", "ROCM_*"),
     *("OMP_*", "KMP_*", "GOMP_*", "MKL_*", "OPENBLAS_*", "NUMBA_*", "MALLOC_*", "GLIBC_TUNABLES"),
-    *("CC", "CXX", "CPATH", "LIBRARY_PATH"),  # for the compiler that Triton and torch call; set by a cluster's modules
+    *("CC", "CXX", "CPATH", "LIBRARY_PATH"),  # set by a cluster's modules for the compiler that Triton and torch call
     *("TORCH*", "PYTORCH_*", "TRITON_*", "TOKENIZERS_*", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
     "SWEEP_SHARED_MACHINE",
 )
@@ -29,7 +29,7 @@ INHERITED_BY_RUNTIMES = ("DOCKER_*", "CONTAINER_*", "CONTAINERS_*", "PODMAN_*", 
 
 
 def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
-    """Return the variables in INHERITED or `names` (PREFIX_* is allowed). A secret passes only by its full name."""
+    """Return the variables in INHERITED or `names` (PREFIX_* is allowed). A secret needs its full name in `names`."""
     patterns, full = (*INHERITED, *names), set(names)
     return {
         name: value
@@ -57,7 +57,7 @@ def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[st
 
 
 def telling_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that may change how an engine computes, without secrets and OF_THE_PLACE."""
+    """Return the variables that may change how an engine computes, without secrets and without OF_THE_PLACE."""
     ours = {supervisor.MARKER, supervisor.OWNER}
     return {
         name: value

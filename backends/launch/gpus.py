@@ -10,14 +10,14 @@ import pynvml
 from sweep.base.config import ConfigError
 from sweep.base.exits import Blame, Exit
 
-LEAST_CONTEXT = 64 * 2**20  # bytes; CUDA's context alone takes more
-# NVML's bits for the reasons for a lowered clock.
+LEAST_CONTEXT = 64 * 2**20  # bytes; CUDA's context alone uses more
+# NVML's bits for the reasons why a clock is lowered.
 THERMAL_REASONS = pynvml.nvmlClocksEventReasonSwThermalSlowdown | pynvml.nvmlClocksEventReasonHwThermalSlowdown
 POWER_REASONS = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
 
 
 class BrokenDriver(ConfigError):
-    """NVML reports a driver that is installed but does not work."""
+    """NVML reports that a driver is installed but does not work."""
 
     exit = Exit("broken driver", blames=Blame.NODE)
 
@@ -25,7 +25,7 @@ class BrokenDriver(ConfigError):
 class Memory(NamedTuple):
     """The memory of one GPU, in bytes."""
 
-    used: int  # by any process
+    used: int  # used by any process
     total: int
 
 
@@ -33,7 +33,7 @@ class Gpu(NamedTuple):
     """A GPU or a MIG part of a GPU, as the driver describes it."""
 
     uuid: str  # "GPU-…" or "MIG-…": identifies it in any numbering
-    number: int  # NVML's number, by PCI bus; a MIG part has its GPU's number
+    number: int  # NVML's number, in PCI bus order; a MIG part has its GPU's number
     name: str  # e.g. "NVIDIA L4"
     capability: str  # compute capability, e.g. "8.9"
 
@@ -109,7 +109,7 @@ def memory(handle: Any) -> Memory | None:
 
 
 def used_memory(gpus: Sequence[str]) -> int:
-    """Return the total bytes in use on these GPUs; 0 for an empty list, or if NVML is missing (not NVIDIA GPUs)."""
+    """Return the total bytes in use on these GPUs; 0 for an empty list, or without NVML (the GPUs are not NVIDIA's)."""
     if not gpus:
         return 0
     try:
@@ -120,7 +120,7 @@ def used_memory(gpus: Sequence[str]) -> int:
 
 
 def gpus_show(gpus: Sequence[str], pids: Collection[int], before: int) -> bool:
-    """Return whether GPUs show one of these processes, or more memory in use than before; True if unreadable."""
+    """Return whether GPUs show one of these processes, or more memory in use than before; True if unknown."""
     try:
         devices = list(handles(gpus).values())
     except pynvml.NVMLError_LibraryNotFound:

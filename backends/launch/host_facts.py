@@ -17,18 +17,18 @@ from backends.prepare.fit import oldest
 from backends.prepare.sources import cpu_features
 from sweep.base.config import cache_directory
 
-ENGINES = ("ollama", "text-generation-launcher")  # that are programs
+ENGINES = ("ollama", "text-generation-launcher")  # EXECUTABLES that are programs, not headers
 EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun", *ENGINES)
 COMPILERS = ("cc", "gcc", "clang")  # any of these, or $CC, is accepted as cc
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Return NVML's names of the GPUs that this process may use; empty if there is no driver."""
+    """Return the names, from NVML, of the GPUs that this process may use; empty if there is no driver."""
     return tuple(gpu.name for gpu in gpus.visible())
 
 
 def hardware() -> dict[str, Any]:
-    """Return this node's hardware: processor, cores, memory, GPUs, and its load a moment ago."""
+    """Return this node's hardware: processor, cores, memory, GPUs, and its current load."""
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -81,7 +81,7 @@ def host() -> Host:
 
 
 def stated(cache_dir: str | None) -> Host:
-    """Return this machine's facts as a cluster node reports them: with free disk, or with a broken driver's error."""
+    """Return this machine's facts as a cluster node reports them, with its free disk or a broken driver's error."""
     try:
         return replace(host(), free_disk=free_disk(cache_directory(cache_dir)))
     except gpus.BrokenDriver as error:

@@ -13,7 +13,7 @@ def shares(cores: Sequence[int], number: int) -> list[tuple[int, ...]]:
 
 
 def replica_launches(launch: Launch, replicas: int) -> list[Launch]:
-    """Return each replica's launch, with a folder and its share of the GPUs and cores (all cores if too few)."""
+    """Return each replica's launch, with a folder and its share of the GPUs and cores (all cores if there are few)."""
     if replicas == 1:
         return [launch]
     gpus, cpus = len(launch.gpus) // replicas, shares(launch.cpus, replicas)

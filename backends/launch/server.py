@@ -40,13 +40,13 @@ LOG = "engine.log"
 READY_POLL = 0.05  # seconds between two checks of a starting engine
 PORT_ATTEMPTS = 4
 KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended, directly or (in a container) through a shell
-GPU_MEMORY_WITHIN = 60.0  # seconds that the driver has to release an ended engine's GPU memory
+GPU_MEMORY_WITHIN = 60.0  # seconds within which the driver must release an ended engine's GPU memory
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use, since another process's use of the GPU may have grown
 TAIL_BYTES = 2**18
-LOG_PART = 2**20  # bytes of a log's begin, and of its end, in which an engine's choices are looked for
-LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
-PROBE_EVERY, PROBE_TIMEOUT = 1.0, 5.0  # s between two probes of an endpoint, and s for a connection to it
-PROBES, PROBE_PAUSE = 3, 0.2  # refused connections in a row that show that an endpoint is down, and s between them
+LOG_PART = 2**20  # bytes at a log's beginning, and at its end, that are searched for an engine's choices
+LOG_LINES = 3000  # lines at a log's end that are searched for the cause of a failure
+PROBE_EVERY, PROBE_TIMEOUT = 1.0, 5.0  # seconds between two probes of an endpoint, and seconds allowed for a connection
+PROBES, PROBE_PAUSE = 3, 0.2  # refused connections in a row that show an endpoint is down, and seconds between them
 GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is gone, or of a server that is starting
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
 REACHABLE_BY_ALL = "every process in its network namespace, at 127.0.0.1, without a key"
@@ -67,8 +67,8 @@ class LaunchError(Exception):
 class Engine:
     """A running engine with its URL, processes and log. `running` creates it."""
 
-    served_from = 0  # position in the log when the engine became ready
-    proxy: Proxy | None = None  # between sweep and an endpoint
+    served_from = 0  # position in the log at which the engine became ready
+    proxy: Proxy | None = None  # the proxy between sweep and an endpoint
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self.backend = backend
@@ -94,7 +94,7 @@ class Engine:
         environ = engine_environment(self.backend, self.launch, self.marker)
         self.variables = telling_variables(environ)
         if self.launch.image:
-            # The marker makes processes in the container count as the engine's, even for a search for leftovers.
+            # With the marker, processes in the container count as the engine's, also when leftovers are searched for.
             marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)}
             variables = {**ENGINE_ENVIRON, **self.launch.environ, **self.backend.environment(self.launch), **marks}
             self.command = container_options.wrap(self.command, self.launch, variables)
@@ -141,7 +141,7 @@ class Engine:
         return self.backend.log.ran_out_of_memory(self.log_tail(1000, since))
 
     def exit_reason(self) -> str:
-        """Return one line on how the engine ended, with its error message."""
+        """Return one line about how the engine ended, with its error message."""
         return self.named(self._ending())
 
     def named(self, reason: str) -> str:
@@ -185,7 +185,7 @@ class Engine:
         return processes
 
     def shows_on_gpus(self) -> bool:
-        """Return whether the engine's GPUs show it; True if it has no GPU or computes nothing."""
+        """Return whether the engine appears on its GPUs; True if it has no GPU or computes nothing."""
         if not self.launch.gpus or not self.backend.traits.computes_model:
             return True
         return gpus_show(self.launch.gpus, {process.pid for process in self.processes()}, self._gpu_memory)
@@ -371,18 +371,18 @@ class AttachedEngine(Engine):
             True,
             False,
             -math.inf,
-        )  # the last: monotonic time of its end
+        )  # the last probe: monotonic time of its end
 
     def _start(self) -> None:
         self.command = []
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"proxy": str(self.proxy or "none")}  # docs/endpoints.md has the rule
+        return super().facts() | {"proxy": str(self.proxy or "none")}  # docs/endpoints.md states the rule
 
     def alive(self) -> bool:
-        """Return whether the endpoint accepts connections, according to a probe that was made apart.
+        """Return whether the endpoint accepts connections, according to a probe in a separate thread.
 
-        It never waits for the endpoint, which may drop packets. It is probed at most once a second.
+        This call never waits for the endpoint, which may drop packets. The endpoint is probed at most once a second.
         """
         with self._lock:
             due = not self._is_probing and time.monotonic() - self._last_probe >= PROBE_EVERY
@@ -392,7 +392,7 @@ class AttachedEngine(Engine):
         return self._accepts
 
     def _probe(self) -> None:
-        """Find whether the endpoint accepts connections: a refusal may be an accident, several in a row are none."""
+        """Find whether the endpoint accepts connections: one refusal may be an accident, several in a row are not."""
         parts = urlsplit(self.url)
         address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         address, accepts = self.proxy.address if self.proxy else address, False
@@ -420,7 +420,7 @@ class AttachedEngine(Engine):
             return None if HTTP2_ONLY in tls_remedy(error) else "closes connections without an answer"
         except httpx.ProxyError as error:
             return f"its proxy answers {error}" if str(error).startswith(tuple(map(str, GATEWAY_ERRORS))) else None
-        except httpx.HTTPError:  # e.g. a bad certificate or a timeout, which requests will meet too
+        except httpx.HTTPError:  # e.g. a bad certificate or a timeout, on which requests will fail too
             return None
         return f"answers with status {status}" if status in GATEWAY_ERRORS else None
 
@@ -482,7 +482,7 @@ def running_together(
 def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
     try:
         endpoint = AttachedEngine(backend, launch)
-    except ValueError as error:  # this node's variables may differ from those of the machine that planned
+    except ValueError as error:  # this node's variables may differ from the planning machine's
         reason = f"backend.proxy=environment: {error}"
         raise LaunchError(Outcome.LAUNCH_FAILED, reason, Exit(Cause.CONTRADICTION)) from None
     if problem := endpoint.outage():
@@ -491,7 +491,7 @@ def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
 
 
 class _Start:
-    """The start of an engine, which is retried on another port if its port is taken meanwhile."""
+    """Starts an engine; tries another port if another process takes its port first."""
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self._fixed = backend.port or launch.port
@@ -507,7 +507,7 @@ class _Start:
         self.is_ready = False
 
     def ready(self, client: httpx.Client) -> bool:
-        """Return whether the engine answers. Raises LaunchError, even if a ready engine has died."""
+        """Return whether the engine answers. Raises LaunchError, also if a ready engine has died."""
         engine = self.engine
         if not engine.alive():
             if self._attempts and PORT_TAKEN.search(engine.log_tail(1000)):
@@ -580,7 +580,7 @@ def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that is free now. If it is taken before the engine listens, `running` tries another port."""
+    """Return a port that is free now. If a process takes it before the engine listens, `running` tries another port."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -588,7 +588,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
-    """Return one line on why an engine cannot use this port, or None if it can."""
+    """Return one line about why an engine cannot use this port, or None if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is considered free
         try:
@@ -610,7 +610,7 @@ def _port_is_foreign(engine: Engine) -> bool:
                 begin = psutil.Process(engine.pid).create_time()
                 if marker or psutil.Process(connection.pid).create_time() < begin:
                     return True
-            except psutil.NoSuchProcess:  # the engine has ended, as it does if it cannot bind, or the listener has
+            except psutil.NoSuchProcess:  # the engine has ended (as it does if it cannot bind), or the listener has
                 return True
     return False
 

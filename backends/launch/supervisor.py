@@ -1,10 +1,10 @@
 """The parent process of an engine or of a preparing program. It leaves no process behind.
 
 It is forked twice (so a parent that kills its direct children does not hit it) and leads a separate session. Two pipes
-connect it to the task: the *lease*, which ends when the task closes it or dies; and the *status*, a JSON object a line:
-{"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits processes that the engine detaches, even with a new
-environment and session. If it is killed itself, its parent, the *guardian*, inherits and ends these processes; a marker
-in every process's environment identifies the rest. `hold LEASE COMMAND…` does the same for a program.
+connect it to the task: the *lease*, which ends when the task closes it or dies; and the *status*, a JSON object per
+line: {"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits processes that the engine detaches, even those
+with a new environment and session. If it is killed, its parent, the *guardian*, inherits and ends them; a marker in
+every process's environment identifies the rest. `hold LEASE COMMAND…` does the same for a program.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-MARKER = "SWEEP_MARKER"  # in an engine's environment: the attempt that it belongs to
+MARKER = "SWEEP_MARKER"  # variable in an engine's environment with the attempt that the engine belongs to
 OWNER = "SWEEP_OWNER"  # "pid:start time" of the process that launched it
-SUPERVISOR = "SWEEP_SUPERVISOR"  # only in a supervisor's environment
+SUPERVISOR = "SWEEP_SUPERVISOR"  # variable only in a supervisor's environment
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-LOG_HEAD = LOG_TAIL = 8 << 20  # bytes of a log to keep, once it has twice as many
-LOG_CHECK = 1.0  # s between two checks of its size
+LOG_HEAD = LOG_TAIL = 8 << 20  # bytes to keep of a log that has grown to twice as many
+LOG_CHECK = 1.0  # seconds between two checks of a log's size
 LOG_NOTE = b"\nsweep: %015d bytes of this log are left out here\n"
 NOTE_SIZE = len(LOG_NOTE % 0)
-GONE_WITHIN = 15.0  # s within which killed processes should disappear (a GPU driver can hold a process for seconds)
+GONE_WITHIN = 15.0  # seconds within which killed processes should disappear (a GPU driver can hold them longer)
 
 
 def status_field(pid: int, number: int) -> str | None:
@@ -92,7 +92,7 @@ def send(pids: list[int], number: int) -> None:
 
 
 def kill_all(find: Callable[[], list[int]]) -> list[int]:
-    """Send SIGKILL until `find` returns no process. Return those still stuck in the kernel after GONE_WITHIN s."""
+    """Send SIGKILL until `find` returns no process. Return the pids still stuck after GONE_WITHIN s."""
     deadline = time.monotonic() + GONE_WITHIN
     while (pids := find()) and time.monotonic() < deadline:
         send(pids, signal.SIGKILL)
@@ -103,7 +103,7 @@ def kill_all(find: Callable[[], list[int]]) -> list[int]:
 def reap() -> dict[int, int]:
     """Collect ended children as {pid: exit status}; a negative status is the signal that killed the child."""
     ended: dict[int, int] = {}
-    with contextlib.suppress(ChildProcessError):  # no child is left
+    with contextlib.suppress(ChildProcessError):  # no child remains
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
             ended[child[0]] = os.waitstatus_to_exitcode(child[1])
     return ended
@@ -139,7 +139,7 @@ def cut_log(log: str) -> None:
 
 
 def start(spec: dict[str, Any]) -> int:
-    """Start the engine, logged, in its own group and on its cores. Return its pid. It dies with this process."""
+    """Start the engine, logged, in its own process group, on its cores. Return its pid. It dies with this process."""
     supervisor = os.getpid()
     pid = os.fork()
     if pid:

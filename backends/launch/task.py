@@ -16,7 +16,7 @@ from typing import Any
 
 from backends.launch import supervisor
 
-EXTENSIONS = "torch_extensions"  # an environment's folder for modules that torch compiles
+EXTENSIONS = "torch_extensions"  # folder in an environment for the modules that torch compiles
 STOP_POLL = 0.2  # seconds between two checks for cancellation
 NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP")
 
@@ -37,13 +37,13 @@ _task: ContextVar[Task] = ContextVar("task", default=Task())  # noqa: B039 - sha
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """Return this process's environment plus `settings`, without variables that affect another interpreter."""
+    """Return this process's environment plus `settings`, without variables that would affect another interpreter."""
     return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | settings
 
 
 @functools.cache
 def cuda_release(compiler: str) -> str | None:
-    """Return an nvcc's CUDA release, e.g. "13.0"; None if it does not run."""
+    """Return an nvcc's CUDA release, e.g. "13.0"; None if the compiler does not run."""
     try:
         report = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout
     except OSError:
@@ -53,7 +53,7 @@ def cuda_release(compiler: str) -> str | None:
 
 
 def _toolkit(compiler: Path) -> Path:
-    """Return the user's CUDA toolkit if it has the release of the environment's compiler, else the environment's."""
+    """Return the user's CUDA toolkit if its release is that of the environment's compiler, else the environment's."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
             release = cuda_release(str(Path(home) / "bin" / "nvcc"))
@@ -73,7 +73,7 @@ def activated(python: str) -> dict[str, str]:
             toolkit = _toolkit(compiler)
             environ["CUDA_HOME"] = str(toolkit)
             paths.append(str(toolkit / "bin"))
-    if (extensions := folder.parent / EXTENSIONS).exists():  # compiled against this environment's torch
+    if (extensions := folder.parent / EXTENSIONS).exists():  # modules compiled against this environment's torch
         environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
     return {**environ, "PATH": os.pathsep.join([*paths, os.environ.get("PATH", os.defpath)])}
 

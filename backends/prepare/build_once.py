@@ -31,7 +31,7 @@ def build_once(
 
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock between processes; a killed holder loses it. Raises task.Stopped if stopped while waiting."""
+    """Hold a lock between processes; a holder that is killed loses it. Raises task.Stopped if stopped while waiting."""
     with path.open("w") as file:
         if not _locked(file):
             on_wait()

@@ -18,11 +18,11 @@ from sweep.base.exits import Failed
 from sweep.base.whole_file import write_whole
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "sweep" / "inputs" / "data" / "prompts"
-CHECKPOINT_FORMAT = 1  # part of every digest; raise it when the same input yields different weights
+CHECKPOINT_FORMAT = 1  # part of every digest; raise it when equal inputs give different weights
 NOTE = "conversion.json"
 # Suffixes of the Hugging Face files that describe the tokenizer and the end tokens, copied into every conversion.
 DESCRIPTION = (".json", ".txt", ".model", ".jinja")
-PROGRESS = "progress: "  # starts an output line that is meant for the user
+PROGRESS = "progress: "  # prefix of an output line that is meant for the user
 
 
 class ConversionFailed(Failed, ValueError):
@@ -52,7 +52,7 @@ def converted(
         make(partial)
         description = {**content, **note(partial)}
         for path in model.iterdir():
-            weights = path.name.endswith(".index.json")  # says which file holds a tensor
+            weights = path.name.endswith(".index.json")  # names the file that holds each tensor
             if path.suffix in DESCRIPTION and path.is_file() and not weights and not (partial / path.name).exists():
                 shutil.copyfile(path, partial / path.name)
         (partial / NOTE).write_text(json.dumps(description, indent=1))
@@ -88,7 +88,7 @@ def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) ->
 
 
 def not_made(setting: str, lacking: str, instead: str = "") -> str:
-    """Return why a setting's weights cannot be made for an engine in an image, with the remedy."""
+    """Return why the weights that a setting needs cannot be made for an engine in an image, with the remedy."""
     why = f"not made for an engine in an image, since conversions run outside the image, without {lacking}"
     return f"{setting}: {why}; choose an environment that is not an image{instead}"
 
@@ -105,7 +105,7 @@ def note(folder: Path) -> dict[str, Any]:
 
 
 def method(folder: Path) -> dict[str, str]:
-    """Return the quantisation method of sweep's checkpoint, as a fact, if recorded."""
+    """Return the quantisation method of sweep's checkpoint, as a fact; empty if it is not recorded."""
     made = note(folder).get("method")
     return {"quantization_method": made} if made else {}
 
@@ -113,7 +113,7 @@ def method(folder: Path) -> dict[str, str]:
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment, with `path` to import from as well. Raises ConversionFailed."""
+    """Run conversions/<program>.py in an environment, which also imports from `path`. Raises ConversionFailed."""
     root = Path(__file__).resolve().parents[2]
     command = [python, "-m", f"backends.prepare.conversions.{program}", *cli(arguments)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
@@ -146,7 +146,7 @@ def versions(python: str, *distributions: str) -> str:
 
 
 def digest(folder: Path, cache_dir: Path) -> str:
-    """Return 16 hex digits for the names and contents of a folder's files. Unchanged files are read once."""
+    """Return 16 hex digits for the names and contents of a folder's files. Unchanged files are read only once."""
     cache = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
     cached: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.is_file() else {}
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -91,12 +91,12 @@ def for_nodes(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
 
 
 def unusable(spec: EnvironmentSpec, host: Host, options: ConfigPath | None = None) -> str | None:
-    """Return why an environment cannot be used on a node, with usable alternatives, or None if it can."""
+    """Return why an environment cannot be used on a node, with the alternatives that can, or None if it can."""
     return fit.refusal(spec, host, _other_forms(spec, options or ConfigPath()))
 
 
 def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[EnvironmentSpec]:
-    """Yield the same engine's environments in other forms, recognised by name (e.g. `NAME_image`)."""
+    """Yield the other forms of an engine's environment, recognised by name (e.g. `NAME_image`)."""
     name = spec.name.partition("+")[0]
     engine = name.removesuffix("_cuda")
     wanted = {f"{engine}{form}" for form in ("_cuda", "_cuda12", "_image")} - {name}
@@ -104,7 +104,7 @@ def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[Environ
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:
-    """Return 16 hex digits for trial ids, from everything that determines the content; provisional until locked."""
+    """Return 16 hex digits for trial ids, from all that determines the content; provisional until it is locked."""
     content = spec.model_dump(
         mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
     )
@@ -172,7 +172,7 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
 
 
 def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
-    """Return the environment, or its plain form if optional parts fail. Raises OptionalPartFailed if needed."""
+    """Return the environment, or its plain form if optional parts fail. Raises OptionalPartFailed if it has none."""
     try:
         return prepare(spec, cache_dir, progress)
     except EnvironmentFailed as error:
@@ -227,7 +227,7 @@ def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
     try:
         if spec.source and spec.source.targets:
             machine = f"-{sources.machine(spec.source)}"
-        elif spec.cuda and (spec.imports or spec.compiled):  # the kernels are for the compiling node's GPUs
+        elif spec.cuda and (spec.imports or spec.compiled):  # the kernels are compiled for this node's GPUs
             machine = f"-sm{sources.architectures().replace(';', '-')}"
     except sources.BuildFailed as error:
         raise EnvironmentFailed(f"environment {spec.name}: {error}") from None
@@ -254,7 +254,7 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
     assert spec.lock is not None, f"environment {spec.name} has no lock"
     progress(f"environment {spec.name}: building {folder} ({', '.join(spec.requirements)}); this takes minutes, once")
     if folder.exists():
-        shutil.rmtree(folder)  # left by a build that was killed
+        shutil.rmtree(folder)  # remains of a build that was killed
     log = folder.with_suffix(".log")
     log.write_text("")
     uv = Uv(spec.name, cache_dir, log, progress, spec.index)

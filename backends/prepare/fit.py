@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from backends.base import EnvironmentSpec, Host, Runtime
 
 RUNTIMES: tuple[Runtime, ...] = ("docker", "podman", "apptainer")
-LEAST_DRIVER = {12: "525", 13: "580"}  # by CUDA major: NVIDIA's table of minor version compatibility
-LEAST_CAPABILITY = {12: "5.0", 13: "7.5"}  # oldest GPUs for which a CUDA major's libraries have kernels
+LEAST_DRIVER = {12: "525", 13: "580"}  # oldest driver per CUDA major: NVIDIA's table of minor version compatibility
+LEAST_CAPABILITY = {12: "5.0", 13: "7.5"}  # oldest GPUs for which a CUDA major version's libraries have kernels
 
 
 def older(version: str | None, least: str | None) -> bool:
@@ -24,7 +24,7 @@ def oldest(versions: Iterable[str | None]) -> str | None:
 
 
 def problem(spec: EnvironmentSpec, host: Host) -> str | None:
-    """Return briefly why an environment's content does not run on a node; None if it does."""
+    """Return briefly why an environment's content cannot run on a node; None if it can."""
     runtimes = {spec.runtime} if spec.runtime else set(RUNTIMES)
     if spec.image and not runtimes & host.executables:
         return f"no {' or '.join(sorted(runtimes))} on PATH; install it with NVIDIA's container toolkit"
@@ -62,7 +62,7 @@ def choose(specs: Sequence[EnvironmentSpec], host: Host | None) -> EnvironmentSp
 
 
 def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
-    """Adapt an environment to a node's driver: its variables, and the CUDA major if it accepts torch for any CUDA."""
+    """Adapt an environment to a node's driver: its variables, and its CUDA major if it accepts torch for any CUDA."""
     if host and spec.cuda and spec.environ_older_driver and older(host.driver, LEAST_DRIVER[spec.cuda]):
         return spec.model_copy(update={"environ": spec.environ | spec.environ_older_driver})
     if spec.torch != "cuda" or spec.cuda or host is None or host.driver is None:
@@ -71,7 +71,7 @@ def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
 
 
 def refusal(spec: EnvironmentSpec, host: Host, forms: Iterable[EnvironmentSpec]) -> str | None:
-    """Return an environment's problem on a node and the engine's `forms` that run there; None without a problem."""
+    """Return an environment's problem on a node and the engine's `forms` that run there; None if it has none."""
     reason = problem(spec, host)
     if reason is None:
         return None

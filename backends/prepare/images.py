@@ -40,7 +40,7 @@ def by_digest(image: str) -> str:
         return image
     name, tag = _tagged(image)
     host, _, path = name.partition("/")
-    if "." not in host and ":" not in host and host != "localhost":  # as docker does
+    if "." not in host and ":" not in host and host != "localhost":  # as docker does by default
         host, path = "registry-1.docker.io", name if "/" in name else f"library/{name}"
     url = f"https://{host}/v2/{path}/manifests/{tag}"
     try:

@@ -18,7 +18,7 @@ from sweep.base.whole_file import write_whole
 
 HEADER = re.compile(r"# lock of (?P<environment>\S+) for (?P<target>\S+), requirements (?P<requirements>[0-9a-f]{16})$")
 TORCH_BACKENDS: dict[int | None, str] = {12: "cu126", 13: "cu130"}  # uv's names for PyTorch's indexes
-# Fields that determine an environment's distributions; the rest determine how they are installed.
+# Fields that determine an environment's distributions; other fields determine how they are installed.
 DECIDES = {"requirements", "exclude", "torch", "cuda", "index"}
 
 
@@ -33,7 +33,7 @@ def node_target(spec: EnvironmentSpec) -> str:
 
 
 def python_version(spec: EnvironmentSpec) -> str:
-    """Return an environment's Python version, e.g. "3.12": set, or the nodes' version, or the orchestrator's."""
+    """Return an environment's Python version, e.g. "3.12": its setting, else the nodes', else the orchestrator's."""
     return spec.python_version or ".".join(map(str, sys.version_info[:2]))
 
 
@@ -59,7 +59,7 @@ def text(spec: EnvironmentSpec) -> str:
 
 
 def lock_digest(content: str) -> str:
-    """Return 16 hex digits for the environment, platform and pins in a lockfile, ignoring its requirements."""
+    """Return 16 hex digits for the environment, platform and pins in a lockfile, ignoring the requirements in it."""
     pins = re.sub(r", requirements [0-9a-f]{16}$", "", content, count=1, flags=re.MULTILINE)
     return hashlib.sha256(pins.encode()).hexdigest()[:16]
 
@@ -67,7 +67,7 @@ def lock_digest(content: str) -> str:
 def with_lock(
     spec: EnvironmentSpec, *places: Path | Mapping[str, str], any_requirements: bool = False
 ) -> EnvironmentSpec:
-    """Return the environment with its first lockfile from these folders or texts, or unchanged without a lockfile."""
+    """Return the environment with its first lockfile in these folders or texts; unchanged if they have none."""
     if not needed(spec):
         return spec
     if spec.image and images.DIGEST.match(spec.image) and not any_requirements:
@@ -105,7 +105,7 @@ def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Enviro
 def resolve_lock(
     spec: EnvironmentSpec, cache_dir: Path, progress: Progress, preferred: Iterable[str] = ()
 ) -> EnvironmentSpec:
-    """Resolve the environment anew, near the `preferred` pins, and cache the lock here. Raises EnvironmentFailed."""
+    """Resolve the environment again, near the `preferred` pins, and cache its lock. Raises EnvironmentFailed."""
     folder = remembered(cache_dir)
     log = folder / f"{file_name(spec)}.log"
     what_for = ", ".join([*spec.requirements, *([spec.image] if spec.image else [])])
@@ -157,7 +157,7 @@ def _pins(file: Path) -> tuple[str, ...]:
 
 
 def torch_build(pins: Iterable[str]) -> str | int | None:
-    """Return the build of torch among these pins: "cpu", the CUDA major, or None without torch."""
+    """Return the build of torch among these pins: "cpu", the CUDA major, or None if torch is not among them."""
     versions = dict(pin.split("==", 1) for pin in pins if "==" in pin)
     if "torch" not in versions:
         return None

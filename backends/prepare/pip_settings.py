@@ -1,4 +1,4 @@
-"""The user's pip settings for uv, which does not read pip.conf. As variables, since URLs may hold passwords."""
+"""The user's pip settings for uv, which does not read pip.conf. Passed as variables: URLs may hold passwords."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ class UnreadableSettings(Exception):
 
 
 def pip_settings() -> dict[str, str]:
-    """Return pip's settings by option; PIP_* goes before [install], then [global]. Raises UnreadableSettings."""
+    """Return pip's settings by option; PIP_* beats [install], which beats [global]. Raises UnreadableSettings."""
     answer = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]

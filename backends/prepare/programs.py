@@ -14,7 +14,7 @@ from sweep.base.exits import Exit
 KILLED = re.compile(
     r"killed by (signal|sig)|signal 9\b", re.IGNORECASE
 )  # how a compiler or interpreter reports that its child was killed
-LINES_KEPT = 1000  # lines of a program's output to keep for an error message
+LINES_KEPT = 1000  # lines of a program's output that are kept for an error message
 
 
 class ToolFailed(Exception):
@@ -26,7 +26,7 @@ class ToolFailed(Exception):
 
 
 def printed(words: str) -> Exit:
-    """Classify the exit of a program that printed this reason for its failure."""
+    """Classify the exit of a program that printed these words about its failure."""
     exit = told(words)
     return replace(exit, outage=exit.outage or KILLED.search(words) is not None)
 

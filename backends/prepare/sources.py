@@ -1,4 +1,4 @@
-"""Compiles engines not available as programs in a package index, once per environment, for the node's CPU and GPUs."""
+"""Compiles engines that no package index has as programs, once per environment, for the node's CPU and GPUs."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ from sweep.base.exits import Failed
 
 CPU_INFORMATION = Path("/proc/cpuinfo")
 JOB_BYTES = 2 << 30  # memory that one compiler process may need
-REPORT_INTERVAL = 10.0  # seconds
-ERROR_LINES = 4  # lines of a tool's output to show, from the first error on, which CMake explains on the next lines
+REPORT_INTERVAL = 10.0  # seconds between two progress messages
+ERROR_LINES = 4  # lines of a tool's output to show, from the first error on; CMake explains it on the next lines
 
 
 class BuildFailed(Failed):
@@ -98,7 +98,7 @@ def _fetch(
     pip = [str(folder / "bin" / "python"), "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
     _run([*pip, "--no-binary", ":all:", "--dest", str(archives), source.sdist], environ, log, progress)
     (archive,) = archives.iterdir()
-    shutil.unpack_archive(archive, archives / "unpacked")  # trusted, just as pip trusts packages it installs
+    shutil.unpack_archive(archive, archives / "unpacked")  # trusted, as pip trusts packages that it installs
     (top,) = (archives / "unpacked").iterdir()
     top.rename(tree)
     shutil.rmtree(archives)

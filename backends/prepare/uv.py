@@ -32,7 +32,7 @@ class Uv:
         except UnreadableSettings as error:
             raise EnvironmentFailed(str(error)) from None
         self.settings, self.no_index = uv_settings(pip, index), no_index(pip)
-        # The cache is next to the environments: within a file system uv links, not copies, and HOME may be unset.
+        # The cache is next to the environments: within a file system uv links instead of copying. HOME may be unset.
         self.settings.setdefault("UV_CACHE_DIR", str(cache_dir.expanduser().absolute() / "uv"))
 
     def pip(self, command: str, *arguments: str, **more: str) -> None:

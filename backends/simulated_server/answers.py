@@ -32,13 +32,13 @@ class Dialect:
     running_usage: bool = False
 
     def opening(self) -> bytes:
-        """Return the event before the first token, i.e. chat's role event."""
+        """Return the event before the first token, which is chat's role event."""
         if self.api != "chat":
             return b""
         return self._event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
     def token(self, sequence: SequenceCounts, count: int) -> bytes:
-        """Return one event of `count` tokens, already included in `sequence.made`."""
+        """Return one event with `count` tokens, which `sequence.made` already includes."""
         finish = "length" if sequence.made >= sequence.max_tokens else None
         if self.api == "tgi":
             return self._tgi_token(sequence, finish)

@@ -23,7 +23,7 @@ class Timing:
 
     def steps(self, rng: random.Random) -> Iterator[float]:
         if self.kind == "lognormal" and self.mean > 0:
-            mu = math.log(self.mean) - self.sigma**2 / 2  # makes `mean` the expected value
+            mu = math.log(self.mean) - self.sigma**2 / 2  # gives the distribution the expected value `mean`
             while True:
                 yield rng.lognormvariate(mu, self.sigma)
         while self.kind == "bursty":
@@ -80,8 +80,8 @@ class Behaviour(BaseModel):
     ttft: Timing = Timing(mean=0.05)
     itl: Timing = Timing(mean=0.02)
     ttft_per_input_token: NonNegativeFloat = 0.0  # prefill
-    itl_per_sequence: NonNegativeFloat = 0.0  # added to every gap per running sequence
-    tokens_per_event: PositiveInt = 1  # as with speculative decoding
+    itl_per_sequence: NonNegativeFloat = 0.0  # added to every gap for each running sequence
+    tokens_per_event: PositiveInt = 1  # more than 1, as with speculative decoding
     faults: Faults = Faults()  # shares of requests with a fault
     max_concurrency: PositiveInt | None = None  # maximum running sequences; further sequences wait
     max_queue: NonNegativeInt | None = None  # maximum waiting sequences; further requests get 503
@@ -90,7 +90,7 @@ class Behaviour(BaseModel):
     prefix_block: PositiveInt | None = None  # tokens in a block of the prefix cache; null: no prefix cache
     knobs: dict[str, bool] = {}  # optimisations that are on or off
     knob_costs: dict[str, Cost] = {}  # `a`: cost while a is off; `a+b`: cost while both are off
-    launch_spread: NonNegativeFloat = 0.0  # standard deviation of the log of a launch's speed
+    launch_spread: NonNegativeFloat = 0.0  # standard deviation of the logarithm of a launch's speed
     startup_seconds: NonNegativeFloat = 0.0
     die_at_launch: Literal["error", "out_of_memory"] | None = None
     always_500: bool = False
@@ -99,12 +99,12 @@ class Behaviour(BaseModel):
 class Config(Behaviour):
     """The server's complete configuration."""
 
-    events_per_write: PositiveInt = 1  # maximum events due at the same time that share a write
+    events_per_write: PositiveInt = 1  # maximum events due at the same time that are written together
     seed: NonNegativeInt = 0  # seed that chooses the requests with faults
     log: str | None = None  # file for the true times
 
     def slowed(self, luck: float = 0.0) -> Self:
-        """Return the configuration with times that include the costs of switched-off knobs and this launch's luck."""
+        """Return the configuration with times lengthened by switched-off knobs and by this launch's luck."""
         costs = [
             cost for names, cost in self.knob_costs.items() if not any(self.knobs.get(n) for n in names.split("+"))
         ]

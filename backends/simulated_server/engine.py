@@ -29,12 +29,12 @@ class SimulatedCall:
     connection: ClientConnection
     dialect: Dialect
     request_id: bytes
-    arrival: int  # ns
+    arrival: int  # in ns
     fault: str | None
     unfinished: int  # number of sequences
     sequences: "list[EngineSequence]" = field(default_factory=list)
     started: bool = False
-    open: bool = True  # False: answered, failed, or its client has disconnected
+    open: bool = True  # False: it was answered, it failed, or its client has disconnected
 
     def opening(self) -> bytes:
         """Return the HTTP head and the events before the first token; empty after the first call."""
@@ -70,7 +70,7 @@ class SimulatedEngine:
         self.log = open(config.log, "w", buffering=1 << 20) if config.log else None  # noqa: SIM115 - while it lives
         self.waiting: deque[EngineSequence] = deque()
         self.running = 0
-        self.context_tokens = 0  # total of the running sequences
+        self.context_tokens = 0  # total context of the running sequences
         self.generated = self.prompted = 0
         block = config.prefix_block
         self.prefixes = PrefixCache(block, config.kv_cache_tokens) if block else None
@@ -90,7 +90,7 @@ class SimulatedEngine:
         if self.config.always_500:
             connection.write(plain_answer(500, {"error": {"message": "simulated failure", "code": 500}}))
             return
-        rng = self.rng  # shared if nothing is drawn, since a generator per request would double its cost
+        rng = self.rng  # shared if no random number is drawn, since a generator per request would double its cost
         if self._draws or "lognormal" in (self.config.ttft.kind, self.config.itl.kind):
             rng = random.Random(zlib.crc32(request_id) ^ self.config.seed)
         fault = self.config.faults.draw(rng) if self._draws else None
@@ -183,7 +183,7 @@ class SimulatedEngine:
 
     def _step(self) -> None:
         """Write every token that is due, then sleep until the next token is due."""
-        due, now = self._due, time.monotonic() + 0.0002  # the loop's timer resolves only milliseconds
+        due, now = self._due, time.monotonic() + 0.0002  # since the loop's timer only resolves milliseconds
         self._timer, self._timer_at = None, -math.inf  # no timer is set during this step
         budget = 2000  # maximum tokens before the sockets are served again
         while due and due[0][0] <= now and budget:
@@ -267,7 +267,7 @@ class SimulatedEngine:
             "vllm:kv_cache_usage_perc": ("gauge", usage),
             "vllm:num_requests_running": ("gauge", self.running),
             "vllm:num_requests_waiting": ("gauge", len(self.waiting)),
-            "vllm:num_preemptions_total": ("counter", 0),  # the engine never preempts
+            "vllm:num_preemptions_total": ("counter", 0),  # always 0, since the engine never preempts
             "vllm:prompt_tokens_total": ("counter", self.prompted),
             "vllm:generation_tokens_total": ("counter", self.generated),
         }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Truth(NamedTuple):
     """The server's times for one prompt, in ns of CLOCK_MONOTONIC."""
 
-    arrival: int  # the kernel's time for the request's last byte
+    arrival: int  # the kernel's timestamp of the request's last byte
     writes: list[int]  # time of each token event
 
     @property

@@ -11,7 +11,7 @@ from backends.tables.table import EngineTable, load
 
 
 def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None:
-    """Return in one line why the table's version would reject these flags; None if it would not."""
+    """Return in one line why the table's version of the engine would reject these flags; None if it would not."""
     same = (each for each in _tables_of_fields(backend, environment) if _same_version(environment, each[0]))
     return next((problem for table, groups in same for problem in _problems(backend, table, groups)), None)
 
@@ -49,7 +49,7 @@ def table_of(backend: Backend, environment: EnvironmentSpec | None) -> EngineTab
 def engine_version(environment: EnvironmentSpec | None, table: EngineTable) -> str | None:
     """Return the version of the engine that will run; None if it is unknown before the launch."""
     if environment is None:
-        return table.version  # no environment can be composed here, so assume the pinned version
+        return table.version  # no environment can be composed in this process, so assume the pinned version
     if environment.image:
         # The pattern must match neither the registry's port nor the digest's digits.
         tag = re.search(r":v?(\d[\w.]*)[^/:]*$", environment.image.partition("@")[0])
@@ -72,7 +72,7 @@ def _pins(environment: EnvironmentSpec | None) -> list[str]:
 
 
 def _installed(python: str) -> dict[str, str]:
-    """Return the versions of distributions installed with the user's interpreter, from their folders' names."""
+    """Return the versions of the distributions installed for the user's interpreter, from their folders' names."""
     names = [path.stem for path in distributions(shutil.which(python) or python)]
     parts = (name.split("-") for name in names if "-" in name)  # some of Debian's folders have no version
     return {name.replace("_", "-").lower(): version for name, version, *_ in parts}

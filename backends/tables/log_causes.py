@@ -1,4 +1,4 @@
-"""The causes of failures: a table of log patterns, with who is to blame and remedies in sweep's keys."""
+"""The causes of failures: a table of log patterns, each with who is to blame and a remedy in terms of sweep's keys."""
 
 import re
 from functools import cache
@@ -26,7 +26,7 @@ class CauseTable(Strict):
     """The known causes (the first match is used), and the pattern of lines that are only consequences."""
 
     causes: tuple[KnownCause, ...]
-    symptoms: str  # of a line that is a mere consequence of another line's error
+    symptoms: str  # pattern of a line that is a mere consequence of another line's error
 
     def find(self, line: str) -> KnownCause | None:
         """Return the cause that a line reports; None if it is unknown."""
@@ -50,7 +50,7 @@ def cause_table() -> CauseTable:
 
 
 def told(words: str) -> Exit:
-    """Classify the exit of a program that printed this reason for its failure."""
+    """Classify the exit of a program that printed these words about its failure."""
     cause = cause_table().find(words)
     outage = LIBRARY_OUTAGES.search(words) is not None or (cause is not None and cause.whose == "outage")
     blames = Blame(cause.whose) if cause and cause.whose in tuple(Blame) else None

@@ -27,7 +27,7 @@ class EngineTable(Strict):
 
     engine: str
     version: str
-    source: str  # source of the table: a pip requirement, or a repository's tag
+    source: str  # what the table was made from: a pip requirement, or a repository's tag
     distributions: tuple[str, ...]  # the Python distributions of this engine, if any
     flags: Mapping[str, Flag]
     aliases: Mapping[str, str] = {}
@@ -42,14 +42,14 @@ class EngineTable(Strict):
 
     def canonical(self, name: str) -> str:
         """Return a flag's primary name in the engine's style (dashes or underscores)."""
-        first, dot, rest = name.partition(".")  # vLLM accepts the keys of JSON flags one by one
+        first, dot, rest = name.partition(".")  # vLLM also accepts each key of a JSON flag
         if full := self.names.get(spelling(first)):
             return full + dot + rest
         style = "_" if sum("_" in flag for flag in self.flags) > sum("-" in flag for flag in self.flags) else "-"
         return spelling(first).replace("-", style) + dot + rest
 
     def meanings(self, name: str) -> list[str]:
-        """Return the flags that a name may mean, normalised: itself, its alias's flag, or flags that it abbreviates."""
+        """Return the flags that a name may mean, normalised: the flag itself, an alias's flag, or abbreviated flags."""
         return [spelling(each) for each in (name, self.names.get(spelling(name), name), *self.abbreviated(name))]
 
     def abbreviated(self, name: str) -> list[str]:

@@ -32,7 +32,7 @@ def test_every_key_says_what_it_means(group, option):
 def test_a_key_has_the_value_and_the_meaning_of_its_yaml_else_of_its_class():
     keys = {key.name: key for key in keys_of(ConfigPath(), "backend", "vllm")}
     assert keys["backend.cpu_flags"].value == {"enforce-eager": True}
-    assert keys["backend.group_size"][1:3] == (128, "weights that share a scale in a 4-bit checkpoint")
+    assert keys["backend.group_size"][1:3] == (128, "number of weights that share a scale in a 4-bit checkpoint")
     assert keys["backend.batch_form"].allowed == ("list", "streams")
     assert keys["backend.verify_tls"].allowed == ("true", "false")
     runs = {key.name: key for key in keys_of(ConfigPath())}

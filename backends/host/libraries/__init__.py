@@ -1,1 +1,1 @@
-"""The libraries that can be served in-process. Each has a separate file, which imports the engine's package."""
+"""The libraries that can be served in-process. Each has its own file, which imports the engine's package."""

@@ -1,7 +1,7 @@
 """CTranslate2: runs `Generator.generate_batch` on static batches. Its callback gives one event per step and row.
 
 For prompts of unequal length, the engine prefills all prompts up to the shortest length at once. It then feeds the rest
-of the longer prompts token by token while the shorter ones already decode. sweep measures it with that batching.
+of the longer prompts token by token while the shorter ones already decode. sweep measures this batching.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ def load(settings: LibrarySettings) -> "CTranslate2":
         _load_cuda_libraries()
     allowed = re.findall(r"(\w+): ", ctranslate2.Generator.__init__.__doc__.splitlines()[0])  # its signature
     for name in settings.flags:
-        if name not in allowed:  # the engine's error would be twenty lines long
+        if name not in allowed:  # the engine's own error would be twenty lines long
             raise TypeError(f"ctranslate2.Generator has no argument {name}; it has {', '.join(allowed[2:])}")
     folder = settings.model / FOLDER
     ctranslate2.set_random_seed(settings.seed)
@@ -41,13 +41,13 @@ class CTranslate2:
 
     def __init__(self, generator: Any, vocabulary: Sequence[str]) -> None:
         self.generator = generator
-        self.vocabulary = vocabulary  # token by id: the engine takes tokens, not ids
+        self.vocabulary = vocabulary  # tokens by id: the engine takes tokens, not ids
 
     def generate(self, batch: Sequence[PromptRow], emit: EmitTokens) -> None:
         def take(step: Any) -> bool:
             emit([(step.batch_id, step.token_id)])
             done: bool = batch[step.batch_id].done
-            return done  # True ends the row
+            return done  # returning True ends the row
 
         try:
             self.generator.generate_batch(
@@ -78,11 +78,11 @@ class CTranslate2:
 
 
 def _load_cuda_libraries() -> None:
-    """Load CUDA's libraries from the environment's distributions, since the engine does not look there."""
+    """Load CUDA's libraries from the environment's distributions, since the engine does not search them."""
     for distribution, pattern in CUDA_LIBRARIES.items():
         try:
             files = metadata.files(distribution) or []
         except metadata.PackageNotFoundError:
-            continue  # the engine then uses the system's library
+            continue  # without it, the engine uses the system's library
         for file in sorted(path for path in files if Path(path).match(pattern)):
             ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)

@@ -1,4 +1,4 @@
-"""ExLlamaV2 or ExLlamaV3, whichever is installed. Its dynamic generator schedules; a step is one `iterate` call."""
+"""ExLlamaV2 or ExLlamaV3, whichever is installed. Its dynamic generator schedules; one `iterate` call is a step."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -104,7 +104,7 @@ class ExLlama:
         self.used = used  # returns the share of the cache in use
         self.pages = pages  # the object with the pages of earlier prompts: V2's generator or V3's page table
         self.logits = logits  # maps ids of shape (1, tokens) to shape (1, tokens, vocabulary)
-        self.rows: dict[Any, PromptRow] = {}  # by job
+        self.rows: dict[Any, PromptRow] = {}  # rows by job
 
     def add(self, row: PromptRow) -> None:
         job = self.job(row)
@@ -116,7 +116,7 @@ class ExLlama:
         return [step for result in results if (step := self._step(result)) is not None]
 
     def _step(self, result: Mapping[str, Any]) -> Step | None:
-        """Convert a result to a step. "started" and "prefill" have no tokens; "error" (V3) ends only this job."""
+        """Convert a result to a step. "started" and "prefill" have no tokens; "error" (V3) ends only its job."""
         row = self.rows.get(result["job"])
         if row is None or result["stage"] not in ("streaming", "error"):
             return None

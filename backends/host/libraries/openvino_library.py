@@ -1,6 +1,6 @@
 """OpenVINO GenAI: its `ContinuousBatchingPipeline` in a separate process.
 
-The pipeline holds Python's lock during a whole step, so in the server's process no stream could be served meanwhile.
+The pipeline holds Python's lock during a whole step, so no stream could be served from the same process during a step.
 """
 
 import itertools
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 from backends.host.library import LibrarySettings, PromptRow, Step
 
 FOLDER = "openvino"  # subfolder of the model's folder with the exported weights
-STEP_WAIT = 1.0  # s that one step waits for tokens
+STEP_WAIT = 1.0  # seconds that one step waits for tokens
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 TOO_SMALL = "out of memory: the KV cache has no room for this request; raise backend.flags.cache_size"
 
 
 class RowNews(NamedTuple):
-    """New tokens of a request, by its number."""
+    """A request's number, its new tokens, and whether it has ended."""
 
     number: int
     tokens: list[int]
@@ -41,7 +41,7 @@ def load(settings: LibrarySettings) -> "OpenVINOLibrary":
 class OpenVINOLibrary:
     """The server's side of the process that runs the pipeline."""
 
-    adds_any_time = True  # its process accepts rows between any two steps
+    adds_any_time = True  # the process accepts rows between any two steps
 
     def __init__(self, pipe: Connection, process: Any) -> None:
         self.pipe, self.process = pipe, process
@@ -115,7 +115,7 @@ def run_pipeline(pipe: Connection, other_end: Connection, settings: LibrarySetti
 
 
 class BatchingPipeline:
-    """The pipeline and its requests, by number."""
+    """The pipeline, and its requests by number."""
 
     def __init__(self, settings: LibrarySettings) -> None:
         import numpy
@@ -152,7 +152,7 @@ class BatchingPipeline:
             handle.stop()
 
     def step(self) -> tuple[list[RowNews], float]:
-        """Return each request's new tokens, and the share of the KV cache in use."""
+        """Return the updates of all requests, and the share of the KV cache in use."""
         self.pipeline.step()
         news = []
         for number, handle in list(self.handles.items()):

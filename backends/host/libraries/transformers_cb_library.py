@@ -101,7 +101,7 @@ class TransformersCB:
 
     def step(self) -> Sequence[Step]:
         if self.manager.background_thread_status.fatal_error is not None and self._outputs.empty():
-            # All outputs of this manager have been read. Rows added after its end go to the next manager.
+            # All outputs of this manager have been read. Rows added after it ended go to the next manager.
             unfinished = list(self.rows.values())
             self.clear()
             for row in unfinished:
@@ -152,7 +152,7 @@ class TransformersCB:
         return bool(cache.compute_free_capacity(relative=True) == 1.0)
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probabilities of each text's tokens but the first, from a temporary manager and its cache."""
+        """Return each text's log-probabilities, without its first token's, from a temporary manager and its cache."""
         self.clear(**HOOKED)
         try:
             return [self._log_probabilities(text) for text in texts]

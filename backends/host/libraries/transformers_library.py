@@ -49,7 +49,7 @@ class Steps(BaseStreamer):  # type: ignore[misc]
 
 
 class RowsDone(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row where the server does, based on the step's tokens, so that no further step is computed."""
+    """Ends each row where the server would end it, given the step's tokens, so that no further step is computed."""
 
     def __init__(self, batch: Sequence[PromptRow], longest: int) -> None:
         self.batch, self.longest = batch, longest

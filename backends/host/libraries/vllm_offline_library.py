@@ -35,7 +35,7 @@ class VLLMOffline:
     def __init__(self, engine: LLMEngine, detokenize: bool) -> None:
         self.engine = engine
         self.detokenize = detokenize
-        self.rows: dict[str, PromptRow] = {}  # by request name
+        self.rows: dict[str, PromptRow] = {}  # rows by request name
 
     def add(self, row: PromptRow) -> None:
         name = f"row-{id(row)}"
@@ -79,10 +79,10 @@ class VLLMOffline:
         return [scored[f"text-{number}"] for number in range(len(texts))]
 
     def memory(self) -> Mapping[str, float]:
-        """Return the engine's statistics under the names that its server shows, without the prefix."""
+        """Return the engine's statistics under the names that vLLM's server uses, without the prefix."""
         values: dict[str, float] = {}
         for metric in self.engine.get_metrics():
-            for position, count in enumerate(getattr(metric, "values", [])):  # a counter with a value for each position
+            for position, count in enumerate(getattr(metric, "values", [])):  # a counter with one value per position
                 values[f'{metric.name.removeprefix("vllm:")}_total{{position="{position}"}}'] = count
             value = getattr(metric, "value", None)
             if value is not None and metric.name.startswith("vllm:"):

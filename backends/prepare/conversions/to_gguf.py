@@ -1,7 +1,7 @@
 """Converts a folder in Hugging Face layout to a GGUF file with llama.cpp's converter, in the environment `gguf`.
 
 The converter recognises a byte-level BPE's way of splitting text only by a hash of its results. If the hash is unknown
-but tokenizer.json has GPT-2's split, this program supplies its name. Any other split is an error, as upstream.
+but tokenizer.json has GPT-2's split, this program supplies that split's name. Any other split is an error, as usual.
 """
 
 import argparse
@@ -14,7 +14,7 @@ GPT2 = "gpt-2"  # llama.cpp's name for GPT-2's split
 
 
 def gpt2_split(model: Path) -> bool:
-    """Return whether the tokenizer splits text by GPT-2's regular expression and in no other way."""
+    """Return whether the tokenizer splits text only by GPT-2's regular expression."""
     path = model / "tokenizer.json"
     splits = (json.loads(path.read_text()).get("pre_tokenizer") if path.is_file() else None) or {}
     return splits.get("type") == "ByteLevel" and bool(splits.get("use_regex", True))

@@ -20,11 +20,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-Tensor = Any  # torch.Tensor: torch is not installed where types are checked
+Tensor = Any  # stands for torch.Tensor, since torch is not installed where types are checked
 Tensors = dict[str, Tensor]
 
 BLOCK_LINEAR = re.compile(r"\.(layers|h|blocks)\.\d+\..+\.weight$")
-INDEX = "model.safetensors.index.json"  # says which file holds a tensor, if there are several
+INDEX = "model.safetensors.index.json"  # names the file that holds each tensor, if there are several files
 SMALLEST_SCALE = 1e-8
 CALIBRATION_SAMPLES = 128
 
@@ -39,7 +39,7 @@ def pack_int4(numbers: Tensor, axis: int) -> Tensor:
 
 
 def gptq(weight: Tensor, group: int) -> Tensors:
-    """Split weight = scale * (q - 8) into qweight, scales, qzeros (minus one) and g_idx, in AutoGPTQ's shapes."""
+    """Split weight = scale * (q - 8) into qweight, scales, qzeros (zero point - 1) and g_idx, in AutoGPTQ's shapes."""
     grouped = weight.T.reshape(-1, group, weight.shape[0])
     scales = (grouped.abs().amax(1) / 7).clamp(min=SMALLEST_SCALE).half()
     steps = torch.round(grouped / scales.float()[:, None]) + 8
@@ -120,7 +120,7 @@ def _converted(name: str, tensor: Tensor, kind: str, group: int) -> Tensors:
 
 def gptqmodel(model: Path, output: Path, group: int, prompts: Path) -> None:
     """Quantise with the GPTQModel library, calibrated on the prompts in a folder of JSON lines files."""
-    if (os.cpu_count() or 1) < 4:  # it assumes cores that a small machine lacks
+    if (os.cpu_count() or 1) < 4:  # GPTQModel assumes more cores than a small machine has
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     from gptqmodel import GPTQModel, QuantizeConfig
 
