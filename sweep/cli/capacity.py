@@ -1,4 +1,4 @@
-"""A search for a capacity: each probe is an ordinary trial, and the same command goes on from the rows."""
+"""A search for a capacity: each probe is an ordinary trial, and the same command continues from the stored rows."""
 
 import json
 import re
@@ -23,16 +23,16 @@ from sweep.search.capacity import Capacity, Claim, Probe
 from sweep.search.probes import WARM_UP, measured_of, question_of
 
 SEARCHED = ("load.rate", "workload.num_requests")  # the search chooses them
-OVERTIME = 1.5  # budgets, after which a command begins no other probe
+OVERTIME = 1.5  # multiple of the budget after which a command begins no further probe
 RISK = "in simulation 0 of 26 such claims were too high, which leaves a risk of up to 11%"
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
 ENDPOINT |= {"retry": "next_run"}
-PROBE_TRIES = 3  # of a probe that its surroundings spoiled
+PROBE_TRIES = 3  # attempts at a probe that other processes or a network disturbed
 LENGTHS = {"workload.input_tokens": "512", "workload.output_tokens": "128"}
 
 
 class Search:
-    """The searches of a run, one for each point of its plan, one after another."""
+    """Searches the capacity of each point of a run's plan, one after another."""
 
     def __init__(
         self, base: Composition, make: Callable[[Composition], Plan], ledger: Ledger, paths: RunPaths, console: Console
@@ -70,7 +70,7 @@ class Search:
     def _probe(
         self, deployment: Deployment, base: Trial, proposer: Capacity, probe: Probe, measure: Callable[[Plan], bool]
     ) -> str:
-        """Measure a probe and tell the proposer; return why no other can follow, if none can."""
+        """Measure a probe and give the result to the proposer; return why the search must end, or ""."""
         key, order = "concurrency" if probe.users else "rate", len(proposer.measured)
         load = {**(self.closed if probe.users else base.config["load"]), key: probe.users or probe.rate}
         workload = {"warmup_requests": WARM_UP, **base.config["workload"], "num_requests": probe.requests}
@@ -106,7 +106,7 @@ def _is_measured(row: Mapping[str, Any]) -> bool:
 
 
 def check_search(plan: Plan) -> str:
-    """Return the line that a plan has about its search. Raises ConfigError for what cannot be searched."""
+    """Return the plan's line about its search. Raises ConfigError if its capacity cannot be searched."""
     assert plan.settings.capacity is not None
     if plan.settings.replicates > 1:
         raise ConfigError(f"replicates={plan.settings.replicates}: expected 1 for a capacity")
@@ -128,7 +128,7 @@ def check_search(plan: Plan) -> str:
 
 
 def claim_lines(claim: Claim) -> Iterator[str]:
-    """Yield the claim, what limits it, and how sure it is: a line each."""
+    """Yield three lines: the claim, what limits the capacity, and how certain the claim is."""
     low, high = number(claim.lower), number(claim.upper)
     limit, sure = f"{claim.limit} is reached first" if claim.limit else "unknown", ""
     match claim.status:
@@ -147,14 +147,14 @@ def claim_lines(claim: Claim) -> Iterator[str]:
 
 
 def all_claim_lines(paths: RunPaths) -> list[str]:
-    """The lines of a run's claims, after the point's name if there are several points."""
+    """Return the lines of a run's claims; each claim follows its point's name if there are several points."""
     claims = read_claims(paths)
     names = {name: [name] if len(claims) > 1 else [] for name in claims}
     return [line for name, claim in claims.items() for line in (*names[name], *claim["lines"])]
 
 
 def folder_of(command: str, url: str) -> str:
-    """Return the results folder of a command for an endpoint: `results/capacity-127.0.0.1-8000`."""
+    """Return the folder for a command's results at an endpoint: `results/capacity-127.0.0.1-8000`."""
     address = re.sub(r"[^\w.]+", "-", url.partition("//")[2] or url).strip("-")
     return f"results/{command}-{address}"
 

@@ -40,7 +40,7 @@ Exit status: 0 finished; 1 finished, and trials failed; 2 bad input; 75 issue th
 Status 75 means that the run had to stop, or that the deadline left trials pending.
 sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
 RUN_HELP = "a results folder, its name under results/, or s3://bucket/run"
-NOT_JUDGED = 3  # exit status of `compare`: no --fail-if is met, and at least one could not be decided everywhere
+NOT_JUDGED = 3  # exit status of `compare`: no --fail-if condition holds, but at least one was undecided
 ARGUMENTS_OF_RUN = "[--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ..."
 RUN = """\
 usage: sweep run {arguments}
@@ -80,7 +80,7 @@ def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace
 
 
 def _printed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command that prints an Output, including its format and an optional file."""
+    """Parse the options of a command that prints an Output, including its format and an optional file."""
     parser.add_argument("--format", metavar="FORMAT", default="text", help=f"{', '.join(FORMATS)}; default: text")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
     options = _of_all_rows(parser, arguments)
@@ -172,13 +172,13 @@ def status(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary.
+    """Rebuild summary.csv, the charts and report.html of a run from its files, and print the summary.
 
     sweep report results/night
     sweep report s3://bucket/night --output night
     sweep report monday tuesday s3://bucket/wednesday --output week
 
-    For several runs it writes one report into FOLDER: the conclusion over all runs, their points in one figure, and
+    For several runs it writes one report into FOLDER: the conclusion over all runs, their points in one chart, and
     comparisons of the first run with every other run. With --metrics vllm it also prints what `vllm bench serve` would
     print: all points side by side, then each trial's block.
     """
@@ -273,12 +273,12 @@ def summary(arguments: list[str]) -> int:
 
 
 def capacity(arguments: list[str]) -> int:
-    """Find the highest request rate that a running endpoint holds within an SLO, with an interval and a stated risk.
+    """Find the highest request rate that a running endpoint sustains within an SLO, with an interval and a stated risk.
 
     sweep capacity http://127.0.0.1:8000 --slo ttft=500ms,tpot.p95=50ms workload.input_tokens=2000
 
-    A bound without a percentile is on p90. Each probe is a trial in a results folder; the same
-    command goes on where it was stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
+    A bound without a percentile applies to p90. Each probe is a trial in a results folder; the same command continues
+    where it stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
     """
     from sweep.cli.capacity import arguments_of_run
     from sweep.cli.run import run
@@ -301,13 +301,13 @@ def capacity(arguments: list[str]) -> int:
 
 
 def quick(arguments: list[str]) -> int:
-    """Say in about two minutes what a running engine serves, how fast it is, and how much load it holds.
+    """Say in about two minutes what a running engine serves, how fast it is, and how much load it sustains.
 
     sweep quick                            the only server at a usual local port
     sweep quick http://127.0.0.1:8000 --slo ttft=500ms workload.input_tokens=2000
 
     Without --slo the bounds are 1 s to the first token and 50 ms for each further one, or more where a single request
-    is slow. Each command measures anew and moves older results aside. Ctrl-C prints what is known so far.
+    is slow. Each run measures again and moves older results aside. Ctrl-C prints what is known so far.
     """
     from sweep.cli.quick import look
 
@@ -400,10 +400,10 @@ def compare(arguments: list[str]) -> int:
 
     RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... selects the points with
     these settings. The unit of the statistics is a launch: measure with replicates=3 or more, and
-    relaunch=per_replicate. Exit status 1 means that a --fail-if is met: the change is larger, and its interval excludes
-    no change. Status 3 means that none is met, but some could not be judged, e.g. after a crash or with a single
-    launch. --noise RUN is a run that launched one configuration repeatedly on the same machine: no interval is narrower
-    than the differences between its launches.
+    relaunch=per_replicate. Exit status 1 means that a --fail-if condition holds: the change is larger, and its interval
+    excludes "no change". Status 3 means that none holds, but some could not be judged, e.g. after a crash or with a
+    single launch. --noise RUN is a run that launched one configuration repeatedly on the same machine: no interval is
+    narrower than the differences between its launches.
     """
     percentage = _checked(Annotated[float, Field(gt=0, lt=100)], "percentages above 0 and below 100")
     parser = Parser(compare)

@@ -1,4 +1,4 @@
-"""`sweep quick`: one short run and a short search for a capacity, told in five lines."""
+"""`sweep quick`: one short run and a short search for a capacity, printed in five lines."""
 
 import contextlib
 import io
@@ -18,12 +18,12 @@ from sweep.cli.run import run
 from sweep.disk.run_files import RunPaths, read_claims, read_trials
 from sweep.drive.endpoint_model import local_server, with_dialect, with_model
 
-BUDGET = "60s"  # of measuring; the start, pauses between probes and requests to warm up take as long again at most
+BUDGET = "60s"  # measuring time; start-up, pauses between probes and warm-up at most double it
 SHORT_LENGTHS = {"workload.input_tokens": "256", "workload.output_tokens": "64"}
 QUICK_KEYS = {"workload.warmup_requests": "1", "report": "false"}
 LONE_USER = {"load": "closed", "load.concurrency": "1", "workload.num_requests": "3"}
-USUAL = {"ttft": 1.0, "tpot": 0.05}  # s: an answer that begins soon, and is faster than it is read
-ROOM = {"ttft": 2.0, "tpot": 1.5}  # times what a single request takes, at least
+USUAL = {"ttft": 1.0, "tpot": 0.05}  # s: an answer that begins soon, and streams faster than people read
+ROOM = {"ttft": 2.0, "tpot": 1.5}  # a bound is at least this multiple of a single request's latency
 
 
 def look(url: str | None, slo: str | None, overrides: Sequence[str], folders: Sequence[str]) -> int:
@@ -72,7 +72,7 @@ def _pairs(settings: Mapping[str, str]) -> list[str]:
 
 
 def _quietly(arguments: Sequence[str], folders: Sequence[str]) -> tuple[int, str]:
-    """Run a command line; return its exit status, and what it would have printed."""
+    """Run a command line without printing; return its exit status and its output."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         status = run(arguments, folders)
@@ -80,7 +80,7 @@ def _quietly(arguments: Sequence[str], folders: Sequence[str]) -> tuple[int, str
 
 
 def _closed_loops(out: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of closed loops whose requests were answered."""
+    """Yield the rows of closed loops with answered requests."""
     for row in read_trials(RunPaths(Path(out)).trials):
         if row["concurrency"] and row["num_requests"] and row["outcome"] in (Outcome.OK, Outcome.INVALID):
             yield row
@@ -91,7 +91,7 @@ def _row(out: str, users: int) -> Mapping[str, Any] | None:
 
 
 def _sensible_slo(alone: Mapping[str, Any]) -> str:
-    """Return the usual bounds, or rounder ones above where a single request leaves no room."""
+    """Return the usual bounds, raised to a round number where a single request alone comes too close to them."""
     bounds = []
     for latency, usual in USUAL.items():
         least = max(usual, ROOM[latency] * (alone[f"{latency}_p50"] or 0.0))

@@ -92,7 +92,7 @@ class MeasuringProcess:
         )
 
     async def _send_phase(self, pool: Pool, first: int, count: int, start: int) -> Sender:
-        """Send the `count` calls starting with number `first`, or this process's share of them."""
+        """Send this process's share of the `count` calls that start with number `first`."""
         sender = self.sender = Sender(self.job, pool, self.results, self.loop, first, count)
         sender.begin(start)
         if self.stop is not None:
@@ -177,8 +177,8 @@ def main(folder: Path, part: int) -> None:
     job = Job.open(folder, part)
     if job.cpus:
         os.sched_setaffinity(0, job.cpus)
-    # The process needs little CPU time, but without delay: if it waits longer than a gap between tokens, several tokens
-    # arrive in one read. Only root may raise the priority.
+    # The process needs little CPU time, but needs it at once: if it waits longer than a gap between tokens, several
+    # tokens arrive in one read. Only root may raise the priority.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     failures: list[BaseException] = []

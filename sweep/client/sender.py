@@ -30,24 +30,24 @@ class Sender:
     ) -> None:
         self.job, self.pool, self.results = job, pool, results
         self.mode = replace(job.mode)  # a copy, since a mode may keep state
-        self.indices = range(job.part, count, job.parts)  # of the calls that this process sends
+        self.indices = range(job.part, count, job.parts)  # indices of the calls that this process sends
         self.finished: asyncio.Future[None] = loop.create_future()
         self.in_flight: set[StampedConnection] = set()
         self.start = 0  # ns
         self.offered = self.sent = 0  # requests
-        self.done = self.failed = self.tokens = 0  # requests that have ended, and failed; all tokens
+        self.done = self.failed = self.tokens = 0  # requests that have ended; those that failed; tokens of all requests
         self.stopped: str | None = None
         self.warms_up = first < job.warmup_calls
         self._first = first  # number of the call with index 0
         self._most_in_flight = self.mode.most_in_flight()
         self._unsent = len(self.indices)  # calls that are neither sent nor in the backlog
         self._backlog: deque[Dispatch] = deque()
-        self._deadline = NEVER  # time from which nothing new is sent
+        self._deadline = NEVER  # ns; nothing new is sent after it
         self._timeline: list[tuple[int, int]] = []  # heap of (instant in ns, index)
         self._alarm = Alarm(loop, self._expired)
         self._alarm_at = 0  # ns; the instant for which the alarm is set
         self._next_look = 0  # ns; when time-outs are checked next
-        self._progressed = time.monotonic_ns()  # latest token of a finished call, or time with none in flight
+        self._progressed = time.monotonic_ns()  # ns; latest token of a finished call, or latest time without a call in flight
         pool.on_done = self._ended
 
     def begin(self, start: int) -> None:
@@ -77,9 +77,9 @@ class Sender:
             heapq.heappush(self._timeline, (instant, index))
 
     def send(self, index: int, instant: int, batch: int = UNKNOWN) -> int:
-        """Send a call that is due at this instant, or queue it for a slot; return its number of prompts, 0 if too late.
+        """Send a call that is due at this instant, or queue it for a slot; return its number of prompts (0: too late).
 
-        Without a schedule, the instant is when its user or batch could send it.
+        If the mode has no schedule, the instant is when the call's user or batch could send it.
         """
         if instant >= self._deadline:
             return 0
@@ -111,7 +111,7 @@ class Sender:
     def _check_timeouts_of(self, connection: StampedConnection, answer: Answer, now: int) -> None:
         limits, sent, last_token = self.job.timeouts, answer.sent, answer.last_token
         if not sent:
-            if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
+            if now - connection.begun > (limits.connect + 1) * 1e9:  # connecting has its own time limit
                 connection.abandon(f"connect: no connection within {limits.connect:g} s")
         elif answer.ended and now - max(sent, last_token) > GRACE_AFTER_END:
             connection.abandon(None)  # the answer is complete; only the end of the HTTP body is missing
@@ -175,7 +175,8 @@ class Sender:
         self._progressed = max(self._progressed, answer.last_token)
         dispatch.given_up = now
         self._write(dispatch, answer)
-        # The kernel's stamp of the end, so that the client's delay until the next request appears as turnaround.
+        # The kernel's stamp of the end is used, so that the client's delay until the next request appears as
+        # turnaround.
         ended = answer.completed or now
         if self._backlog:
             self._release(ended)

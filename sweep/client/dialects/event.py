@@ -12,7 +12,7 @@ class TypedEvent(NamedTuple):
     key: str = ""  # name of the text's field in the event
     reasoning: bool = False  # whether the text is reasoning, before the actual answer
     finish_reason: str | None = None
-    usage: Mapping[str, Any] = {}  # with the names used by chat completions
+    usage: Mapping[str, Any] = {}  # under the names that chat completions use
     error: Any = None
 
 
@@ -21,7 +21,7 @@ class TypedDialect:
     """One protocol: where a request goes, what it contains, and how its answer is read."""
 
     path: str
-    body: Callable[[str, str, int], dict[str, Any]]  # from a model, a prompt and a number of tokens
+    body: Callable[[str, str, int], dict[str, Any]]  # builds the body from a model, a prompt and a number of tokens
     read: Callable[[dict[str, Any]], TypedEvent]
     headers: Mapping[str, str] = field(default_factory=dict)
 
