@@ -18,7 +18,7 @@ from sweep.client import wire
 from sweep.client.modes import Dispatch, Mode
 
 ROW = struct.Struct("<IiqqqqqqIiiiqiiiiiiii?")
-NO_REASONING = -2  # unit of a row's `answer_us`
+NO_REASONING = -2  # a row's `answer_us` if the answer has no reasoning
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 TEXTS = 64  # answers per trial whose text is stored to check the server's token count
 
@@ -65,7 +65,7 @@ class Job:
     keeps_texts: bool = False  # whether to store the text of all answers, because the server does not count tokens
     progress_every: float | None = None  # s between two reports of the progress to the parent; None: no reports
     warmup_calls: int = 0
-    offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # where each call begins in the file of requests
+    offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # positions in the file of requests
     prompts: "array[int]" = field(default_factory=lambda: array("I"))  # prompts of each call
     limits: "array[int]" = field(default_factory=lambda: array("I"))  # requested output tokens per prompt of each call
     folder: Path = field(init=False)

@@ -42,9 +42,7 @@ TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
 
 
 class ClientDied(Failed):
-    """The measuring process ended without results: killed, out of memory, or stopped by an internal error (in the
-    message).
-    """
+    """The measuring process ended without results: killed, out of memory, or internal error (in the message)."""
 
 
 @dataclass(frozen=True, slots=True)

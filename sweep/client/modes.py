@@ -59,7 +59,7 @@ class Mode:
     """The rule for sending requests, and for sharing them among several client processes."""
 
     one_process: ClassVar[bool] = False  # its calls depend on each other, so one client process sends all of them
-    has_schedule: ClassVar[bool] = False  # calls are due at times independent of answers, and latencies start at these times
+    has_schedule: ClassVar[bool] = False  # calls are due at times independent of answers; latencies start there
 
     duration: float | None = None  # s after which no new request is sent; requests in flight are drained
 

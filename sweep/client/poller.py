@@ -87,7 +87,7 @@ class Poller:
 
     def _round(self) -> None:
         self._read(self._patient)
-        if self._in_rounds:  # still
+        if self._in_rounds:  # `alert` has not been called
             self._timer = self._loop.call_later(self._period, self._round)
         else:
             self._timer = None

@@ -47,7 +47,7 @@ class Sender:
         self._alarm = Alarm(loop, self._expired)
         self._alarm_at = 0  # ns; the instant for which the alarm is set
         self._next_look = 0  # ns; when time-outs are checked next
-        self._progressed = time.monotonic_ns()  # ns; latest token of a finished call, or latest time without a call in flight
+        self._progressed = time.monotonic_ns()  # ns; last token of a finished call, or last time with no call in flight
         pool.on_done = self._ended
 
     def begin(self, start: int) -> None:

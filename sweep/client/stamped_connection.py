@@ -384,7 +384,7 @@ class StampedConnection:
             self.answer.complete(self._arrived)
             self._answered = True
             self._answers += 1
-            self._keep_alive = self._address.keep_alive and self._parser.should_keep_alive()  # unknown until the headers and the end have been parsed
+            self._keep_alive = self._address.keep_alive and self._parser.should_keep_alive()  # unknown before
 
 
 class _Tls:

@@ -307,8 +307,7 @@ class _Shape:
         self.bare_head, self.bare_tail = head.translate(None, _DIGITS), tail.translate(None, _DIGITS)
 
     def text_in(self, event: bytes) -> tuple[int, int]:
-        """Return where the text begins and ends in an event of this shape; (0, -1) if the event has a different shape.
-        """
+        """Return where the text begins and ends in an event; (0, -1) if the event does not have this shape."""
         start = self.start
         if not event.startswith(self.head):
             start = event.find(self.marker) + len(self.marker)
@@ -659,7 +658,7 @@ class Answer:
         parsed.)
         """
         self._shape = None
-        data = event.partition(b"\n")[2] if event.startswith(b"event:") else event  # the text of a tool's name would always be the same
+        data = event.partition(b"\n")[2] if event.startswith(b"event:") else event  # without its constant name
         if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in data[:-2] or not event.endswith(b"\n\n"):
             return
         if count_from == b"" and b'"completion_tokens":' in event:  # a count that is 0 so far may become valid

@@ -102,7 +102,7 @@ def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
         if key.startswith("backend."):
             parent_mapping(settings, key)[key.rpartition(".")[2]] = line.scalars[key]
     if not re.fullmatch(r"https?://[^@\s]+", str(settings["backend"].get("url"))):
-        return None  # launched here, or rejected by planning
+        return None  # an engine to launch, or rejected by planning
     build(settings["backend"], "backend")  # so that the same mistakes are rejected as in planning
     return _Endpoint(settings["backend"])
 
@@ -113,7 +113,7 @@ def local_server() -> str:
     for port in USUAL_PORTS:
         endpoint = _Endpoint({"url": f"http://127.0.0.1:{port}"})
         endpoint.client.timeout = httpx.Timeout(LOCAL_TIMEOUT)
-        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):  # no server, or of something else
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):  # no such server
             endpoint.models()
             servers.append(endpoint.url)
     if len(servers) != 1:
@@ -186,7 +186,7 @@ class _Endpoint:
         """Send short requests until one is answered; return the settings it used, and a line that describes the answer.
 
         Only settings that were not typed are changed. If the endpoint does not answer, that is left to the trial, which
-        uses the dialect that came closest: its error says more than another's 404.
+        uses the dialect that came closest: its error says more than a 404 for another dialect.
         """
         asking = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api")
         names = (*asking, "headers", "auth_header", "auth_scheme")

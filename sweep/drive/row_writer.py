@@ -23,7 +23,7 @@ from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
 
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials finish
 WRITE_SHARE = 0.02  # share of the driver's time, at most, for rewrites
-TABLE_STAMP = ".trials.json"  # the sources of trials.parquet, since making it again takes seconds for many rows
+TABLE_STAMP = ".trials.json"  # the sources of trials.parquet: rebuilding it takes seconds if it has many rows
 
 
 class TrialTracker(Protocol):
@@ -70,7 +70,7 @@ class RowWriter:
         self.ledger.commit(row)
         history = self.ledger.history(trial.trial_id)
         retried = retryable and policy.retried_at_the_tail(self.plan.settings, Outcome(row["outcome"]), history)
-        if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
+        if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands
             self.tracker.log_trial(row, self._telemetry(row))
         label = f"{deployment.describe()} {trial.describe()}"
         self.display.finished(row, label, deployment.describe(), retried)
@@ -90,7 +90,7 @@ class RowWriter:
             return run_files.read_telemetry(path)
         except run_files.DamagedFile as error:
             self.display.log(f"not sent to the tracker: {error}")
-        except FileNotFoundError:  # from an engine without telemetry
+        except FileNotFoundError:  # the engine has no telemetry
             pass
         return []
 

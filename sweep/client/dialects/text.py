@@ -11,7 +11,7 @@ _BACKSLASH = 0x5C
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # characters that are rendered as blank
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of Unicode
 HEAD = 256  # bytes of the text that are hashed to compare answers
-LEAST_VARIED = 40  # minimum bytes of the head once compressed: repetitive text compresses further, and cannot identify an answer
+LEAST_VARIED = 40  # minimum bytes of the head once compressed: repetitive text compresses further, and tells nothing
 
 
 @dataclass(slots=True)
