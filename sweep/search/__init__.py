@@ -1,1 +1,1 @@
-"""Searches: proposers that are told measured probes and propose the next; they know neither Ray nor clocks."""
+"""Searches: proposers that are given measured probes and propose the next one, without Ray and without a clock."""

@@ -1,8 +1,8 @@
-"""The search for a capacity: told measured probes, it proposes the next one, and in the end it claims.
+"""The search for a capacity: given measured probes, it proposes the next one, and finally states a claim.
 
-Most of a probe's noise is in what was sent, which the client knows: a twin is fed with the same requests, and only the
-difference between them and the long run is taken from it. The same probes always give the same claim. The constants
-were chosen on simulated deployments (docs/capacity.md): the risk is calibrated, not proven.
+Most of a probe's noise comes from which requests were sent, and these are known. So a twin is fed with the same
+requests; only the difference between its results for them and for a long run is used. The same probes always give the
+same claim. The constants were chosen on simulated deployments (docs/capacity.md): the risk is calibrated, not proven.
 """
 
 import math
@@ -14,64 +14,64 @@ import numpy as np
 
 from sweep.search.twin import Floats, Integers, Limits, Replay, Requests, Twin
 
-NEAR = 0.12  # |log rate / estimate| of the probes that the estimate is made from
+NEAR = 0.12  # maximum |log(rate / estimate)| of the probes that the estimate is computed from
 LOOKS = 2.2  # standard errors between the estimate and the claim: 95% one-sided, with repeated looks
-FLOOR = 0.02  # of the log capacity: what the twin itself does not know
-SAFETY = 0.006  # of the log capacity: by so much simulated claims were too high too often
-SAFETY_OF_ENDPOINT = 0.01  # the same, where the twin does not know the limits
-NARROW = 0.013  # of the log capacity: the standard error at which a search ends
-LEAST = 8.0  # full probes' lengths near the estimate before it does
-CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
+FLOOR = 0.02  # minimum error of the log capacity, due to the twin itself
+SAFETY = 0.006  # margin of the log capacity: without it, simulated claims were too high too often
+SAFETY_OF_ENDPOINT = 0.01  # the same margin if the twin does not know the limits
+NARROW = 0.013  # standard error of the log capacity at which a search ends
+LEAST = 8.0  # minimum length of all probes near the estimate before a search ends, in full probes
+CONFIRMING = 3.0  # length of a fresh run at the claim, in full probes
 CONFIRMATIONS = 6
-STEP = 0.012  # of the log claim, at least, after a run that does not confirm it; then 1.5 times as much
-LIGHT = 0.45  # of the saturated throughput: a rate that every deployment holds
+STEP = 0.012  # minimum step down of the log claim after a run that fails to confirm it; 1.5 times larger each time
+LIGHT = 0.45  # share of the saturated throughput: a rate that every deployment sustains
 LONG_RUN = 20_000  # requests
-FIRST_USERS = 32  # of a deployment with unknown limits
+FIRST_USERS = 32  # at first, if the deployment's limits are unknown
 MOST_USERS = 1024
-SHARE_OF_BUDGET = 0.1  # of a probe, at most
-FINDING_USERS = 0.05  # of a budget, if the first saturated run is served one by one
-HIGHEST = 0.98  # times the saturated throughput: no rate above it is steady
-RISING = 1.15  # more users than this much less throughput are tried
-ALONE = 5  # requests, one after another, that tell whether a bound can be met at all
-DRIFTING = 3.0  # standard errors between the twin's errors in both halves of the probes: the deployment has changed
-ALIKE = 0.2, 5.0  # scales of a bound with which the twin is like the deployment; beyond them, probes count more
-DEPENDENT = 10  # requests count for one, where the twin is unlike the deployment
-BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: longer than a queue's memory
+SHARE_OF_BUDGET = 0.1  # maximum share of the budget for one probe
+FINDING_USERS = 0.05  # share of the budget for the first saturated run if requests are served one by one
+HIGHEST = 0.98  # share of the saturated throughput: no rate above it is steady
+RISING = 1.15  # if the throughput rises by more than this factor, more users are tried
+ALONE = 5  # requests, one after another, that show whether a bound can be met at all
+DRIFTING = 3.0  # standard errors between the twin's errors in both halves of the probes; above it there is drift
+ALIKE = 0.2, 5.0  # range of a bound's scale in which the twin resembles the deployment; outside, probes count more
+DEPENDENT = 10  # number of requests that count as one if the twin does not resemble the deployment
+BATCH_SIZE = 40  # requests per batch, for which the twin's error is computed: longer than a queue's memory
 
 
 class LatencyBound(NamedTuple):
-    """A share of the requests whose latency must be at most the limit: p90 within 0.2 s is a share of 0.9."""
+    """A bound on a latency: the share of the requests that must be within the limit. `p90 <= 0.2 s` has share 0.9."""
 
     quantity: str  # ttft, tpot or e2el
     limit: float  # s
     share: float = 0.9
 
     def good(self, run: Replay, scale: float = 1.0) -> Floats:
-        """1.0 for each request within the bound, 0.0 beyond it, nan where the latency is undefined."""
+        """Return 1.0 for each request within the bound, 0.0 beyond it, nan if its latency is undefined."""
         latencies = getattr(run, self.quantity)
         return np.where(np.isnan(latencies), np.nan, latencies <= self.limit * scale)
 
     def describe(self) -> str:
-        """The bound as it is typed: `ttft.p90 <= 0.2 s`."""
+        """Return the bound as text: `ttft.p90 <= 0.2 s`."""
         return f"{self.quantity}.p{100 * self.share:g} <= {self.limit:g} s"
 
 
 @dataclass(frozen=True)
 class CapacityQuestion:
-    """The question that a search answers: at which highest rate does every bound hold?"""
+    """The question that a search answers: what is the highest rate at which every bound is met?"""
 
     bounds: Sequence[LatencyBound]
     arrivals: Callable[[int, int], Floats]  # (count, seed) -> times at one request per second
-    lengths: Callable[[int, int], tuple[Integers, Integers]] | None = None  # None: the probes' lengths are drawn again
-    limits: Limits | None = None  # None: unknown, as of an endpoint; they are read off the saturated run
-    shortest: float = 60.0  # s of a probe: longer than the machine's own noise remembers
-    requests: int = 1000  # of a probe, at saturation
-    most: float = 30.0  # probes' lengths in all, after which the interval is the answer
-    budget: float = float("inf")  # s of measuring, after which the interval is the answer
+    lengths: Callable[[int, int], tuple[Integers, Integers]] | None = None  # None: sampled from the probes' lengths
+    limits: Limits | None = None  # None: unknown, as for an endpoint, and inferred from the saturated run
+    shortest: float = 60.0  # minimum s of a probe: the machine's own noise is correlated for less
+    requests: int = 1000  # requests of a probe at saturation
+    most: float = 30.0  # total length in probes, after which the interval is the answer
+    budget: float = float("inf")  # s of measurement, after which the interval is the answer
 
 
 class Probe(NamedTuple):
-    """A trial to run: an open loop of this rate, or a closed one of these users."""
+    """A trial to run: an open loop with this rate, or a closed loop with this many users."""
 
     requests: int
     rate: float = 0.0  # requests/s
@@ -80,20 +80,20 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """The answer: the deployment holds `lower` within its bounds, of this launch while it was measured."""
+    """The answer: this launch sustained the rate `lower` within the bounds while it was measured."""
 
     status: Literal["confirmed", "budget", "above", "impossible", "drift"]
-    lower: float  # requests/s; 0: none was shown
+    lower: float  # requests/s; 0: no such rate was found
     upper: float  # 0: unknown
-    limit: str = ""  # the bound that is met first, in words
+    limit: str = ""  # the bound that is exceeded first, in words
     probes: int = 0
-    seconds: float = 0.0  # of measuring
-    ended: str = ""  # why it ended early, if not by its budget
+    seconds: float = 0.0  # s of measurement
+    ended: str = ""  # why it ended early, unless its budget was spent
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A probe and what was measured."""
+    """A probe and its measurement."""
 
     probe: Probe
     run: Replay
@@ -101,26 +101,26 @@ class ProbeResult:
 
 
 class Capacity:
-    """A proposer: `tell` it what was measured, `ask` it for the next probe, `claim` at any time."""
+    """A proposer: `tell` it a probe's result, `ask` it for the next probe, and call `claim` at any time."""
 
     def __init__(self, question: CapacityQuestion) -> None:
         self.question = question
-        self.phase = "single"  # then saturate, light, probe, confirm, and done or above
+        self.phase = "single"  # the next phases: saturate, light, probe, confirm, and done or above
         self.measured: list[ProbeResult] = []
         self.twin = Twin(question.limits or Limits())
-        self.scales = [1.0] * len(question.bounds)  # of each bound, for the twin to have the measured shares
-        self.throughput = math.inf  # requests/s, saturated
+        self.scales = [1.0] * len(question.bounds)  # scale of each bound with which the twin has the measured shares
+        self.throughput = math.inf  # requests/s at saturation
         self.users = 2 * question.limits.running if question.limits else FIRST_USERS
         self.estimate = math.nan
-        self.unlike = False  # the twin and the deployment
-        self.passing, self.failing = 0.0, math.inf  # requests/s, by the probes alone
-        self.below = self.above = math.inf  # log widths of the interval around it
+        self.unlike = False  # whether the twin does not resemble the deployment
+        self.passing, self.failing = 0.0, math.inf  # requests/s, from the probes alone
+        self.below = self.above = math.inf  # log widths of the interval below and above the estimate
         self.changes = [0.0] * len(
             question.bounds
-        )  # of the share of good requests, from half to half; 0 if in the noise
+        )  # change in the share of good requests between the two halves; 0 if within the noise
         self.met: LatencyBound | None = None  # the bound that is met first
         self.claimed, self.confirmations, self.confirmed = math.nan, 0, False
-        self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
+        self.floor = math.inf  # the twin's own error of the log capacity, larger after short probes
 
     def ask(self) -> Probe | None:
         """Return the next probe; None when the search has ended."""
@@ -148,7 +148,7 @@ class Capacity:
 
     @property
     def _full(self) -> float:
-        """The length in s of a probe for which the risk was calibrated."""
+        """Return the length, in s, of a probe for which the risk was calibrated."""
         return max(self.question.shortest, self.question.requests / self.throughput)
 
     @property
@@ -170,10 +170,10 @@ class Capacity:
 
     @property
     def _open_probes(self) -> list[ProbeResult]:
-        return [probed for probed in self.measured if probed.probe.rate][1:]  # without the light one
+        return [probed for probed in self.measured if probed.probe.rate][1:]  # without the light probe
 
     def tell(self, measured: ProbeResult) -> None:
-        """Take in what was measured for the probe that was asked."""
+        """Process the result of the probe that `ask` returned."""
         self.measured.append(measured)
         match self.phase:
             case "single":
@@ -181,7 +181,7 @@ class Capacity:
                 self.met = next(missed, None)
                 self.phase = "done" if self.met else "saturate"
                 if self.question.limits is None and math.isfinite(self.question.budget):
-                    served = FINDING_USERS * self.question.budget * ALONE / measured.seconds  # one by one
+                    served = FINDING_USERS * self.question.budget * ALONE / measured.seconds  # served one by one
                     self.users = int(np.clip(2 * served / 5, 2, FIRST_USERS))
             case "saturate":
                 self._saturated(measured)
@@ -200,12 +200,12 @@ class Capacity:
         earlier, self.throughput = self.throughput, _throughput(measured.run)
         rising = not math.isfinite(earlier) or self.throughput > RISING * earlier
         if self.question.limits is None:
-            affordable = 0.2 * self.question.budget * self.throughput / 2.5  # users, if more of them bring nothing
+            affordable = 0.2 * self.question.budget * self.throughput / 2.5  # users, if throughput is flat
             more = [users for users in (4 * self.users, 2 * self.users) if users <= min(MOST_USERS, affordable)]
             if rising and more:
                 self.users = more[0]
                 return
-            if rising:  # it was not saturated: how far up it goes is unknown
+            if rising:  # it was not saturated: its maximum is unknown
                 self.throughput *= 1.5
             self.throughput = max(self.throughput, 0.0 if math.isinf(earlier) else earlier)
             decoding = _most_decoding(measured.run)
@@ -222,7 +222,7 @@ class Capacity:
         self.estimate = self._capacity_of_twin(self.estimate)
         lengths = sum(probed.probe.requests / probed.probe.rate for probed in near) / self._full
         self.floor = FLOOR * math.sqrt(max(1.0, LEAST / lengths))
-        if not self._narrow(errors, near):  # by the twin a bound is met first that no probe has come near
+        if not self._narrow(errors, near):  # the twin exceeds a bound first that no probe came near
             self.estimate = min(max(self.estimate, 1.06 * max(probed.probe.rate for probed in near)), self._highest)
             if near[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
                 self.phase = "above"
@@ -238,9 +238,9 @@ class Capacity:
             self.phase = "done"
 
     def _within_evidence(self, probes: list[ProbeResult]) -> bool:
-        """Where the twin is unlike the deployment: move the estimate off rates that probes show to be too high or low.
+        """If the twin is unlike the deployment: move the estimate off rates that probes show to be too high or low.
 
-        Returns False if the estimate was there.
+        Returns False if the estimate was at such a rate.
         """
         self.unlike = self.unlike or not all(ALIKE[0] <= scale <= ALIKE[1] for scale in self.scales)
         for probed in probes if self.unlike else ():
@@ -262,7 +262,7 @@ class Capacity:
         return False
 
     def _confirmed(self, measured: ProbeResult) -> None:
-        """Lower the claim if a fresh run at it, freed of this run's luck by the twin, does not meet a bound."""
+        """Lower the claim if a fresh run at it does not meet a bound, corrected by the twin for that run's luck."""
         twin, long = self.twin.run(measured.run.requests), self._long_run(self.claimed, 5 * LONG_RUN)
         missing = -1.0
         for bound, scale in zip(self.question.bounds, self.scales, strict=True):
@@ -276,7 +276,7 @@ class Capacity:
             self.phase = "done"
 
     def _match(self, j: int, near: list[ProbeResult], twins: list[Replay]) -> float | None:
-        """Scale a bound to give the twin the measured share; return its standard error, None if the share is near 1."""
+        """Scale a bound to give the twin the measured share; return that share's error, None if it is near 1."""
         bound, self.changes[j] = self.question.bounds[j], 0.0
         good = [bound.good(probed.run) for probed in near]
         pooled = np.concatenate([getattr(twin, bound.quantity) for twin in twins])
@@ -300,7 +300,7 @@ class Capacity:
         return math.sqrt(variance) * (1 + 2.5 / sum(map(len, errors)))
 
     def _narrow(self, errors: list[float | None], near: list[ProbeResult]) -> bool:
-        """Find the interval around the estimate; return False if by the twin a bound is met that no probe came near."""
+        """Find the interval around the estimate; return False if the twin exceeds a bound that no probe came near."""
         slower, faster = (self._long_run(self.estimate * factor, 3 * LONG_RUN // 2) for factor in (0.97, 1.03))
         distance = float(np.mean([abs(math.log(probed.probe.rate / self.estimate)) for probed in near]))
         self.below, self.above, self.met, unseen = -math.inf, math.inf, None, False
@@ -310,7 +310,7 @@ class Capacity:
             if error is None:
                 unseen = unseen or min(low, high) < 1 - (1 - bound.share) * 0.7
                 continue
-            offset = ((low + high) / 2 - bound.share) / slope  # of this bound's own capacity above the estimate
+            offset = ((low + high) / 2 - bound.share) / slope  # log distance of this bound's capacity from the estimate
             spread = LOOKS * math.hypot(error / slope, 0.25 * distance)
             if spread - offset > self.below:
                 self.below, self.met = spread - offset, bound
@@ -322,7 +322,7 @@ class Capacity:
         return True
 
     def _capacity_of_twin(self, near: float = math.nan) -> float:
-        """The rate at which the twin's long run meets all bounds, by bisection on the logarithm."""
+        """Return the highest rate at which the twin's long run meets all bounds, by bisection on the logarithm."""
         low, high, halvings = math.log(0.02 * self.throughput), math.log(1.1 * self.throughput), 11
         if math.isfinite(near):
             low, high, halvings = math.log(near / 1.4), math.log(near * 1.4), 8
@@ -333,12 +333,12 @@ class Capacity:
         return min(math.exp((low + high) / 2), self._highest)
 
     def _missing(self, run: Replay) -> float:
-        """The most by which the twin's share of good requests misses a bound's; negative if it holds them all."""
+        """Return the largest deficit of the twin's share of good requests below a bound's; negative if it meets all."""
         scaled = zip(self.question.bounds, self.scales, strict=True)
         return max(bound.share - float(np.nanmean(bound.good(run, scale))) for bound, scale in scaled)
 
     def _long_run(self, rate: float, count: int) -> Replay:
-        """What the twin makes of many fresh requests at this rate, its empty start left out."""
+        """Return the twin's run of many fresh requests at this rate, without its empty start."""
         requests = Requests(self.question.arrivals(count, 77) / rate, *self._lengths(count))
         return self.twin.run(requests).section(slice(count // 10, None))
 
@@ -350,7 +350,7 @@ class Capacity:
         return lengths[0, drawn], lengths[1, drawn]
 
     def claim(self) -> Claim:
-        """Return what the probes so far show."""
+        """Return the claim that the probes so far support."""
         throughput = self.throughput if math.isfinite(self.throughput) else 0.0
         shown = Claim("budget", 0.0, throughput, probes=len(self.measured), seconds=self._spent)
         if self.met and math.isnan(self.estimate):
@@ -376,7 +376,7 @@ class Capacity:
 
 
 def _variance(errors: list[Floats], share: float, count: int) -> float:
-    """The variance of the mean error over all batches, with the correlation of neighbours."""
+    """Return the variance of the mean error over all batches, which allows for the correlation of neighbours."""
     flat = np.concatenate(errors)
     mean, batches = float(flat.mean()), len(flat)
     squares = float((flat - mean) @ (flat - mean))
@@ -387,16 +387,16 @@ def _variance(errors: list[Floats], share: float, count: int) -> float:
 
 
 def _throughput(run: Replay) -> float:
-    """Requests per second while all users of a closed loop were busy, after the first fifth."""
+    """Return the requests per second while all users of a closed loop were busy, after the first fifth."""
     ends = np.sort((run.arrivals + run.e2el)[np.isfinite(run.e2el)])
     busy = ends[(ends >= ends[len(ends) // 5]) & (ends <= run.arrivals.max())]
     if len(busy) < 10 or np.ptp(busy) < 0.2 * ends[-1]:  # hardly more requests than users
         return len(ends) / float(ends[-1])
-    return float(np.polyfit(busy, np.arange(len(busy)), 1)[0])  # answers may end in waves: a line through all
+    return float(np.polyfit(busy, np.arange(len(busy)), 1)[0])  # answers may end in waves, so fit a line through all
 
 
 def _most_decoding(run: Replay) -> int:
-    """The most requests between their first and last tokens at once: what the deployment runs, where it was full."""
+    """Return the most requests between their first and last token at once: the deployment's limit, if it was full."""
     valid = np.isfinite(run.e2el)
     times = np.concatenate([(run.arrivals + latency)[valid] for latency in (run.ttft, run.e2el)])
     changes = np.repeat([1, -1], int(valid.sum()))[np.argsort(times, kind="stable")]

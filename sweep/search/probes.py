@@ -1,4 +1,4 @@
-"""Probes as ordinary trials: the question of a plan's point, a probe as a point, and a trial's requests as a run."""
+"""Connects a search with trials: the question for a plan's point, and the result of a probe that ran as a trial."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ LENGTH_COLUMNS = ["input_tokens", "output_tokens", "asked_input_tokens", "asked_
 
 
 def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
-    """Return the question of a point. Raises ConfigError if it has no bounds, or a load without a rate."""
+    """Return the question for a trial's point. Raises ConfigError if it has no bounds, or a load without a rate."""
     search = settings.capacity
     assert search is not None
     if not settings.slo:
@@ -46,7 +46,7 @@ def _bound(name: str, limit: float) -> LatencyBound:
 
 
 def measured_of(probe: Probe, requests: Path) -> ProbeResult:
-    """Return what a trial measured, from its requests.parquet; a failed request is slower than any bound."""
+    """Return a probe's result from its trial's requests.parquet; a failed request is slower than any bound."""
     table = read_table(requests, ["phase", "error", *STAMPS, *LENGTH_COLUMNS])
     table = table.filter(np.array(table["phase"].to_pylist()) == "measured")
     table = table.sort_by("sent" if probe.users else "scheduled")
@@ -55,7 +55,7 @@ def measured_of(probe: Probe, requests: Path) -> ProbeResult:
     arrivals = stamps["sent" if probe.users else "scheduled"]
     start = float(arrivals[0])
     inputs, outputs = (pc.coalesce(table[name], table[f"asked_{name}"], 1).to_numpy() for name in LENGTH_COLUMNS[:2])
-    between = (stamps["e2el"] - stamps["ttft"]) / np.maximum(outputs - 1, 1)  # where stamps came in one piece
+    between = (stamps["e2el"] - stamps["ttft"]) / np.maximum(outputs - 1, 1)  # for answers that arrived in one piece
     stamps["tpot"] = np.where(np.isnan(stamps["tpot"]), between, stamps["tpot"])
     latencies = {name: np.where(failed, np.inf, stamps[name]) for name in ("ttft", "tpot", "e2el")}
     run = Replay(arrivals - start, inputs, outputs, **latencies, users=probe.users)
