@@ -105,8 +105,7 @@ class Outage(Failed, ValueError):
 def exit_of(error: BaseException) -> Exit:
     """Return the exit that an error describes: from its `exit`, errno, HTTP status, or a library's message.
 
-    Messages of this project are not interpreted: the exit is that of the error's cause or, without a cause, the
-    function that raised it.
+    Messages of this project are not interpreted: their exit is that of the cause, or else the raising function.
     """
     if exit := getattr(error, "exit", None):
         assert isinstance(exit, Exit)

@@ -49,8 +49,7 @@ class ConfigPath:
 
         A ./conf with a config.yaml belongs to another program (or to this project) and is skipped.
 
-        Raises ConfigError if $SWEEP_CONFIG_DIR or a given folder does not exist, or a given folder has a config.yaml or
-        no option.
+        Raises ConfigError for a missing folder (also $SWEEP_CONFIG_DIR), or a given folder with a config.yaml.
         """
         if "" in user_folders:
             raise ConfigError("--config-dir=: expected a folder like conf/")

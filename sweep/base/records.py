@@ -129,8 +129,8 @@ class Record:
 
     request_id: str  # id of the request, which the engine's log may show
     phase: Phase  # warmup or measured
-    scheduled: float | None  # when it was due by the load's schedule; null without a schedule (closed loop, lockstep)
-    released: float  # when a slot was free for it; without a schedule, when its user or batch could send it
+    scheduled: float | None  # when it was due by the load's schedule; null for a closed loop or lockstep
+    released: float  # when a slot was free for it; if there is no schedule, when its user or batch could send it
     sent: float  # when its first byte was written to the socket; null, like `released`, if it was never sent
     chunk_us: array[int] = field(default_factory=lambda: array("I"))  # list: arrival of each chunk, since `sent`
     chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # list: number of tokens in each chunk
@@ -148,7 +148,7 @@ class Record:
     recounted_tokens: int = UNKNOWN  # tokens of the answer, if recounted by the model's tokenizer
     first_answer: float | None = None  # when the first chunk after visible reasoning arrived, since `sent`
     cached_tokens: int = UNKNOWN  # tokens of the prompt that the engine reports as cached
-    model: str | None = None  # the model requested, from workload.models; null without them
+    model: str | None = None  # the model requested, from workload.models; null if that is empty
     gateway_answer: bool = False  # whether the gateway answered, from its cache or from an identical request in flight
     served_model: str | None = None  # the model named in the answer; several names are joined
     characters: int = UNKNOWN  # number of characters in the answer's text
@@ -327,7 +327,7 @@ def proxy_of(url: str, use: ProxyUse) -> Proxy | None:
     try:
         parts = urlsplit(address if "://" in address else f"http://{address}")
         port = parts.port or 80
-    except ValueError:  # its message may hold a part of the password
+    except ValueError:  # its message may contain a part of the password
         raise problem from None
     if parts.scheme != "http" or not parts.hostname:
         raise problem

@@ -16,8 +16,7 @@ Coordinates = Mapping[str, Any]  # dotted key -> value
 
 
 def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
-    """Return labels: each name with the settings that differ among the items with that name, e.g. `vllm
-    max-num-seqs=2`.
+    """Return labels: each name with the settings that differ among its items, e.g. `vllm max-num-seqs=2`.
 
     A ladder's step stands for the settings that it changes. The number of requests is omitted if the other settings are
     enough.

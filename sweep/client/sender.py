@@ -175,8 +175,7 @@ class Sender:
         self._progressed = max(self._progressed, answer.last_token)
         dispatch.given_up = now
         self._write(dispatch, answer)
-        # The kernel's stamp of the end is used, so that the client's delay until the next request appears as
-        # turnaround.
+        # Use the kernel's stamp of the end, so that the client's delay until the next request counts as turnaround.
         ended = answer.completed or now
         if self._backlog:
             self._release(ended)

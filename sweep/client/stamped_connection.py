@@ -64,8 +64,7 @@ class ServerAddress:
     tls: ssl.SSLContext | None
     connect_timeout: float  # s
     keep_alive: bool = True  # False if requests ask the server to close: each has a separate connection
-    # The request that asks the proxy at this address for a tunnel to the server; empty without a proxy. It may hold a
-    # password.
+    # Asks the proxy at this address for a tunnel to the server; empty if there is no proxy. It may hold a password.
     tunnel: bytes = field(default=b"", repr=False)
 
 

@@ -363,7 +363,7 @@ class Answer:
 
     @property
     def last_token(self) -> int:
-        """Return the arrival of the latest token, in ns, exact to the µs; 0 if there is none yet."""
+        """Return the arrival of the latest token, in ns, exact to the µs; 0 if no token has arrived."""
         latest = [self.sent + stream.chunk_us[-1] * 1000 for stream in self.streams if stream.chunk_us]
         return max(*latest, *(stream.carried_at for stream in self.streams), 0)
 

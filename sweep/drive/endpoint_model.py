@@ -93,7 +93,7 @@ def _written_out(arguments: Sequence[str]) -> list[str]:
 
 
 def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
-    """Return the endpoint configured on a command line; None with an experiment, or without an endpoint."""
+    """Return the endpoint configured on a command line; None if it names an experiment or no endpoint."""
     choice, endpoint_keys = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}
     if line.experiment or endpoint_keys & line.axes.keys() or choice not in options.choices("backend"):
         return None  # planning reports the error

@@ -3,16 +3,20 @@
 These are pure functions of (outcome, exit, history, settings). The ledger stores, the node reports, the driver acts.
 RULES defines what follows from an outcome; an Exit decides whose fault a failure is, and whether to wait:
 
-| exit | a failed launch or trial | while a node is prepared | |---|---|---| | SIGKILL, SIGTERM; its supervisor was
-killed | surroundings: never final, not counted as a repetition | – | | likewise, but its log names its own watchdog
-(Blame.ITSELF) | engine: final once repeated | – | | a signal of ENGINE_SIGNALS | engine: final once repeated | – | |
-words of a broken node (Blame.NODE) | surroundings: the node is quarantined, not used again | an answer | | words of
-something that the user can fix (Blame.USER) | engine, never final | an answer, never final | | an exit status, words
-without an outage | engine: final once repeated | an answer: its trials fail at once | | words of a tool that its table
-lists as an outage | surroundings | waited for, up to `patience` | | an OSError number of OUTAGE_ERRORS; HTTP 408, 429,
-5xx | surroundings | waited for | | a full disk | – | waited for in a build; else no more launches on that node | | a
-Cause of SURROUNDINGS | surroundings | waited for if it is OUTAGE or UNREACHABLE | | an endpoint is gone; a port or GPU
-memory is in use | surroundings | its launch is waited for (`is_unavailable`) | | any other Cause | engine | an answer |
+| exit | a failed launch or trial | while a node is prepared |
+|---|---|---|
+| SIGKILL, SIGTERM; its supervisor was killed | surroundings: never final, not counted as a repetition | – |
+| likewise, but its log names its own watchdog (Blame.ITSELF) | engine: final once repeated | – |
+| a signal of ENGINE_SIGNALS | engine: final once repeated | – |
+| words of a broken node (Blame.NODE) | surroundings: the node is quarantined, not used again | an answer |
+| words of something that the user can fix (Blame.USER) | engine, never final | an answer, never final |
+| an exit status, words without an outage | engine: final once repeated | an answer: its trials fail at once |
+| words of a tool that its table lists as an outage | surroundings | waited for, up to `patience` |
+| an OSError number of OUTAGE_ERRORS; HTTP 408, 429, 5xx | surroundings | waited for |
+| a full disk | – | waited for in a build; else no more launches on that node |
+| a Cause of SURROUNDINGS | surroundings | waited for if it is OUTAGE or UNREACHABLE |
+| an endpoint is gone; a port or GPU memory is in use | surroundings | its launch is waited for (`is_unavailable`) |
+| any other Cause | engine | an answer |
 | HTTP 401, 403 of a hub or registry | surroundings | an answer |
 
 | a failed trial is retried | when |

@@ -140,7 +140,7 @@ class RowWriter:
         return {"inputs": content_hash(inputs), "checksums": checksums}
 
     def _is_stamped(self, stamp: dict[str, Any] | None) -> bool:
-        """Return whether the table on disk was made from these sources. False without a valid stamp."""
+        """Return whether the table on disk was made from these sources. False if there is no valid stamp."""
         with suppress(FileNotFoundError, ValueError):
             return stamp is not None and unsealed((self.paths.out / TABLE_STAMP).read_bytes()) == (stamp, True)
         return False

@@ -25,8 +25,7 @@ GATEWAY_TIMEOUT = 30.0  # s
 class GatewayProcess(Backend):
     """The gateway's process, with the interface of a backend."""
 
-    # It reaches an endpoint as this process does. Variables are listed by full name, since a proxy's may hold a
-    # password.
+    # It reaches an endpoint as this process does. Variables have full names, since a proxy's may hold a password.
     traits = Traits(computes_model=False, inherits=("SSL_CERT_FILE", "SSL_CERT_DIR", *PROXY_VARIABLES))
 
     name: str = "gateway"

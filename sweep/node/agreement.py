@@ -241,7 +241,7 @@ def _quality(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded, 
 
 
 def below_gate(work: Work, engine: Engine, columns: Mapping[str, Any]) -> str | None:
-    """Describe the quantity whose interval lies entirely below `gate`; None if no interval does.
+    """Describe the quantity whose interval is entirely below `gate`; None if no interval does.
 
     Formats declared coarser than the model's are measured but not gated: their loss is expected and part of the
     comparison.

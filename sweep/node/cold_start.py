@@ -15,8 +15,7 @@ PROMPT = "The first question after a launch is asked by itself, and its answer i
 def measure_cold_start(engine: Engine, cpus: set[int], stall_timeout: float = LONGEST_TIMEOUT) -> float | None:
     """Send one request to an engine that was just launched; return the time to its first token in s.
 
-    Return None if the engine was not launched here, is timed in-process, or did not answer (its trials will show the
-    reason).
+    Return None if the engine was not launched here, is timed in-process, or did not answer (the trials will show why).
     """
     if not engine.backend.launches or engine.backend.traits.timed_inside:
         return None

@@ -237,7 +237,7 @@ class _Pending:
         self.work, self.stop, self.draining = work, stop, draining
 
     def next(self) -> Trial | None:
-        """Return the first trial expected to end before the deadline; None if there is none, or after a stop."""
+        """Return the first trial expected to end before the deadline; None if no trial is, or after a stop."""
         if self.stop.is_set() or self.draining.is_set():
             return None
         remaining = math.inf if self.work.deadline is None else self.work.deadline - time.time()

@@ -81,9 +81,7 @@ async def _ask(
     stall_timeout: float | None,
     on_progress: Callable[[TrialProgress], None],
 ) -> tuple[dict[str, Any], str | None]:
-    """Return the in-process server's response, or {} and the reason for its absence. Closing the connection stops the
-    work.
-    """
+    """Return the in-process server's response, or {} and why it is missing. Closing the connection stops the work."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
         call = asyncio.create_task(http.post(f"{url}/measure", json=body))
         looked = changed = time.monotonic()

@@ -171,10 +171,10 @@ def _measure(
 def _gateway_inputs(
     work: Work, running: RunningEngine, trial: Trial, requests: list[Request], ended: bool
 ) -> dict[str, Any]:
-    """Return the gateway's effect on the measured requests, as inputs of the quantities; empty without a gateway.
+    """Return the gateway's effect on the measured requests, as inputs of the quantities; empty if there is no gateway.
 
     Requests left unsent at the end of the load's duration are excluded. Unless the trial ended by itself, the engine is
-    not queried any more: it is dead, or would delay each comparison.
+    no longer queried: it is dead, or would delay each comparison.
     """
     if running.gateway is None:
         return {}

@@ -19,7 +19,7 @@ from sweep.base.records import LOAD_COLUMNS, Outcome, TrialProgress
 from sweep.base.wording import count, duration_text, number, time_left
 from sweep.drive.policy import FAILED, without_numbers
 
-SLOW_STATE = 30.0  # s after which a launch's state is printed, without a terminal
+SLOW_STATE = 30.0  # s after which, without a terminal, a launch's state is printed
 LEAST_COST = 0.01  # USD; less is not shown
 BAR = 24  # width of the run's bar, in columns; a trial's bar is half as wide
 QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row in which points must agree to be compared

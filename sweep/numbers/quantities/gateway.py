@@ -1,4 +1,4 @@
-"""The gateway in front of the engine: clipped requests and cache answers. Null without a gateway."""
+"""The gateway in front of the engine: clipped requests and cache answers. Null if there is no gateway."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from sweep.numbers.quantities.latency import e2el
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import succeeded
 
-Decisions = Sequence[Mapping[str, Any]]  # on the measured requests, as in the gateway's log
+Decisions = Sequence[Mapping[str, Any]]  # decisions about the measured requests, as in the gateway's log
 HITS = ("exact", "semantic")
 BY_GATEWAY = (*HITS, "shared")
 BY_ENGINE = ("miss", "uncacheable")
@@ -66,7 +66,7 @@ def shared_answer_rate(decisions: Decisions) -> float | None:
 
 @quantity(unit="share", kind="validity", better="lower", label="False hits")
 def false_hit_rate(decisions: Decisions, meanings: Mapping[str, str]) -> float | None:
-    """share of the requests that the cache answered with the answer to a prompt of different meaning; null if there is
+    """share of the requests to which the cache served the answer to a prompt with a different meaning; null if there is
     no cache, or the workload does not label meanings.
     """
     if not _has_cache(decisions) or not meanings:
@@ -95,7 +95,7 @@ def served_agreement(served_equal: float | None) -> float | None:
 
 @quantity(unit="tokens", kind="count", type=int, label="Tokens from the cache")
 def cache_tokens_saved(decisions: Decisions) -> int | None:
-    """Σ tokens of prompts and answers that the cache saved the engine from processing; null without a cache."""
+    """Σ tokens of prompts and answers that the cache saved the engine from processing; null if there is no cache."""
     if not _has_cache(decisions):
         return None
     return sum(int(hit["cached_input_tokens"] + hit["cached_output_tokens"]) for hit in _hits(decisions))
@@ -103,7 +103,7 @@ def cache_tokens_saved(decisions: Decisions) -> int | None:
 
 @quantity(unit="s", kind="latency", better="higher", label="Latency saved by the cache")
 def cache_latency_saved(decisions: Decisions, records: Records, mask: Mask) -> float | None:
-    """median e2el of requests answered by the engine − median e2el of cache hits; null if either has none."""
+    """median e2el of requests answered by the engine − median e2el of cache hits; null if either group is empty."""
     result = {each["request_id"]: each.get("cache") for each in decisions}
     results = np.array([result.get(name, "") or "" for name in records.request_id])
     latencies, answered = e2el(records), mask & succeeded(records)
@@ -119,7 +119,7 @@ def cache_cost_saved(
     duration: float | None,
     output_tokens: int | None,
 ) -> float | None:
-    """cost of the trial × output tokens from the cache / output tokens from the engine; null without a cache."""
+    """cost of the trial × output tokens from the cache / output tokens from the engine; null if there is no cache."""
     cached = sum(int(hit["cached_output_tokens"]) for hit in _hits(decisions))
     made = (output_tokens or 0) - cached
     if price_per_hour is None or duration is None or made <= 0 or not _has_cache(decisions):

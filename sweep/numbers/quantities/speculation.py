@@ -15,8 +15,8 @@ PREEMPTIONS = "preemptions_total"
 
 @quantity(unit="share", kind="throughput", better="higher", label="Acceptance rate", short="Accepted")
 def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
-    """drafted tokens that the model accepted / drafted tokens; without these counters, the mean of the engine's
-    reported rate; null without speculation.
+    """drafted tokens that the model accepted / drafted tokens; if not counted, the mean of the rate that the engine
+    reports; null if it does not speculate.
     """
     accepted, drafted = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTED)
     if accepted is None:
@@ -26,8 +26,8 @@ def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
 
 @quantity(unit="tokens/step", kind="throughput", better="higher", label="Acceptance length")
 def acceptance_length(samples: Sequence[Sample], begin: float) -> float | None:
-    """1 + accepted tokens / drafts: tokens per sequence in a step with a draft; without these counters, the mean of the
-    engine's reported length; null without speculation.
+    """1 + accepted tokens / drafts: tokens per sequence in a step with a draft; if not counted, the mean of the length
+    that the engine reports; null if it does not speculate.
     """
     accepted, drafts = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTS)
     if accepted is None:
