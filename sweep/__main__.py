@@ -24,9 +24,9 @@ from sweep.cli.commands import dispatch
 from sweep.cli.output import replace_streams
 from sweep.drive.policy import DISK_FULL, is_waited_for
 
-# Allocations between two garbage collections: a plan or ledger of many trials has millions of objects without cycles.
+# Allocations between two garbage collections: a long plan or ledger has millions of objects, none in a cycle.
 COLLECT_EVERY = 100_000
-LONG_WORD = re.compile(r"\S{256,}")  # not a path, which would be shown in full
+LONG_WORD = re.compile(r"\S{256,}")  # longer than most paths, which are shown in full
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ConfigError, DamagedFile) as error:
         print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return 2
-    except (OSError, UnicodeError) as error:  # an unforeseen problem of a disk, a network or a locale
+    except (OSError, UnicodeError) as error:  # an unforeseen problem with a disk, a network or a locale
         print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return ISSUE_AGAIN if is_waited_for(error) or getattr(error, "errno", None) in DISK_FULL else 2
     except Unforeseen as error:
@@ -64,12 +64,12 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning like every other message: in one line, without its source code line."""
+    """Print a warning like every other message: on one line, without the source code."""
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _one_line(error: Exception, arguments: Sequence[str]) -> str:
-    """Return the message in one line, with secrets masked and long values shortened."""
+    """Return the message on one line, with secrets masked and long values shortened."""
     message = str(error)
     for argument in arguments:
         content = argument.partition("=")[2] or argument

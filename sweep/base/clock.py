@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Callable
 
-STAMP_OPTION = 35  # SO_TIMESTAMPNS (SO_TIMESTAMPNS_OLD): the socket module does not name it
+STAMP_OPTION = 35  # SO_TIMESTAMPNS_OLD: the socket module has no name for it
 
 _TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = 0o4000, 0o2000000, 1
 _ITIMERSPEC = struct.Struct("qqqq")
@@ -42,7 +42,7 @@ class StampClock:
 
 
 class Alarm:
-    """Calls back at an instant of CLOCK_MONOTONIC, to about 50 µs: uvloop's own timers are rounded to milliseconds.
+    """Calls back at an instant of CLOCK_MONOTONIC, to within about 50 µs; uvloop's timers are rounded to milliseconds.
 
     It uses a timerfd through ctypes, since os.timerfd_create requires Python 3.13.
     """

@@ -19,7 +19,7 @@ def now() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of this code, with `+` for uncommitted changes; without git, SWEEP_COMMIT or None."""
+    """Return the commit of this code, with `+` for uncommitted changes. Without git, return $SWEEP_COMMIT or None."""
     if not (ROOT / ".git").exists():
         return os.environ.get("SWEEP_COMMIT") or None  # set in a container image
     command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]

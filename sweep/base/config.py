@@ -121,8 +121,8 @@ class Hardware(Strict):
     bandwidth: PositiveFloat | None = None  # GB/s of that memory
     flops: dict[str, PositiveFloat] = {}  # TFLOP/s of dense matrix products of one accelerator, by number format
     figures_source: str | None = None  # source of memory, bandwidth and FLOP/s
-    cpus: PositiveInt | None = None  # of the machine that the price is for; also the next field
-    memory: PositiveFloat | None = None  # GiB
+    cpus: PositiveInt | None = None  # of the machine that costs `price_per_hour`
+    memory: PositiveFloat | None = None  # GiB, of the same machine
 
     assumed: ClassVar[bool] = False  # picked by hardware=auto (FoundHardware)
 
@@ -138,12 +138,12 @@ class SimulatedNodes(Strict):
 
     nodes: int = Field(gt=0, le=10_000)
     gpus: int = Field(ge=0, le=10_000)  # per node
-    accelerator: str | None = None  # None: the accelerator that hardware names
+    accelerator: str | None = None  # None: the accelerator named by `hardware`
     cpus: PositiveInt = 64  # per node
     driver: str | None = None  # NVIDIA driver on each node, e.g. "550"; None: new enough for everything
     capability: str | None = None  # compute capability of the GPUs, e.g. "8.9"; None: high enough for everything
     seconds_per_trial: PositiveFloat | None = None  # assumed duration if there is no history; None: unknown
-    seconds_per_launch: NonNegativeFloat = 60.0  # likewise
+    seconds_per_launch: NonNegativeFloat = 60.0  # assumed duration, as above
 
 
 class NodeType(Strict):
@@ -390,7 +390,7 @@ def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
 
     Mappings along the path are copied, since other points may share them.
 
-    Raises ConfigError if an earlier part of the key is not a mapping.
+    Raises ConfigError if an earlier part of the key holds something other than a mapping.
     """
     parents, mapping = key.split(".")[:-1], settings
     for depth, part in enumerate(parents, start=1):
@@ -477,7 +477,7 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
 
 
 def _owner_at(kind: Any, path: Sequence[int | str]) -> Any:
-    """Return the nested model or dataclass at this path, so that a message can list its keys."""
+    """Return the class of the nested configuration object at this path, so that a message can list its keys."""
     for part in path:
         kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
         kind = next((part for part in typing.get_args(kind) if isinstance(part, type) and part is not type(None)), kind)
@@ -485,7 +485,7 @@ def _owner_at(kind: Any, path: Sequence[int | str]) -> Any:
 
 
 def _keys_of(kind: Any) -> list[str]:
-    """Return the keys of a model or dataclass; an empty list for anything else."""
+    """Return the keys of a class of configuration objects; an empty list for anything else."""
     if not isinstance(kind, type):
         return []
     if issubclass(kind, BaseModel):

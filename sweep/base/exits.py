@@ -32,7 +32,7 @@ class Cause(StrEnum):
     SUPERVISOR = "supervisor killed"
     UNREACHABLE = "accepts no connections"
     ENDPOINT = "requests to an endpoint"  # also covers the network to it
-    PORT = "port"  # it is in use or not permitted
+    PORT = "port"  # the port is in use or not permitted
     GPU_MEMORY = "GPU memory in use"
     NO_TOKENIZER = "no tokenizer"
     CLIENT = "client"
@@ -73,8 +73,8 @@ class Exit:
     signal: int | None = None  # signal that killed the process
     status: int | None = None  # exit status of the process
     errno: int | None = None  # errno of the system call
-    http: int | None = None  # status
-    words: str = ""  # what a foreign tool printed about the end
+    http: int | None = None  # HTTP status
+    words: str = ""  # what a foreign tool printed when it ended
     outage: bool = False  # whether that tool's table recognizes an outage in the words
     blames: Blame | None = None  # the Blame that the table assigns to the words
 
@@ -106,7 +106,7 @@ class Outage(Failed, ValueError):
 def exit_of(error: BaseException) -> Exit:
     """Return the exit that an error describes: from its `exit`, errno, HTTP status, or a library's message.
 
-    Messages of this project are not interpreted: their exit comes from the error's cause, or is only its place.
+    Messages of this project are not interpreted: their exit is that of the cause, or else the raising function.
     """
     if exit := getattr(error, "exit", None):
         assert isinstance(exit, Exit)
@@ -127,7 +127,7 @@ def exit_of(error: BaseException) -> Exit:
 
 def _place_of_ours(error: BaseException) -> str | None:
     """Return the function of this project that raised an error; None if a library raised it."""
-    if isinstance(error, OSError):  # ours have only a number
+    if isinstance(error, OSError):  # sweep's own OSErrors are identified by errno alone
         return None
     traceback, origin = error.__traceback__, ""
     while traceback is not None:

@@ -17,7 +17,7 @@ _TABLE = Path(__file__).with_name("secret_shapes.txt").read_text(encoding="utf-8
 SHAPES = dict(line.split("\t") for line in _TABLE if not line.startswith("#"))
 VALUE = re.compile("|".join(SHAPES.values()))
 PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # a name and its value, in a message
-# The same in what engines print: their tokens are mostly words of a vocabulary, or counted.
+# The same in an engine's output, where a "token" is mostly a word of the vocabulary, or a count.
 _SECRETS_NAME = (
     r"token|secret|password|passwd|(?<=[_;])pwd|passphrase|credentials?|api[_-]?key|authorization|connection[_-]?string"
     r"|(?:access|account|private|secret|signing|subscription)[_-]key(?:[_-]id)?"
@@ -28,7 +28,7 @@ LOGGED_PAIR = re.compile(
     r"(?:(?:basic|token|digest|apikey)\s+)?)"
     r"(?P<secret>(?!\d+\.\d+[a-z/])(?=[^\s'\",;{}()\[\]]{0,200}?\d)(?=[^\s'\",;{}()\[\]]{0,200}?[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
 )
-# A sentence with a key: "the API key 0a1b… is invalid".
+# A key within a sentence: "the API key 0a1b… is invalid".
 SPOKEN = re.compile(r"(?i)(\b(?:api[ _-]?key|password|client[ _]secret)\s+)(?=\S*\d)(?=\S*[a-z])[\w+=~.-]{20,}")
 MASK = "***"
 SHORTEST = 8  # minimum length of a variable's value to mask everywhere: shorter values may be ordinary words
@@ -47,7 +47,7 @@ def secret_within(name: str, value: object, inherited: bool = False) -> str | No
     """
     named = inherited or is_secret(name.rpartition(".")[2])
     if isinstance(value, str) and value.strip().startswith(("{", "[")):
-        with suppress(ValueError):  # otherwise a template, or the engine's notation
+        with suppress(ValueError):  # not JSON: a template, or the engine's own notation
             value = json.loads(value)
     if isinstance(value, Mapping):
         return next(filter(None, (secret_within(f"{name}.{key}", inner, named) for key, inner in value.items())), None)

@@ -32,7 +32,7 @@ Stamps = tuple[tuple[str, int, int], ...]  # files with their modification times
 
 
 def default_folders() -> tuple[Path, ...]:
-    """The built-in folder, after $SWEEP_CONFIG_DIR, which takes precedence in all processes of a run."""
+    """Return the built-in folder, preceded by $SWEEP_CONFIG_DIR if it is set (in all processes of a run)."""
     folder = os.environ.get("SWEEP_CONFIG_DIR")
     return (*([Path(folder)] if folder else []), CONF)
 
@@ -45,11 +45,11 @@ class ConfigPath:
 
     @classmethod
     def of_user(cls, user_folders: Sequence[str] = ()) -> "ConfigPath":
-        """Return the given folders, then ./conf, then the built-in one.
+        """Return the path with the given folders, then ./conf, then the default folders.
 
         A ./conf with a config.yaml belongs to another program (or to this project) and is skipped.
 
-        Raises ConfigError for a given folder that has a config.yaml, or does not exist; so may $SWEEP_CONFIG_DIR.
+        Raises ConfigError for a missing folder (also $SWEEP_CONFIG_DIR), or a given folder with a config.yaml.
         """
         if "" in user_folders:
             raise ConfigError("--config-dir=: expected a folder like conf/")

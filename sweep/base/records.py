@@ -1,7 +1,7 @@
 """The data of a trial: Request, Record, and its outcome; and how an endpoint is reached: path, key, TLS and proxy.
 
-Records hold only raw values: `metrics` derives each latency from them, in one place, with its formula. The measuring
-client imports this file, so it needs only the standard library and costs little start-up time and memory.
+Records hold only raw values: `sweep.numbers.quantities` derives each latency, in one place, with its formula. The
+measuring client imports this file, so it needs only the standard library and costs little start-up time and memory.
 """
 
 from __future__ import annotations  # array[int] cannot be evaluated before Python 3.12
@@ -53,7 +53,7 @@ class TrialProgress(NamedTuple):
     in_flight: int
     tokens: int  # tokens received so far, for all requests
     total: int  # requests to be sent
-    seconds: float  # since the first request was due
+    seconds: float  # s since the first request was due
 
     @property
     def share(self) -> float:
@@ -374,9 +374,9 @@ class Proxy(NamedTuple):
 
 
 def proxy_of(url: str, use: ProxyUse) -> Proxy | None:
-    """Return the environment's proxy for an endpoint; None for loopback, for NO_PROXY, and unless `use` requests it.
+    """Return the environment's proxy for an endpoint; None for loopback, for hosts in NO_PROXY, or if `use` is none.
 
-    Raises ValueError if it is no HTTP proxy.
+    Raises ValueError if the address is not that of an HTTP proxy.
     """
     endpoint = urlsplit(url)
     if use == "none" or is_loopback(endpoint.hostname or ""):
@@ -391,7 +391,7 @@ def proxy_of(url: str, use: ProxyUse) -> Proxy | None:
     try:
         parts = urlsplit(address if "://" in address else f"http://{address}")
         port = parts.port or 80
-    except ValueError:  # its message may hold a part of the password
+    except ValueError:  # its message may contain a part of the password
         raise problem from None
     if parts.scheme != "http" or not parts.hostname:
         raise problem
@@ -401,7 +401,7 @@ def proxy_of(url: str, use: ProxyUse) -> Proxy | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host's name is this machine's own address."""
+    """Return whether a host name refers to this machine itself."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

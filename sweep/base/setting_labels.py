@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LADDER = "ladder"  # the axis whose value is the name of a ladder's step
-PARENT = "ladder_parent"  # the step that it builds on, which the ladder already shows
+PARENT = "ladder_parent"  # a step's parent, which the ladder already shows
 TRIAL_MARK = "#"  # between a run and a trial's id: RUN#TRIAL
-REQUEST_COUNT = "workload.num_requests"  # how much is measured, which rarely tells points apart
+REQUEST_COUNT = "workload.num_requests"  # the amount measured, which rarely distinguishes points
 
 Coordinates = Mapping[str, Any]  # dotted key -> value
 
 
 def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
-    """Return labels: each name with the settings that differ among items of that name, e.g. `vllm max-num-seqs=2`.
+    """Return labels: each name with the settings that differ among its items, e.g. `vllm max-num-seqs=2`.
 
     A ladder's step stands for the settings that it changes. The number of requests is omitted if the other settings are
     enough.

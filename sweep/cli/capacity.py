@@ -36,7 +36,7 @@ LENGTHS = {"workload.input_tokens": "512", "workload.output_tokens": "128"}
 
 @dataclass
 class Search:
-    """The searches of a run, one for each point of its plan, one after another."""
+    """Searches the capacity of each point of a run's plan, one after another."""
 
     base: Composition
     plan_of: Callable[[Composition], Plan]
@@ -129,7 +129,7 @@ def is_evidence(row: Mapping[str, Any]) -> bool:
 
 
 def check_search(plan: Plan) -> str:
-    """Return the line that a plan has about its search. Raises ConfigError for what cannot be searched."""
+    """Return the plan's line about its search. Raises ConfigError if its capacity cannot be searched."""
     assert plan.settings.capacity is not None
     if plan.settings.replicates > 1:
         raise ConfigError(f"replicates={plan.settings.replicates}: expected 1 for a capacity search")
@@ -176,7 +176,7 @@ def claim_lines(claim: Claim) -> Iterator[str]:
 
 
 def folder_of(command: str, url: str) -> str:
-    """Return the results folder of a command for an endpoint: `results/capacity-127.0.0.1-8000`."""
+    """Return the folder for a command's results at an endpoint: `results/capacity-127.0.0.1-8000`."""
     address = re.sub(r"[^\w.]+", "-", url.partition("//")[2] or url).strip("-")
     return f"results/{command}-{address}"
 

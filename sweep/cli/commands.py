@@ -40,7 +40,7 @@ Exit status: 0 finished; 1 finished, and trials failed; 2 bad input; 75 run the 
 Status 75 means that the run had to stop, or that trials are pending after the deadline.
 sweep reissue ARGUMENTS runs sweep run ARGUMENTS, and runs it again after status 75."""
 RUN_HELP = "a results folder, its name under results/, or s3://bucket/run"
-NOT_JUDGED = 3  # exit status of `compare`: no --fail-if is met, and at least one could not be decided everywhere
+NOT_JUDGED = 3  # exit status of `compare`: no --fail-if condition holds, but at least one was undecided
 ARGUMENTS_OF_RUN = "[--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ..."
 RUN = """\
 usage: sweep run {arguments}
@@ -80,7 +80,7 @@ def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace
 
 
 def _printed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command that prints an Output, including its format and an optional file."""
+    """Parse the options of a command that prints an Output, including its format and an optional file."""
     parser.add_argument("--format", metavar="FORMAT", default="text", help=f"{', '.join(FORMATS)}; default: text")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: print to standard output")
     options = _of_all_rows(parser, arguments)
@@ -404,10 +404,10 @@ def compare(arguments: list[str]) -> int:
 
     RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... selects the points with
     these settings. The unit of the statistics is a launch: measure with replicates=3 or more, and
-    relaunch=per_replicate. Exit status 1 means that a --fail-if is met: the change is larger, and its interval excludes
-    no change. Status 3 means that none is met, but some could not be judged, e.g. after a crash or with a single
-    launch. --noise RUN is a run that launched one configuration repeatedly on the same machine: no interval is narrower
-    than the differences between its launches.
+    relaunch=per_replicate. Exit status 1 means that a --fail-if condition holds: the change is larger, and its interval
+    excludes "no change". Status 3 means that none holds, but some could not be judged, e.g. after a crash or with a
+    single launch. --noise RUN is a run that launched one configuration repeatedly on the same machine: no interval is
+    narrower than the differences between its launches.
     """
     percentage = _checked(Annotated[float, Field(gt=0, lt=100)], "percentages above 0 and below 100")
     parser = Parser(compare)

@@ -23,7 +23,7 @@ KEY_LINE = re.compile(r"^( *)([\w-]+):(.*)$", re.MULTILINE)
 class Key(NamedTuple):
     """A key as written on a command line."""
 
-    name: str  # dotted: backend.dtype
+    name: str  # with dots: backend.dtype
     value: Any  # default value
     meaning: str
     allowed: tuple[str, ...]  # possible values; empty if there are many

@@ -22,8 +22,8 @@ BUDGET = "60s"  # of measurement; the start, pauses between probes and requests 
 SHORT_LENGTHS = {"workload.input_tokens": "256", "workload.output_tokens": "64"}
 QUICK_KEYS = {"workload.warmup_requests": "1", "report": "false"}
 LONE_USER = {"load": "closed", "load.concurrency": "1", "workload.num_requests": "3"}
-USUAL = {"ttft": 1.0, "tpot": 0.05}  # s: an answer that begins soon, and is faster than it is read
-ROOM = {"ttft": 2.0, "tpot": 1.5}  # times what a single request takes, at least
+USUAL = {"ttft": 1.0, "tpot": 0.05}  # s: an answer that begins soon, and streams faster than people read
+ROOM = {"ttft": 2.0, "tpot": 1.5}  # a bound is at least this multiple of a single request's latency
 
 
 def quick_report(url: str | None, slo: str | None, overrides: Sequence[str], folders: Sequence[str]) -> int:
@@ -73,7 +73,7 @@ def _pairs(settings: Mapping[str, str]) -> list[str]:
 
 
 def _quietly(arguments: Sequence[str], folders: Sequence[str]) -> tuple[int, str]:
-    """Run a command line; return its exit status, and what it would have printed."""
+    """Run a command line without printing; return its exit status and its output."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         status = run(arguments, folders, settled=True)
@@ -88,7 +88,7 @@ def _closed_loops(out: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _sensible_slo(alone: Mapping[str, Any]) -> str:
-    """Return the usual bounds, or rounder ones above where a single request leaves no room."""
+    """Return the usual bounds, raised to a round number where a single request alone comes too close to them."""
     bounds = []
     for latency, usual in USUAL.items():
         least = max(usual, ROOM[latency] * (alone[f"{latency}_p50"] or 0.0))

@@ -24,8 +24,8 @@ from sweep.drive.stop_control import STOP_SIGNALS, job_end, user_deadline
 from sweep.plan.compose import compose_run
 
 FIRST_PAUSE, LONGEST_PAUSE = scaled(10.0), scaled(600.0)  # s before the command is repeated; doubled each time
-WORKED = scaled(900.0)  # s of runtime after which a command is considered working, and the pauses start anew
-GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s of commands stopping early after which the supervisor gives up
+WORKED = scaled(900.0)  # s of runtime after which a command counts as working, and the pauses are short again
+GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s in which every command stopped early, after which the supervisor gives up
 BAD_INPUT = 2
 TRIALS_FAILED = 1  # also Ray's status when it kills this process because Ray is broken
 INCOMPLETE = 1  # at a deadline, and when giving up: with 75 a caller would repeat the command endlessly
@@ -44,7 +44,7 @@ class Reissuer:
         self.signals = 0  # number of signals received
 
     def run(self) -> int:
-        """Repeat the command until it has ended for good; return its last exit status."""
+        """Repeat the command until it has finished for good; return its last exit status."""
         deadline = self._deadline()
         previous = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
         try:
@@ -107,7 +107,7 @@ class Reissuer:
         return bool(status.get("ended")) and status.get("pid") == self.process.pid
 
     def _deadline(self) -> float | None:
-        """Return the command's deadline in seconds since the epoch; None without a deadline, or for bad input."""
+        """Return the command's deadline in s since the epoch; None if it has no deadline or bad input."""
         settings = self._settings()
         if settings is None:
             return None

@@ -145,7 +145,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
 
 @contextmanager
 def _halted_by_full_disk(out: Path) -> Iterator[None]:
-    """Raise Halted for a disk that is full before the first trial, or after the last."""
+    """Raise Halted if the disk is full before the first trial or after the last."""
     try:
         yield
     except OSError as error:
@@ -220,7 +220,7 @@ def traced(arguments: Sequence[str]) -> Iterator[None]:
     except (ConfigError, DamagedFile, Halted, Outage):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was typed
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a path that the user typed
             raise ConfigError(f"{shortened(error.filename)}: {os.strerror(error.errno)}") from None
         text = masked_message(f"sweep {shlex.join(arguments)}\n{traceback.format_exc()}", secret_values(os.environ))
         problem = f"internal error of sweep: {type(error).__name__}: {shortened(first_line(error))}"
@@ -241,7 +241,7 @@ def _error_file(text: str) -> Path:
 
 
 def _settings_of_run(arguments: Sequence[str], config_dirs: Sequence[str]) -> Settings:
-    """Return the settings of a run, without any query beyond this machine."""
+    """Return the settings of a run, without querying any other machine."""
     return compose_run(arguments, lambda cluster: "cpu", ConfigPath.of_user(config_dirs)).settings
 
 
@@ -295,7 +295,7 @@ def _run_locked(
 
 
 def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror | None) -> bool:
-    """Combine the run's small files; return whether any may have moved. On failure, no row is lost."""
+    """Combine the run's small files into larger ones; return whether any may have moved. On failure, no row is lost."""
     if mirror is not None and not mirror.settle():
         return False
     try:
@@ -369,9 +369,9 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 def print_report(
     folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
 ) -> None:
-    """Print the summary of the results in a folder, after rebuilding tables, figures and report.
+    """Print the summary of the results in a folder, after rebuilding tables, charts and report.
 
-    The report of a folder that may only be read goes to a folder in the current one.
+    If the folder is read-only, the report is written to a folder within the current one.
     """
     import analysis  # imports pandas and scipy, which a command with nothing to do does not need
 

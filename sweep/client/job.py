@@ -1,6 +1,6 @@
 """The files exchanged between the client and its measuring process: the job, and the resulting rows and chunks.
 
-Results are written as they arrive: one fixed-size row per request, and its chunks. So memory does not grow.
+Results are written as they arrive: one fixed-size row per request, and its chunks. So memory use does not grow.
 """
 
 import json
@@ -18,7 +18,7 @@ from sweep.client import wire
 from sweep.client.modes import Dispatch, Mode
 
 ROW = struct.Struct("<IiqqqqqqIiiiqiiiiiiii?")
-NO_REASONING = -2  # as a row's `answer_us`
+NO_REASONING = -2  # a row's `answer_us` if the answer has no reasoning
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 TEXTS = 64  # answers per trial whose text is stored to check the server's token count
 
@@ -35,13 +35,13 @@ class PackedRow(NamedTuple):
     released: int
     sent: int
     ended: int
-    connecting: int  # this and the next: UNKNOWN for a reused connection
+    connecting: int  # this and the next stamp: UNKNOWN for a reused connection
     connected: int
     chunks: int
     input_tokens: int
     output_tokens: int
     reasoning_tokens: int
-    answer_us: int  # UNKNOWN if no answer followed the reasoning
+    answer_us: int  # UNKNOWN if no text followed the reasoning
     text_bytes: int  # UNKNOWN if the text was not stored
     token_source: int  # this and the next three: indices of the text table
     finish_reason: int
@@ -68,7 +68,7 @@ class Job:
     keeps_texts: bool = False  # whether to store the text of all answers, because the server does not count tokens
     progress_every: float | None = None  # s between two reports of the progress to the parent; None: no reports
     warmup_calls: int = 0
-    offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # of each call in the file of requests
+    offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # positions in the file of requests
     prompts: "array[int]" = field(default_factory=lambda: array("I"))  # prompts of each call
     limits: "array[int]" = field(default_factory=lambda: array("I"))  # requested output tokens per prompt of each call
     heads: "array[int]" = field(default_factory=lambda: array("I"))  # the calls that begin a session
@@ -98,12 +98,12 @@ class Job:
         return len(self.prompts)
 
     def request(self, call: int) -> bytes:
-        """Return the bytes of one call, read when needed, so that the page cache holds them, not this process."""
+        """Return the bytes of one call. They are read only when needed, so they take no memory in this process."""
         begin, end = self.offsets[call], self.offsets[call + 1]
         return self._head + os.pread(self._requests, end - begin, begin)
 
     def patient_until(self, call: int) -> int:
-        """Return the number of tokens before which a call's answer cannot end, so that reads may be late."""
+        """Return the number of tokens before which a call's answer cannot end; until then, reads may be late."""
         return self.limits[call] - 1 if self.target.ignore_eos and self.prompts[call] == 1 else 0
 
     def answer(self, call: int) -> wire.Answer:

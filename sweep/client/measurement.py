@@ -56,7 +56,7 @@ TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
 
 
 class ClientDied(Failed):
-    """The measuring process ended without results: killed, out of memory, or by an internal error (in the message)."""
+    """The measuring process ended without results: killed, out of memory, or internal error (in the message)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,17 @@ class ClientReport:
     offered: int  # requests that were due
     sent: int  # requests whose first byte was written to a socket
     reads: int
-    multi_event_reads: int  # reads that contained several token events of a prompt, which share one stamp
+    multi_event_reads: int  # reads with several token events of one prompt, which share a stamp
     stamp_source: Literal["kernel", "user", "mixed", "none", "engine"]
     clock_steps: int  # wall-clock jumps above 1 ms: stamps up to a second away may be off by as much
-    peak_memory_bytes: int  # of the largest client process
+    peak_memory_bytes: int  # memory of the largest client process
     batch_form: BatchForm  # how lockstep batches were actually sent
     stopped: str | None = None  # why the trial was stopped early
-    start_spread: float | None = None  # s between the first and the last user's start; None without users
+    start_spread: float | None = None  # s between the first and the last user's start; None if the load has no users
 
 
 class WarmUp(NamedTuple):
-    """Token counts of the warm-up's answers, for answers counted by the server and without hidden reasoning."""
+    """Token counts of the warm-up's answers; only answers that the server counted and that had no hidden reasoning."""
 
     answers: int
     output_tokens: int

@@ -63,7 +63,7 @@ class Mode:
     """The rule for sending requests, and for sharing them among several client processes."""
 
     one_process: ClassVar[bool] = False  # its calls depend on each other, so one client process sends all of them
-    has_schedule: ClassVar[bool] = False  # calls are due at times independent of answers, where latencies start
+    has_schedule: ClassVar[bool] = False  # calls are due at times independent of answers; latencies start there
 
     duration: float | None = None  # s after which no new request is sent; requests in flight are drained
 
@@ -92,7 +92,7 @@ class Mode:
         return self
 
     def start_spread(self) -> float | None:
-        """Return the time between the first and the last user's start, in s; None without users."""
+        """Return the time between the first and the last user's start, in s; None if there are no users."""
         return None
 
     def begin(self, sender: CallSender) -> None:

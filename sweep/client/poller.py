@@ -1,13 +1,13 @@
 """Watches many sockets for data, and decides when to read them.
 
-Waking up for each token is most of a token's cost, but the kernel timestamps every arrival. So a read may be late, as
-long as it does not contain two token events of one stream, and no request waits for the end of the answer. If tokens
-arrive faster than 1,500 a second, sockets in the middle of an answer of known length are therefore read together, in
-rounds: every four milliseconds, or every eight if no stream had two tokens within 16 ms. Sockets whose answer may end
-with the next event are read at once, since the next request depends on it. A read with more than one token event of a
-stream stops the rounds for a second, the next such read for two, and so on. So a server that writes in bursts is
-measured correctly. Calls with several prompts are never read in rounds: the tokens of a step share a socket, and would
-share a stamp.
+Most of a token's cost is waking up for it. Since the kernel timestamps every arrival, a read may be late, as long as it
+does not contain two token events of one stream, and no request waits for the end of the answer. If tokens arrive faster
+than 1,500 a second, sockets in the middle of an answer of known length are therefore read together, in rounds: every
+four milliseconds, or every eight if no stream had two tokens within 16 ms. Sockets whose answer may end with the next
+event are read at once, since the next request depends on it. A read with more than one token event of a stream stops
+the rounds for a second, the next such read for two, and so on. So a server that writes in bursts is still measured
+correctly. Calls with several prompts are never read in rounds: the tokens of a step share a socket, and would share a
+stamp.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from collections.abc import Callable
 PERIOD = 0.004  # s between two rounds of reads
 LONG_PERIOD = 0.008  # s, if every stream takes at least SLOW from token to token
 SLOW = 0.016  # s
-WORTH_IT = 1_500  # reads per second above which a round holds several
+WORTH_IT = 1_500  # reads per second above which a round contains several
 ALERT = 1.0  # s of immediate reads after a read with several events; doubled each time
 LONGEST_ALERT = 3600.0  # s
 # Edge-triggered: otherwise each token would cause a second, useless check after it was read.
@@ -43,7 +43,7 @@ class Poller:
     def add(self, fd: int, callback: Callable[[], None]) -> None:
         """Watch a socket; it is urgent until `set_patient`. `callback` must remove it once it has read its end.
 
-        While patient, each arrival is reported once: a read that leaves data behind must make the socket urgent.
+        While patient, each arrival is reported once: a read that leaves data unread must make the socket urgent.
         """
         self._callbacks[fd] = callback
         self._urgent.register(fd, select.EPOLLIN)
@@ -77,7 +77,7 @@ class Poller:
         self._period = self._longest if shortest_gap >= SLOW else PERIOD
 
     def alert(self, now: float) -> None:
-        """Stop the rounds for a while after this one, because a read held several token events of a stream."""
+        """Stop the rounds for a while after this one, because a read contained several token events of a stream."""
         if now >= self._alert_until:
             self._alert_until = now + self._alert
             self._alert = min(2 * self._alert, LONGEST_ALERT)
@@ -87,7 +87,7 @@ class Poller:
 
     def _round(self) -> None:
         self._read(self._patient)
-        if self._in_rounds:  # still
+        if self._in_rounds:  # `alert` has not been called
             self._timer = self._loop.call_later(self._period, self._round)
         else:
             self._timer = None

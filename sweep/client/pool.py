@@ -28,7 +28,7 @@ class Pool:
         self._loop, self._stamps, self._counters = loop, stamps, counters
         self.poller = Poller(loop)
         self._address = _resolve(target, timeouts)
-        self.opened = 0  # all connections ever made; each is reused
+        self.opened = 0  # number of connections ever made; each is reused
         self.free: list[StampedConnection] = []
         self.on_done: Callable[[StampedConnection, wire.Answer], None]  # set by the current Sender
 

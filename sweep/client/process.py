@@ -179,8 +179,8 @@ def main(folder: Path, part: int) -> None:
     job = Job.open(folder, part)
     if job.cpus:
         os.sched_setaffinity(0, job.cpus)
-    # The process needs little CPU time, but without delay: if it waits longer than a gap between tokens, several tokens
-    # arrive in one read. Only root may raise the priority.
+    # The process needs little CPU time, but needs it at once: if it waits longer than a gap between tokens, several
+    # tokens arrive in one read. Only root may raise the priority.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     failures: list[BaseException] = []

@@ -37,7 +37,7 @@ class Sender:
         self.in_flight: set[StampedConnection] = set()
         self.start = 0  # ns
         self.offered = self.sent = 0  # requests
-        self.done = self.failed = self.tokens = 0  # requests that have ended, and failed; all tokens
+        self.done = self.failed = self.tokens = 0  # requests that have ended; those that failed; tokens of all requests
         self.stopped: str | None = None
         self.warms_up = len(heads) > 0 and heads[0] < job.warmup_calls
         self._heads = heads
@@ -51,7 +51,7 @@ class Sender:
         self._alarm = Alarm(loop, self._expired)
         self._alarm_at = 0  # ns; the instant for which the alarm is set
         self._next_look = 0  # ns; when time-outs are checked next
-        self._progressed = time.monotonic_ns()  # latest token of a finished call, or time with none in flight
+        self._progressed = time.monotonic_ns()  # ns; last token of a finished call, or last time with no call in flight
         pool.on_done = self._ended
 
     def begin(self, start: int) -> None:
@@ -84,7 +84,7 @@ class Sender:
     def send(self, index: int, instant: int, batch: int = UNKNOWN) -> int:
         """Begin a session that is due at this instant; return the prompts of its first call, 0 if too late.
 
-        Without a schedule, the instant is when its user or batch could send it.
+        If the mode has no schedule, the instant is when the call's user or batch could send it.
         """
         if instant >= self._deadline:
             return 0
@@ -108,7 +108,7 @@ class Sender:
     def _check_timeouts_of(self, connection: StampedConnection, answer: Answer, now: int) -> None:
         limits, sent, last_token = self.job.timeouts, answer.sent, answer.last_token
         if not sent:
-            if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
+            if now - connection.begun > (limits.connect + 1) * 1e9:  # connecting has its own time limit
                 connection.abandon(f"connect: no connection within {limits.connect:g} s")
         elif answer.ended and now - max(sent, last_token) > GRACE_AFTER_END:
             connection.abandon(None)  # the answer is complete; only the end of the HTTP body is missing
@@ -189,7 +189,7 @@ class Sender:
         self._progressed = max(self._progressed, answer.last_token)
         dispatch.given_up = now
         self._write(dispatch, answer)
-        # The kernel's stamp of the end, so that the client's delay until the next request appears as turnaround.
+        # Use the kernel's stamp of the end, so that the client's delay until the next request counts as turnaround.
         ended = answer.completed or now
         if self._backlog:
             self._release(ended)

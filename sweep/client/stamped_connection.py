@@ -64,7 +64,7 @@ class ServerAddress:
     tls: ssl.SSLContext | None
     connect_timeout: float  # s
     keep_alive: bool = True  # False if requests ask the server to close: each has a separate connection
-    # Request to the proxy at this address for a tunnel to the server; empty without one. It may hold a password.
+    # Asks the proxy at this address for a tunnel to the server; empty if there is no proxy. It may hold a password.
     tunnel: bytes = field(default=b"", repr=False)
 
 
@@ -82,7 +82,7 @@ class StampedConnection:
     _counters: Counters
     _on_done: Callable[["StampedConnection", Answer], None]
     answer: Answer | None = None  # the answer in flight
-    begun: int = 0  # ns, when `begin` was called
+    begun: int = 0  # ns, time of the call of `begin`
     idle_since: int = 0
     context: object = None  # the caller's data about the request in flight
     _sock: socket.socket | None = None
@@ -180,10 +180,10 @@ class StampedConnection:
         try:
             await self.open()
         except asyncio.CancelledError:
-            return  # abandoned meanwhile
+            return  # the request was abandoned while the connection opened
         except (OSError, TimeoutError) as error:
             if self.answer is answer:
-                problem = "" if isinstance(error, TunnelRefused) else "connect: "  # a refusal is no outage
+                problem = "" if isinstance(error, TunnelRefused) else "connect: "  # a proxy's refusal is not an outage
                 answer.fail(f"{problem}{_in_one_line(error)}{tls_remedy(error)}")
                 self._finish(answer)
             return
@@ -269,7 +269,7 @@ class StampedConnection:
             arrived = self._stamped(ancillary[0][2], now)
         else:
             arrived = now
-            self._counters.user_stamps += data != b""  # the end of a connection is never stamped
+            self._counters.user_stamps += data != b""  # the kernel never stamps the end of a connection
         if data and self._tls:
             try:
                 data, ended = self._tls.decrypt(data)
@@ -327,7 +327,7 @@ class StampedConnection:
 
     def _end_of_file(self, arrived: int) -> None:
         answer = self.answer
-        if answer is not None and answer.status and not self._sized:  # the end of the connection is the end of the body
+        if answer is not None and answer.status and not self._sized:  # the body ends when the connection does
             self.close()
             answer.closed = True
             answer.complete(arrived)
@@ -337,7 +337,7 @@ class StampedConnection:
             self._lost(self._explain("closed: by the server" + (" before its answer began" if early else "")))
 
     def _explain(self, error: str) -> str:
-        """Return a connection's error with its likely cause, if the connection has answered before."""
+        """Return a connection's error; if the connection has answered before, with the likely cause."""
         if not self._answers or self.answer is None or self.answer.status:
             return error
         times = "once" if self._answers == 1 else f"{self._answers} times"
@@ -355,7 +355,7 @@ class StampedConnection:
         self.reopen()
 
     def reopen(self) -> None:
-        """Reopen in the background; if that fails, the next `begin` tries and reports it."""
+        """Reopen in the background; if that fails, the next `begin` tries again and reports the failure."""
         if self._sock is None and self._opening is None:
             task = self._loop.create_task(self.open())
             task.add_done_callback(_forget_failure)
@@ -375,7 +375,7 @@ class StampedConnection:
 
     def on_body(self, data: bytes) -> None:
         self._part = data
-        if self.answer is not None and not self._answered:  # else it follows the end of an answer
+        if self.answer is not None and not self._answered:  # other bytes follow the end of an answer
             self.answer.body(data, self._arrived)
 
     def on_message_complete(self) -> None:
@@ -383,7 +383,7 @@ class StampedConnection:
             self.answer.complete(self._arrived)
             self._answered = True
             self._answers += 1
-            self._keep_alive = self._address.keep_alive and self._parser.should_keep_alive()  # known only here
+            self._keep_alive = self._address.keep_alive and self._parser.should_keep_alive()  # unknown before
 
 
 class _Tls:

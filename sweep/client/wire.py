@@ -57,7 +57,7 @@ PATHS: dict[str, str] = {
     **{name: dialect.path for name, dialect in TYPED_DIALECTS.items()},
     "tgi": "/generate_stream",
 }
-LARGEST_EVENT = 4 << 20  # bytes, as of an event that repeats the ids of a prompt; more is not a token stream
+LARGEST_EVENT = 4 << 20  # bytes; enough for an event that repeats a prompt's ids; a longer event is no token stream
 LARGEST_MESSAGE = 300  # characters of a server's message that are kept in an error
 MOST_MODELS, LONGEST_MODEL = 8, 200  # maximum model names stored for an answer, and characters of each
 ENDLESS = 4, 64  # an answer is endless above this multiple of the requested tokens, and this number of token events
@@ -65,7 +65,7 @@ NO_TEMPLATE = "the model has no chat template; set backend.api=completions"
 OTHER_LIMIT = "set backend.max_tokens_field=max_completion_tokens"
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for aborted answers
-# Fields of a delta with the text of a reasoning model before its answer.
+# The fields of a delta that contain a reasoning model's text before its answer.
 REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
@@ -95,11 +95,11 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
     path: str | None = None  # request path that replaces the api's default
     api_key_env: str | None = None  # NAME of the environment variable that holds the key
-    auth_header: str | None = None  # None: the api's default header
+    auth_header: str | None = None  # header that carries the key; None: the api's default
     auth_scheme: str | None = None
     max_tokens_field: str = "max_tokens"
     verify_tls: bool = True
-    proxy: ProxyUse = "none"  # environment: through the proxy that the environment variables name
+    proxy: ProxyUse = "none"  # environment: through the proxy given by environment variables
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -229,8 +229,8 @@ class Stream:
     """The answer to one prompt, as received so far."""
 
     chunk_us: "array[int]" = field(default_factory=lambda: array("I"))
-    several: dict[int, int] = field(default_factory=dict)  # the chunks that held more than one token, and how many
-    running_count: int = 0  # completion tokens by the stream's per-chunk usage
+    several: dict[int, int] = field(default_factory=dict)  # chunks with more than one token, and their number of tokens
+    running_count: int = 0  # completion tokens according to the per-chunk usage
     ahead: int = 0  # text events not yet included in the per-chunk usage
     carried: int = 0  # tokens received before any visible text; added to the first chunk
     carried_at: int = 0  # ns, arrival of the latest of these tokens
@@ -321,7 +321,7 @@ class _Shape:
         self.bare_head, self.bare_tail = head.translate(None, _DIGITS), tail.translate(None, _DIGITS)
 
     def text_in(self, event: bytes) -> tuple[int, int]:
-        """Return where the text begins and ends in an event of this shape; (0, -1) for a different shape."""
+        """Return where the text begins and ends in an event; (0, -1) if the event does not have this shape."""
         start = self.start
         if not event.startswith(self.head):
             start = event.find(self.marker) + len(self.marker)
@@ -352,8 +352,8 @@ class Answer:
     connected: int = UNKNOWN  # ns, when the connection was open, including the TLS handshake
     closed: bool = False  # whether its connection was closed afterwards
     chunks: int = 0  # token events so far, of all streams
-    tokens: int = 0  # likewise
-    shared: int = 0  # events that arrived in one read with another of their stream, and so share a stamp
+    tokens: int = 0  # tokens so far, of all streams
+    shared: int = 0  # events read together with another event of their stream, with which they share a stamp
     status: int = 0
     ended: bool = False  # whether the end mark of the stream has arrived, or every stream has finished
     error: str | None = None
@@ -372,12 +372,12 @@ class Answer:
 
     @property
     def counted(self) -> bool:
-        """Whether the server counted the tokens of every stream."""
+        """Return whether the server counted the tokens of every stream."""
         return all(stream.source != "events" for stream in self.streams)
 
     @property
     def last_token(self) -> int:
-        """Arrival of the latest token, ns to the µs; 0: none yet."""
+        """Return the arrival of the latest token, in ns, exact to the µs; 0 if no token has arrived."""
         latest = [self.sent + stream.chunk_us[-1] * 1000 for stream in self.streams if stream.chunk_us]
         return max(*latest, *(stream.carried_at for stream in self.streams), 0)
 
@@ -408,7 +408,7 @@ class Answer:
         # Some proxies give a stream another content type.
         self._is_stream = self._is_stream or (self.status == 200 and data.startswith((b"data:", b"event:")))
         if not self._is_stream or self.status != 200:
-            self._carry = data[: 64 << 10]  # an error's message, which is read when it is complete
+            self._carry = data[: 64 << 10]  # part of an error's message, which is read once complete
             return
         if self._encoding:
             self.fail(f"protocol: content-encoding {self._encoding[:40]} {_COMPRESSED}")
@@ -672,7 +672,7 @@ class Answer:
         parsed.)
         """
         self._shape = None
-        data = event.partition(b"\n")[2] if event.startswith(b"event:") else event  # a name stays the same
+        data = event.partition(b"\n")[2] if event.startswith(b"event:") else event  # without its constant name
         if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in data[:-2] or not event.endswith(b"\n\n"):
             return
         if count_from == b"" and b'"completion_tokens":' in event:  # a count that is 0 so far may become valid

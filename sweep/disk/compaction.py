@@ -2,7 +2,7 @@
 
 Tables with the same columns are combined into compact files, several trials to a row group. A compact file is written
 atomically; a trial's original files are removed only after their rows were compared with the compact file. So every row
-can be read before, during and after compaction, and if the run is killed meanwhile, the next run continues.
+can be read before, during and after compaction, and if the run is killed during compaction, the next run completes it.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def compact(paths: RunPaths, fewest: int = FEWEST_FILES) -> int:
     trials = [TrialPaths(paths, path.parent) for path in sorted(paths.deployments.glob("*/*/*/trial.parquet"))]
     kinds = [[trial.requests for trial in trials], [trial.telemetry for trial in trials]]
     kinds.append([trial.trial for trial in trials])  # removed last: while it exists, the trial's folder is complete
-    if sum(_is_small(file) for files in kinds for file in files) < fewest:  # then only finish a killed run's compaction
+    if sum(_is_small(file) for files in kinds for file in files) < fewest:  # too few: only finish a killed run's
         kinds = [[file for file in files if _is_compact(file)] for files in kinds]
     compacted = 0
     for files in kinds:

@@ -42,7 +42,7 @@ class Lock:
         self.store = store
         self.owner = uuid.uuid4().hex
         self.ended = threading.Event()
-        self.taken = False  # whether another driver has taken the lock, as a heartbeat has found
+        self.taken = False  # whether a heartbeat found that another driver has taken the lock
         self.thread: threading.Thread | None = None
         self.last_beat = time.monotonic(), time.time()
 
@@ -140,4 +140,4 @@ class Lock:
             lock = json.loads(content or b"null")
         except ValueError:
             lock = None
-        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # damaged: missing
+        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # damaged: like missing

@@ -71,7 +71,7 @@ class Ledger:
         self._texts = Texts(columns)
         self._recovered: dict[str, str] = {}  # lost texts restored from a trial's file, by digest
         self.attempts: dict[str, int] = {}
-        self.histories: dict[str, TrialHistory] = {}  # histories of trials whose last failure was the engine's
+        self.histories: dict[str, TrialHistory] = {}  # histories of trials whose engine caused the last failure
         self.run = ""  # this folder's unique name, used in the markers of its engines
         self.set_aside: list[tuple[int, bytes, str]] = []  # rejected lines: number, content, problem
         paths = RunPaths(path.parent)
@@ -139,7 +139,7 @@ class Ledger:
         answers = [
             {"event": "answers", "trial_id": trial_id, "answer": answer, "count": count - 1}
             for trial_id, (answer, count) in self.histories.items()
-        ]  # the row is replayed too
+        ]  # the row will be replayed as well
         texts = Texts()
 
         def write(staged: Path) -> None:  # line by line: all lines at once would hold a second ledger in memory

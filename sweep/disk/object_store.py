@@ -53,7 +53,7 @@ def url_name(url: str) -> str:
 def store_error(place: str, error: OSError) -> ValueError:
     """Return the error to raise for a failed store or results folder: an Outage if a retry may succeed.
 
-    `place` is the argument as it was typed, e.g. "out=s3://bucket/run".
+    `place` is the argument as typed, e.g. "out=s3://bucket/run".
     """
     return (Outage if policy.is_waited_for(error) else ConfigError)(f"{place}: {first_line(error)}")
 

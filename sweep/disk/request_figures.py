@@ -44,10 +44,10 @@ def read_figures(path: Path) -> "RequestFigures | DamagedFile":
 def _add_group(
     file: TableFile, group: int, figures: RequestFigures, parts: dict[str, list[NDArray[np.float64]]]
 ) -> None:
-    """Add a row group. Values of columns that an older version did not write are unknown."""
+    """Add the requests of a row group; values are unknown in columns that an older version did not write."""
     available = set(file.names)
     columns = written_columns(["phase", "error", "chunk_us", *SERIES])
-    if "chunk_tokens" in available and not file.smallest(group, "chunk_tokens"):  # some are 0, or may be
+    if "chunk_tokens" in available and not file.smallest(group, "chunk_tokens"):  # some chunks may have 0 tokens
         columns.append("chunk_tokens")
     table = file.group(group, columns, use_threads=False)
     measured = pc.equal(table["phase"], "measured")

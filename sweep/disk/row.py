@@ -41,7 +41,7 @@ class Identity:
     accelerator: str | None  # the GPU that the trial ran on, or the hardware profile's name
     gpu_count: int  # GPUs of the deployment; 0 on a CPU
     replicas: int  # engines behind one URL
-    percentiles: str  # percentiles of its series
+    percentiles: str  # percentiles that are computed for its series
     slo: str | None  # limits that a request must meet for goodput, JSON
     config: str  # resolved configuration, JSON
     settings: str  # run settings that can change a result and differ from their defaults, JSON
@@ -58,7 +58,7 @@ class EngineFacts:
     launch: str | None  # id of the launch: replicates of one launch are not independent
     engine_version: str | None  # version that the engine reports
     dtype: str | None  # number format that the engine computes in
-    coarser_format: str | None  # weights' or KV cache's format if coarser than the model's; null: none, or unknown
+    coarser_format: str | None  # weights' or KV cache's format if coarser than the model's; null: equal, or unknown
     agreement_reference: str | None  # reference for the greedy tokens, or why there was no comparison
     quality_reference: str | None  # reference for the log-probabilities, or why there was no comparison
     versions: str  # versions of this program and of the packages in the engine's environment, JSON
@@ -110,8 +110,8 @@ class TrialRow:
     measured: Mapping[str, Value] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
-        """Return the columns without secrets. Columns of missing parts are absent; without a result, performance is
-        null.
+        """Return the columns without secrets. Columns of missing parts are absent; if there is no result, performance
+        columns are null.
 
         Users' settings that look like secrets were rejected earlier; secrets in engines' texts are masked here.
         """

@@ -144,7 +144,7 @@ def requests_table(records: Records) -> pa.Table:
     trial may have more chunks than a list with int32 offsets can hold.
     """
     offsets = np.frombuffer(records.offsets, np.int64)
-    masked_errors = {error: error and masked_here(error) for error in set(records.error)}  # many fail alike
+    masked_errors = {error: error and masked_here(error) for error in set(records.error)}  # many are equal
     columns = {field: _request_column(getattr(records, field), code) for field, code in REQUEST_COLUMNS.items()}
     columns["error"] = pa.array([masked_errors[error] for error in records.error], pa.string())
     columns["chunk_us"] = _lists(offsets, np.frombuffer(records.chunk_us, np.uint32))
@@ -273,7 +273,7 @@ def _column(column: str, cells: Sequence[Any], type_: pa.DataType | None = None)
 
     This is stricter than pyarrow, which silently turns 1.5 into an integer and True into a number.
     """
-    if any(PARQUET.get(plain) != type_ for plain in {type(cell) for cell in cells} - {type(None)}):  # rarely
+    if any(PARQUET.get(plain) != type_ for plain in {type(cell) for cell in cells} - {type(None)}):  # this is rare
         cells = [_plain(cell) for cell in cells]
     kinds = {type(cell) for cell in cells} - {type(None)}
     if type_ is None:
@@ -322,7 +322,7 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 
 def read_claims(paths: RunPaths) -> dict[str, dict[str, Any]]:
-    """Return the claims of a search for a capacity, by point; none of a run without one."""
+    """Return the claims of a search for a capacity, by point; none if the run had no such search."""
     if not paths.claims.exists():
         return {}
     try:

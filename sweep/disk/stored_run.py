@@ -29,11 +29,11 @@ class LocalCopy:
 
 
 def _is_needed(name: PurePosixPath, kinds: Sequence[str]) -> bool:
-    of_trials = name.suffix == ".parquet" and re.fullmatch(r"(\w+?)(-\w+)?", name.stem)  # a compact file has a digest
+    of_trials = name.suffix == ".parquet" and re.fullmatch(r"(\w+?)(-\w+)?", name.stem)  # compact: NAME-DIGEST
     return name.name in RUN_TABLES or name.parts[0] in kinds or bool(of_trials and of_trials[1] in kinds)
 
 
 def run_place(run: str) -> str | Path:
     """Return the run's folder, or its URL. Raises ConfigError like `run_folder`."""
-    run = run.partition("#")[0].removeprefix("file://") if run.startswith("file://") else run  # a browser's address
+    run = run.partition("#")[0].removeprefix("file://") if run.startswith("file://") else run  # copied from a browser
     return run if object_store.is_url(run) else run_folder(run)

@@ -24,7 +24,7 @@ ROW_GROUP_BYTES = 32 << 20  # uncompressed size of a table's row group
 FOOTER_SEAL = b"SWCR"  # written before the footer, followed by a checksum of four bytes
 COMPACT = "compact"  # folder of compact files, next to the folders of the deployments
 COMPACT_INDEX = b"trials"  # key in a compact file's footer: JSON with [trial, row group, offset, rows] for each trial
-TRIAL_KEY = ("deployment_id", "attempt", "trial_id")  # extra columns in a compact file; else in a trial's path
+TRIAL_KEY = ("deployment_id", "attempt", "trial_id")  # extra columns of a compact file; a trial's own path has them
 
 Contents = TypeVar("Contents")
 
@@ -85,7 +85,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def warn_left_out(error: DamagedFile) -> None:
     """Warn, once per file and reason, that a damaged file is excluded from the results."""
-    warnings.warn(f"left out: {error}", stacklevel=1)  # one line, since Python shows a text once per line
+    warnings.warn(f"left out: {error}", stacklevel=1)  # Python shows a text once per line of code
 
 
 def read_if_whole(read: Callable[..., Contents], path: Path, *arguments: Any) -> Contents | None:
@@ -175,7 +175,7 @@ def _footer_begin(file: BinaryIO) -> int:
 
 # Compact files -------------------------------------------------------------------------------------------------------
 
-_INDEXES: dict[Path, dict[str, Place]] = {}  # of compact files, which never change
+_INDEXES: dict[Path, dict[str, Place]] = {}  # the contents of compact files, which never change
 
 
 def compact_place(path: Path) -> Place | None:
@@ -187,7 +187,7 @@ def compact_place(path: Path) -> Place | None:
         return None
     trial, folder = "/".join(path.parts[-4:-1]), path.absolute().parents[3] / COMPACT
     damage: list[DamagedFile] = []
-    for _ in range(2):  # another process may have moved the table into it meanwhile
+    for _ in range(2):  # another process may have just moved the table
         for file, index in list(_INDEXES.items()):
             if trial in index and file.parent == folder and file.name.startswith(f"{path.stem}-"):
                 return index[trial]

@@ -195,7 +195,7 @@ class Driver:
             elapsed = {key: now - since for key, (_, _, since) in running.items()}
             available = self.executor.schedulable_nodes
             seconds = self.forecast.update(self.states.values(), available, elapsed, self.display.progress)
-            if seconds is not None or self.display.seconds_left() == 0:  # otherwise the initial estimate still holds
+            if seconds is not None or self.display.seconds_left() == 0:  # otherwise the initial estimate is still valid
                 self.display.estimated(seconds)
         at = self.stop.user_deadline
         deadline = None if at is None else {"text": self.plan.settings.deadline, "at": at}
@@ -229,7 +229,7 @@ class Driver:
         self.executor.request_capacity(self.packer.next_needs(healthy))
         if nodes:
             self._place_unschedulable(nodes, healthy)
-        else:  # the executor halts the sweep if there is no node for long
+        else:  # the executor halts the sweep if this lasts
             self.unschedulable_since.clear()
 
     def _place_unschedulable(self, nodes: Sequence[Node], healthy: Sequence[Node]) -> None:
@@ -455,7 +455,7 @@ class Driver:
             self.display.settle(state.outcomes)
 
     def _keep_failed_rows(self, state: LaunchState) -> None:
-        """Keep trials' earlier failed rows, which tell more than `unavailable` and refer to a log."""
+        """Keep trials' earlier failed rows, which say more than `unavailable` and refer to a log."""
         for trial in state.pending_trials:
             row = self.ledger.rows.get(trial.trial_id)
             if row and row["outcome"] in policy.FAILED:

@@ -94,7 +94,7 @@ def _written_out(arguments: Sequence[str]) -> list[str]:
 
 
 def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
-    """Return the endpoint configured on a command line; None with an experiment, or without an endpoint."""
+    """Return the endpoint configured on a command line; None if it names an experiment or no endpoint."""
     choice, endpoint_keys = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}
     if line.experiment or endpoint_keys & line.axes.keys() or choice not in options.choices("backend"):
         return None  # planning reports the error
@@ -103,7 +103,7 @@ def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
         if key.startswith("backend."):
             parent_mapping(settings, key)[key.rpartition(".")[2]] = line.scalars[key]
     if not re.fullmatch(r"https?://[^@\s]+", str(settings["backend"].get("url"))):
-        return None  # launched here, or rejected by planning
+        return None  # an engine to launch, or rejected by planning
     build(settings["backend"], "backend")  # so that the same mistakes are rejected as in planning
     return _Endpoint(settings["backend"])
 
@@ -189,7 +189,7 @@ class _Endpoint:
         """Send short requests until one is answered; return the settings it used, and a line that describes the answer.
 
         Only settings that were not typed are changed. If the endpoint does not answer, that is left to the trial, which
-        uses the dialect that came closest: its error says more than another's 404.
+        uses the dialect that came closest: its error says more than a 404 for another dialect.
         """
         asking = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api")
         names = (*asking, "headers", "auth_header", "auth_scheme")

@@ -27,7 +27,7 @@ class Stage(Enum):
 
     @property
     def active(self) -> bool:
-        """Whether an attempt is in flight."""
+        """Return whether an attempt is in flight."""
         return self in (Stage.SUBMITTED, Stage.RUNNING)
 
 
@@ -49,7 +49,7 @@ class Action(Enum):
     """The driver's action for a transition."""
 
     NOTHING = auto()
-    REQUEUE = auto()  # in front of all other launches
+    REQUEUE = auto()  # put the launch before all other launches
     RECORD_INVALID = auto()  # commit a row for each pending trial
     RECORD_UNAVAILABLE = auto()
     RECORD_LAUNCH_FAILED = auto()
@@ -58,7 +58,7 @@ class Action(Enum):
 ENDED = (Stage.DONE, Stage.POSTPONED, Stage.GIVEN_UP, Stage.UNAVAILABLE)
 TRANSITIONS: Mapping[tuple[Stage, Trigger], tuple[Stage, Action]] = {
     (Stage.PENDING, Trigger.SUBMIT): (Stage.SUBMITTED, Action.NOTHING),
-    (Stage.PENDING, Trigger.COMPLETE): (Stage.DONE, Action.NOTHING),  # other launches have shown its outcomes
+    (Stage.PENDING, Trigger.COMPLETE): (Stage.DONE, Action.NOTHING),  # other launches settled its outcomes
     (Stage.PENDING, Trigger.POSTPONE): (Stage.POSTPONED, Action.NOTHING),
     (Stage.PENDING, Trigger.UNSCHEDULABLE): (Stage.UNAVAILABLE, Action.RECORD_UNAVAILABLE),
     (Stage.PENDING, Trigger.REOPEN): (Stage.PENDING, Action.NOTHING),
@@ -83,19 +83,19 @@ TRANSITIONS: Mapping[tuple[Stage, Trigger], tuple[Stage, Action]] = {
 class LaunchState:
     """A launch with its trials in this run, its attempts so far and their rows."""
 
-    launch: Deployment  # with only this launch's trials
+    launch: Deployment  # a deployment with only this launch's trials
     stage: Stage = Stage.PENDING
     attempt: str = "0"  # number of the last attempt
     node: Placed | None = None  # where the last attempt started
     not_started_since: float | None = None  # monotonic
     losses: int = 0  # losses of nodes and workers
-    errors: int = 0  # errors in our own code
+    errors: int = 0  # errors in sweep's own code
     retried: set[str] = field(default_factory=set)  # failed trials that have had their one retry
     failed_on: set[str] = field(default_factory=set)  # ids of the nodes on which trials failed
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # outcomes of trials that have a row in this run, by id
     unprepared: Unprepared | None = None  # the end of the last attempt, if its outage outlasted the patience
     reopened: set[str] = field(default_factory=set)  # trials to retry although they have a row
-    order: list[Trial] = field(default_factory=list)  # in the next attempt
+    order: list[Trial] = field(default_factory=list)  # order of the trials in the next attempt
 
     def __post_init__(self) -> None:
         self.order = list(self.launch.trials)

@@ -11,7 +11,7 @@ RULES defines what follows from an outcome; an Exit decides whose fault a failur
 | words of a broken node (Blame.NODE) | surroundings: the node is quarantined, not used again | an answer |
 | words of something that the user can fix (Blame.USER) | engine, never final | an answer, never final |
 | an exit status, words without an outage | engine: final once repeated | an answer: its trials fail at once |
-| words of a tool that its table reads as an outage | surroundings | waited for, up to `patience` |
+| words of a tool that its table lists as an outage | surroundings | waited for, up to `patience` |
 | an OSError number of OUTAGE_ERRORS; HTTP 408, 429, 5xx | surroundings | waited for |
 | a full disk | – | waited for in a build; else no more launches on that node |
 | a Cause of SURROUNDINGS | surroundings | waited for if it is OUTAGE or UNREACHABLE |
@@ -33,7 +33,7 @@ RULES defines what follows from an outcome; an Exit decides whose fault a failur
 | whose node could not be prepared | while the breaker is open |
 
 An engine is launched up to `attempts` times on its node (`launches_again`), and over all launches of its deployment
-(`hopeless`). A run pauses when DEPLOYMENTS fail to prepare in a row, and ends (status 75) when that lasts.
+(`hopeless`). A run pauses when DEPLOYMENTS fail to prepare in a row, and ends (status 75) if the failures last.
 """
 
 import errno
@@ -93,8 +93,8 @@ OUTAGE_ERRORS = {
     *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EIO),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT),
 }
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more is started on the node
-SERVER_ERROR = 500  # and above: not a definite answer
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no more launches start on the node
+SERVER_ERROR = 500  # this status and above: not a definite answer
 NO_ACCESS = (401, 403)  # a definite answer, which the user can change (token, access)
 TRY_LATER = (408, 429)  # time-out, too many requests: not a definite answer either
 ENGINE_SIGNALS = {  # signals that a program raises itself; other signals come from outside
@@ -111,7 +111,7 @@ def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
 
 
 def was_killed(exit: Exit) -> bool:
-    """Return whether another program killed it: by a signal that programs do not raise themselves."""
+    """Return whether another program killed the process: by a signal that programs do not raise themselves."""
     return exit.signal is not None and exit.signal not in ENGINE_SIGNALS and exit.blames != Blame.ITSELF
 
 
@@ -194,7 +194,7 @@ def engine_answer(row: Cells) -> str | None:
 
 
 def attempts_before(before: Cells | None) -> dict[str, Any]:
-    """Return the columns that count a trial's earlier attempts that its endpoint failed.
+    """Return the columns that count a trial's earlier attempts that failed because of its endpoint.
 
     Without them an unreliable endpoint would look reliable after enough retries. Outages are not counted.
     """
@@ -223,7 +223,7 @@ def without_numbers(words: str) -> str:
 def needs_run(
     row: Cells | None, history: TrialHistory, settings: Settings, drivers: Container[str] | None = None
 ) -> bool:
-    """Return whether the next run of the command runs a trial again that has this row.
+    """Return whether the next run of the command measures a trial with this row again.
 
     `drivers` are the nodes' GPU drivers, if known: a failure under another driver is not final.
     """
@@ -245,7 +245,7 @@ class Failure(NamedTuple):
     """The failure of a launch before its trials ran. It becomes their outcome unless the engine is launched again."""
 
     outcome: Outcome
-    reason: str  # for people
+    reason: str  # shown to users
     exit: Exit
     log_tail: str | None = None
     good: bool = False  # whether trials succeeded before
@@ -285,7 +285,7 @@ def _smaller_batches(trials: Iterable[Any], larger: Any) -> Any:
 # In the driver --------------------------------------------------------------------------------------------------------
 
 MAX_LOSSES = 20  # losses of nodes and workers, per launch
-QUARANTINE_WAIT = scaled(240.0)  # s before a quarantined node gets what no other node can run; longer than any backoff
+QUARANTINE_WAIT = scaled(240.0)  # s before a quarantined node gets launches that fit nowhere else; exceeds any backoff
 DEPLOYMENTS = 2  # if this many fail on one node only, or to prepare in a row, they are not at fault
 LONGEST_PAUSES = 4  # multiple of the patience after which a paused run ends
 
@@ -300,7 +300,7 @@ def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
 
 
 def most_losses(of_ours: bool, settings: Settings) -> int:
-    """Return the number of losses after which a launch is given up: of nodes and workers, or by errors of this code."""
+    """Return after how many losses a launch is given up: of nodes and workers, or by errors in sweep's code."""
     return settings.attempts if of_ours else MAX_LOSSES
 
 
@@ -316,5 +316,5 @@ def node_is_broken(row: Cells) -> bool:
 
 
 def longest_pause(patience: float, worked: bool) -> float:
-    """Return for how many seconds a run pauses before it ends; 0 if no preparation has `worked` yet."""
+    """Return how many seconds a run pauses before it ends; 0 if no preparation has `worked` yet."""
     return LONGEST_PAUSES * patience if worked else 0.0

@@ -24,7 +24,7 @@ from sweep.plan.planning import Surroundings
 
 OURS = ConfigPath()  # only built-in options
 NODE_POLL = 2.0  # s between queries for a cluster's first node
-_empty_clusters: set[str | None] = set()  # clusters already waited for, by address
+_empty_clusters: set[str | None] = set()  # addresses of clusters that a query has waited for
 
 
 def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
@@ -84,9 +84,7 @@ def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
 
 
 def assume_machine(settings: Settings) -> Settings:
-    """Return settings for a dry run with a GPU that this machine lacks: one simulated machine with the profile's GPU is
-    added.
-    """
+    """Return the settings; in a dry run without the profile's GPU here, with one simulated machine that has it."""
     cluster, hardware = settings.cluster, settings.hardware
     if not settings.dry_run or cluster.kind == "ray" or cluster.simulate is not None or hardware.platform != "cuda":
         return settings

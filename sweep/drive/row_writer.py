@@ -23,7 +23,7 @@ from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
 
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials finish
 WRITE_SHARE = 0.02  # share of the driver's time, at most, for rewrites
-TABLE_STAMP = ".trials.json"  # the sources of trials.parquet, since making it again takes seconds for many rows
+TABLE_STAMP = ".trials.json"  # the sources of trials.parquet: rebuilding it takes seconds if it has many rows
 
 
 class TrialTracker(Protocol):
@@ -90,7 +90,7 @@ class RowWriter:
             return run_files.read_telemetry(path)
         except run_files.DamagedFile as error:
             self.display.log(f"not sent to the tracker: {error}")
-        except FileNotFoundError:  # from an engine without telemetry
+        except FileNotFoundError:  # the engine has no telemetry
             pass
         return []
 
@@ -140,7 +140,7 @@ class RowWriter:
         return {"inputs": content_hash(inputs), "checksums": checksums}
 
     def _is_stamped(self, stamp: dict[str, Any] | None) -> bool:
-        """Return whether the table on disk was made from these sources. False without a valid stamp."""
+        """Return whether the table on disk was made from these sources. False if there is no valid stamp."""
         with suppress(FileNotFoundError, ValueError):
             return stamp is not None and unsealed((self.paths.out / TABLE_STAMP).read_bytes()) == (stamp, True)
         return False

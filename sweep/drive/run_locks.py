@@ -14,7 +14,7 @@ from sweep.disk.run_files import RunPaths, write_whole
 from sweep.drive import policy
 from sweep.plan.plan import Plan
 
-DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's programs; ValueError if nodes differ
+DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # digests of a user's programs; ValueError if nodes differ
 EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...], bool]
 
 

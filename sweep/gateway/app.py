@@ -22,7 +22,7 @@ STALL_CHECK = 1.0  # s
 
 
 class BrokenAnswer(Exception):
-    """An answer broke off in the middle: the connection is closed so that the client notices."""
+    """An answer was cut off in the middle: the connection is closed so that the client notices."""
 
 
 class Exchange:
@@ -33,7 +33,7 @@ class Exchange:
         self._connection = scope["extensions"]["gateway.connection"]
         self.task = asyncio.current_task()
         self.status = 0  # status of the answer; 0 before the answer has begun
-        self.gone = False  # whether the client left, or did not read the answer for too long
+        self.gone = False  # whether the client left, or left the answer unread for too long
         self.blocked_since: float | None = None
         self.ends_event = True  # whether the last part sent was the end of an event
 
@@ -53,7 +53,7 @@ class Exchange:
         await self.write(body, more=False)
 
     def __enter__(self) -> "Exchange":
-        """Cancel the block when the client disconnects, since no one waits for the answer any more."""
+        """Cancel the block when the client disconnects, since nobody is waiting for the answer."""
         self._connection.on_leave = self.drop
         return self
 
@@ -100,7 +100,7 @@ class GatewayApp:
         except asyncio.CancelledError:
             if not exchange.gone:
                 raise
-            raise BrokenAnswer from None  # the server closes the connection
+            raise BrokenAnswer from None  # makes the server close the connection
         finally:
             self._exchanges.discard(exchange)
 
@@ -110,7 +110,7 @@ class GatewayApp:
         try:
             await self._answer(scope, exchange, decision)
         except (Refused, RecursionError) as error:
-            deep = "the request's body is nested too deeply"  # too deep to serialize, although it could be parsed
+            deep = "the request's body is nested too deeply"  # it could be parsed, but not serialized
             refusal = error if isinstance(error, Refused) else Refused(400, deep)
             decision.error = refusal.message
             if exchange.status:
@@ -148,7 +148,7 @@ class GatewayApp:
         await self._pass_on(await flight.join(), notes, exchange)
 
     async def _pass_on(self, begun: BegunAnswer, notes: Headers, exchange: Exchange) -> None:
-        """Pass an engine's answer on as it arrives, byte for byte."""
+        """Forward an engine's answer as it arrives, byte for byte."""
         with contextlib.closing(begun) as answer:
             await exchange.begin(answer.status, [*answer.headers, *notes])
             while True:

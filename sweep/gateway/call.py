@@ -15,19 +15,19 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-# Headers of one connection only (RFC 9110, 7.6.1), or set again for the engine's connection.
+# Headers that apply to one connection only (RFC 9110, 7.6.1), or are set again for the engine's connection.
 HOP_BY_HOP = {
     *(b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
     *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
 }
 NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length"}
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
-PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: prompts or token ids
+PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of a list's members: prompts or token ids
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Refused(Exception):
-    """A request is rejected, or no engine answers it; with the HTTP status to return."""
+    """A request is rejected, or no engine answers it; carries the HTTP status to return."""
 
     def __init__(self, status: int, message: str, headers: Headers | None = None) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A request for tokens: its bytes as they arrived, and their meaning."""
+    """A request for tokens: its bytes as they arrived, and its parsed content."""
 
     path: str
     headers: Headers  # without the hop-by-hop headers of the client's connection
@@ -178,7 +178,7 @@ class RequestMemory:
 
 
 async def _timely_body(receive: Receive, largest: int, timeout: float) -> bytes:
-    """Return a request's body. One that is too large is read to its end, too: a client reads no answer before."""
+    """Return a request's body. Even one that is too large is read to its end: no client reads an answer before."""
     parts, size, more = list[bytes](), 0, True
     try:
         async with asyncio.timeout(timeout):

@@ -9,7 +9,7 @@ from sweep.gateway.call import Call, text_parts
 from sweep.gateway.settings import Clip
 
 CUTS = 8  # attempts at a cut, since the ends of a cut text may be tokenized differently
-DEFAULT_ANSWER = 16  # tokens of an answer to completions without max_tokens, according to OpenAI's API
+DEFAULT_ANSWER = 16  # tokens of a completion without max_tokens, according to OpenAI's API
 LIMIT_KEYS = ("max_completion_tokens", "max_tokens")
 
 
@@ -32,7 +32,7 @@ class Clipped(NamedTuple):
 
     @property
     def header(self) -> bytes:
-        """The message to the client: `input=900->512, output=256->64`; empty if nothing was cut."""
+        """Return the message to the client: `input=900->512, output=256->64`; empty if nothing was cut."""
         parts = [f"input={self.input_before}->{self.input_after}"] if self.input_saved else []
         if self.output_saved:
             parts.append(f"output={self.output_before}->{self.output_after}")
@@ -44,7 +44,7 @@ class Clipper:
     """Applies the bounds with the tokenizer of the served model."""
 
     bounds: Clip
-    tokenizer: Tokenizer | None = None  # needed for a bound on the input
+    tokenizer: Tokenizer | None = None  # needed to bound the input
 
     def clip(self, call: Call) -> tuple[Call, Clipped]:
         """Return the call within the bounds, and its token counts. A call within the bounds is returned unchanged."""

@@ -22,11 +22,11 @@ MOST_UNREAD = 256 << 10  # unread bytes of an answer above which its engine is p
 
 
 class EngineFailed(ConnectionError):
-    """An engine broke off, or its answer is not HTTP."""
+    """The engine dropped the connection, or its answer is not HTTP."""
 
 
 class StaleConnection(EngineFailed):
-    """An engine closed a connection instead of answering, probably because it had been idle."""
+    """The engine closed the connection instead of answering, probably because it had been idle."""
 
 
 class EngineConnection(asyncio.Protocol):
@@ -35,8 +35,8 @@ class EngineConnection(asyncio.Protocol):
     def __init__(self) -> None:
         self.status, self.headers = 0, Headers()
         self.is_open = True
-        self.last_active = 0.0  # on the loop's clock: when the engine last sent bytes, or when the request was sent
-        self.answered = 0  # requests
+        self.last_active = 0.0  # the loop's time at which the engine last sent bytes, or the request was sent
+        self.answered = 0  # number of requests
         self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
@@ -67,7 +67,7 @@ class EngineConnection(asyncio.Protocol):
     async def read(self) -> bytes:
         """Return the next bytes of the body as they arrived; empty at its end.
 
-        Raises EngineFailed or TimeoutError if the answer broke off.
+        Raises EngineFailed or TimeoutError if the answer was cut off.
         """
         while not self._parts:
             if self._is_complete:
@@ -100,7 +100,7 @@ class EngineConnection(asyncio.Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether more bytes are expected from the engine."""
+        """Return whether more bytes are expected from the engine."""
         return self._is_busy and not self._is_complete and not self._is_paused
 
     def finish(self) -> bool:
@@ -160,7 +160,7 @@ class EngineConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
         if self._has_head and not self._is_sized and exc is None:
-            self._is_complete = True  # the end of the connection is the end of the body
+            self._is_complete = True  # the body ends when the connection does
             self._wake()
         elif not self._has_head and not self._head_size and (exc is None or self.answered):
             self.fail(StaleConnection("the engine closed the connection instead of answering"))
@@ -286,7 +286,7 @@ class EngineConnections:
         lines += [b"%b: %b" % pair for pair in headers]
         lines.append(b"content-length: %d\r\n\r\n" % len(body))
         head = b"\r\n".join(lines)
-        line_ends = len(lines) + 2  # one more in the first line, and two at the end
+        line_ends = len(lines) + 2  # `lines[0]` contains one more, and two end the head
         if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
             raise Refused(400, "a header of the request contains a line break")
         return head

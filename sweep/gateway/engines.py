@@ -90,7 +90,7 @@ class BegunAnswer(Protocol):
     headers: Headers
 
     async def read(self) -> bytes:
-        """Return the next bytes of the body as they arrived; empty at its end. Raises OSError if it broke off."""
+        """Return the next bytes of the body as they arrived; empty at its end. Raises OSError if it was cut off."""
         ...
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Engines:
     """The engines, and the connections to them."""
 
     def __init__(self, urls: Sequence[str], settings: Gateway, metrics: Metrics, path: str | None = None) -> None:
-        """`path` of requests at the engines; None: the path of the client's request."""
+        """`path`: where requests go at the engines; None: the path of the client's request."""
         self._path = path
         self.states = [EngineState(url.rstrip("/").removesuffix("/v1")) for url in urls]
         self.settings, self.metrics = settings, metrics
@@ -132,7 +132,7 @@ class Engines:
             connections.close()
 
     async def answer(self, call: Call) -> BegunAnswer:
-        """Return an engine's answer to a call once it has begun; if an engine fails before, try the next.
+        """Return an engine's answer to a call once it has begun; if an engine fails before that, try the next.
 
         Raises Refused if no engine began to answer.
         """
@@ -151,7 +151,7 @@ class Engines:
         problem = "no engine is configured"
         for attempt in range(self.settings.retries + 1):
             engine = self.router.choose(prompt, tried)
-            if engine is None:  # all were tried; perhaps only an idle connection was stale
+            if engine is None:  # all were tried, but a connection may just have been stale
                 tried.clear()
                 engine = self.router.choose(prompt, tried)
                 assert engine is not None

@@ -29,8 +29,8 @@ class Decision:
     input_after: int = 0
     output_before: int = 0
     output_after: int = 0
-    cached_input_tokens: int = 0  # tokens that no engine had to process,
-    cached_output_tokens: int = 0  # or generate, because the cache answered
+    cached_input_tokens: int = 0  # prompt tokens that no engine processed, since the cache answered
+    cached_output_tokens: int = 0  # answer tokens that no engine generated
     error: str | None = None
 
 
@@ -67,7 +67,7 @@ class Metrics:
         self._busy.labels(url).set(in_flight)
 
     def decided(self, decision: Decision) -> None:
-        """Count a request that has ended, and log it; on a full disk only the log line is lost."""
+        """Count a request that has ended, and log it; if the disk is full, only the log line is lost."""
         self._requests.labels(decision.status).inc()
         self._lookups.labels(decision.cache).inc()
         saved_input = decision.input_before - decision.input_after
@@ -95,7 +95,7 @@ class Metrics:
             self._lags[round(lag / LAG_RESOLUTION)] += 1
 
     def state(self) -> dict[str, Any]:
-        """Return the loop's lag in seconds since the last call, and the number of readings."""
+        """Return the loop's lag in seconds since the last call, with the number of readings."""
         state = {"loop_lag_p50": self._quantile(0.5), "loop_lag_p99": self._quantile(0.99), "looks": self._lags.total()}
         self.reset()
         return state

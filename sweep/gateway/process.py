@@ -25,7 +25,7 @@ GATEWAY_TIMEOUT = 30.0  # s
 class GatewayProcess(Backend):
     """The gateway's process, with the interface of a backend."""
 
-    # An endpoint behind it is reached as from here: variables by their full names, since a proxy's may hold a password.
+    # It reaches an endpoint as this process does. Variables have full names, since a proxy's may hold a password.
     traits = Traits(computes_model=False, inherits=("SSL_CERT_FILE", "SSL_CERT_DIR", *PROXY_VARIABLES))
 
     name: str = "gateway"
@@ -67,7 +67,7 @@ class RunningGateway:
         self.process, self.url = process, process.url
         self._headers = {RESET_HEADER: reset_key}
         self._log = process.launch.workdir / DECISIONS
-        self._begin = 0  # offset of the current trial's decisions in the log, in bytes
+        self._begin = 0  # bytes; where the current trial's decisions begin in the log
 
     def alive(self) -> bool:
         return self.process.alive()
@@ -108,7 +108,7 @@ def running_gateway(
     tokenizer_folder: Callable[[], Path | None],
     marker: str,
 ) -> Iterator[RunningGateway | None]:
-    """Start a gateway in front of these engines, on their cores, with files in `folder`; yield None without a gateway.
+    """Start a gateway in front of these engines, on their cores, with files in `folder`; yield None if it is off.
 
     Raises LaunchError. `tokenizer_folder` returns the served model's tokenizer, or None if it is unknown; it is called
     only for a bound on the input.
@@ -120,7 +120,7 @@ def running_gateway(
     if settings.clip.input_tokens is not None and tokenizer is None:
         reason = "gateway.clip.input_tokens: the model's tokenizer is unknown; set model.tokenizer"
         raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, Exit(Cause.NO_TOKENIZER))
-    # Not a modified copy of the engine's launch, which may be in a container without the gateway's code.
+    # The engine's launch is not copied: it may be in a container without the gateway's code.
     engine_launch = engines[0].launch
     launch = Launch(
         model=engine_launch.model,
@@ -135,7 +135,7 @@ def running_gateway(
     update = {"verify_tls": verify_tls, "proxy": "environment" if proxied else "none"}
     urls = tuple(engine.backend.url or engine.url for engine in engines)
     key, path = secrets.token_urlsafe(), getattr(engines[0].backend, "path", None)
-    if path and urls[0].rstrip("/").endswith("/v1"):  # which the gateway removes from its engines' addresses
+    if path and urls[0].rstrip("/").endswith("/v1"):  # the gateway removes /v1 from its engines' addresses
         path = "/v1" + path.removeprefix("/v1")
     process = GatewayProcess(
         to=urls,

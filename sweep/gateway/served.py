@@ -1,4 +1,4 @@
-"""Agreement of the cache's answers with the engine's: both prompts are sent again, one after the other."""
+"""Agreement of the cache's answers with the engine's: it sends both prompts again, one after the other."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from sweep.base.records import Request, proxy_of, tls_context
 from sweep.client import wire
 
-MOST_COMPARED = 32  # maximum hits, since the engine has to answer each prompt
+MOST_COMPARED = 32  # maximum number of hits, since the engine has to answer each prompt
 COMPARE_TIMEOUT = 120.0  # s, timeout of one answer
 
 

@@ -77,7 +77,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LARGEST_HEAD:
-            raise ValueError(HEAD_TOO_LARGE)  # to the parser, which rejects the request
+            raise ValueError(HEAD_TOO_LARGE)  # passed to the parser, which rejects the request
         self._has_head = True
         self._stop_head_timer()
         super().on_headers_complete()
@@ -99,8 +99,8 @@ class Service:
     port: int = 0  # 0: any free port
     tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
     log: str | None = None  # file for one line per request
-    reset_key: str = ""  # key that allows a client to empty the cache; "": nobody may
-    path: str | None = None  # path of requests at the engines; None: the client's
+    reset_key: str = ""  # key with which a client may empty the cache; "": no client may
+    path: str | None = None  # path of requests at the engines; None: the path of the client's request
 
     def serve_forever(self) -> None:
         """Serve until a signal ends it. Raises ConfigError if the address cannot be used."""
@@ -140,7 +140,7 @@ class Service:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote requests or answers
         with self.listen() as listener:
             async with self._application() as app:
-                gc.freeze()  # so that the garbage collector does not scan ten thousand answers again and again
+                gc.freeze()  # the garbage collector need not scan ten thousand answers again and again
                 config = uvicorn.Config(
                     app,
                     http=PatientProtocol,

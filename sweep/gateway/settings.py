@@ -31,8 +31,8 @@ class Cache(Strict):
 
     mode: Literal["semantic", "exact"] = "semantic"  # exact: only for equal prompts
     threshold: float = Field(default=0.95, ge=0, le=1)  # cosine similarity above which another prompt's answer serves
-    capacity: PositiveInt = 10_000  # maximum number of answers; then the least recently served is dropped
-    bytes: PositiveInt = 256 << 20  # maximum bytes of all answers; likewise
+    capacity: PositiveInt = 10_000  # maximum number of answers; above it, the least recently served is dropped
+    bytes: PositiveInt = 256 << 20  # maximum bytes of all answers; above it, the least recently served is dropped
     ttl: PositiveFloat | None = 3600.0  # s after which an answer is stale; null: never
     single_flight: bool = True  # whether equal prompts in flight share one answer
     event_interval: NonNegativeFloat = 0.001  # s between the events of a cached stream; 0: as fast as the client reads
@@ -54,9 +54,9 @@ class Gateway(Strict):
     retries: int = Field(default=2, ge=0)  # retries of a request that no engine has begun to answer
     health_interval: PositiveFloat = 2.0  # s between the checks of each engine
     verify_tls: bool = True  # whether this machine must trust the engines' certificates
-    proxy: ProxyUse = "none"  # environment: to the engines through the environment's proxy, except on loopback
-    largest_body: PositiveInt = 16 << 20  # bytes of a request; larger ones are rejected
-    bodies: PositiveInt = 256 << 20  # bytes of all requests in flight, and as many of their contents; others wait
+    proxy: ProxyUse = "none"  # environment: reach engines through the environment's proxy, except on loopback
+    largest_body: PositiveInt = 16 << 20  # maximum bytes of a request; larger requests are rejected
+    bodies: PositiveInt = 256 << 20  # bytes of all requests in flight, and as many of their parsed contents; more wait
     request_timeout: PositiveFloat = 30.0  # s within which a request must have arrived completely
-    stall_timeout: PositiveFloat = 60.0  # s for which a client may leave an answer unread
+    stall_timeout: PositiveFloat = 60.0  # maximum s for which a client may leave an answer unread
     answer_timeout: PositiveFloat = 3600.0  # maximum s between two parts of an engine's answer

@@ -42,7 +42,7 @@ NOT_NEEDED = ["*/*", "consolidated*"]  # other formats of the same weights
 ROWS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")  # file endings of data sets
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
+RESOLVE_TIMEOUT = 3.0  # s for which planning waits for the hub
 RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between retries of an unresponsive hub, shared by all repositories
 PROGRESS_INTERVAL = 5.0  # s
 
@@ -116,7 +116,7 @@ def fetch_dataset(
 
 
 def _hub_cache(cache_dir: Path) -> Path:
-    """Return Hugging Face's default cache if HF_HOME or HF_HUB_CACHE is set, otherwise a cache under `cache_dir`."""
+    """Return Hugging Face's default cache if HF_HOME or HF_HUB_CACHE is set, else a cache under `cache_dir`."""
     is_set = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
     return Path(constants.HF_HUB_CACHE) if is_set else cache_dir / "hub"
 
@@ -176,8 +176,8 @@ def _hub() -> HfApi:
 def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "model") -> str:
     """Return the commit of a revision: from the hub, else the last known commit, else the revision itself.
 
-    Raises ValueError if the hub does not have the repository or revision and never had. A repository that is renamed or
-    closed later keeps its digest, so that existing results stay valid.
+    Raises ValueError if the hub has never had the repository or revision. A repository that is renamed or closed later
+    keeps its digest, so that existing results stay valid.
     """
     if COMMIT.fullmatch(revision):
         return revision
@@ -209,7 +209,7 @@ _unanswered: dict[tuple[str, str, RepoType], str] = {}  # (repository, revision,
 
 
 def resolve_outage(repo: str, revision: str, kind: RepoType = "model") -> str | None:
-    """Return why the hub's commit query for a revision got no answer; None if it was answered or never made."""
+    """Return why the hub did not answer the query for a revision's commit; None if it did, or was not asked."""
     return _unanswered.get((repo, revision, kind))
 
 

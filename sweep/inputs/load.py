@@ -29,7 +29,7 @@ from sweep.inputs.rows import READERS, fault_of_lengths, read_rows, trace_column
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # power of ten of each unit
+DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # power of ten of each unit, in s
 LATEST = 100_000_000_000  # s since 1970, i.e. the year 5138: a larger number must be in a smaller unit
 WARMUP = 4  # requests, if it is unknown how many will be in flight
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -111,7 +111,7 @@ class Closed(Load):
 
     name: str = "closed"
     concurrency: Count
-    think_time: NotNegative = 0.0  # mean, in s
+    think_time: NotNegative = 0.0  # mean think time, in s
     think_distribution: Literal["constant", "exponential"] = "constant"
     stagger: NotNegative | None = None  # s over which the users start, evenly spaced; 0: all at once; null: the
     # duration of one request of the warm-up, unless a user sends just one request
@@ -220,7 +220,7 @@ class Ramp(_ArrivalProcess):
         return self.inverse(expected, length)
 
     def inverse(self, expected: Floats, length: float) -> Floats:
-        """Return the times when the integrated rate reaches `expected`, on a ramp of `length` seconds. Any shape."""
+        """Return the times at which the integrated rate reaches `expected` on a ramp of `length` seconds. Any shape."""
         slope = (self.rate_to - self.rate_from) / length
         total = length * (self.rate_from + self.rate_to) / 2
         inside = np.minimum(expected, total)
@@ -286,7 +286,7 @@ class Trace(_ArrivalProcess):
             raise ConfigError(f"load.path={self.path}: {error.strerror}") from None
 
     def count(self, num_requests: int) -> int:
-        """Return `num_requests`. Raises ConfigError if the trace has fewer arrivals: it is not repeated."""
+        """Return `num_requests`. Raises ConfigError if the trace has fewer arrivals, since it is not repeated."""
         arrivals = len(self._times())
         if num_requests > arrivals:
             limit = f"workload.num_requests may be at most {arrivals}"

@@ -97,7 +97,7 @@ class Model(Strict):
         return self.model_copy(update=self._commits(cache_dir))
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the weights cannot be fetched, as far as planning can tell; None if they probably can.
+        """Return why the weights cannot be fetched, as far as planning can determine; None if they probably can.
 
         Raises Outage if that cannot be determined now.
         """
@@ -108,7 +108,7 @@ class Model(Strict):
         return 0
 
     def is_quantised(self, cache_dir: Path) -> bool | None:
-        """Return whether the weights are stored quantised; None if unknown. Models written by sweep never are."""
+        """Return whether the stored weights are quantised (never in models that sweep writes); None if unknown."""
         return False
 
     def reach(self, cache_dir: Path) -> None:
@@ -131,7 +131,7 @@ class Model(Strict):
         raise NotImplementedError
 
     def _commits(self, cache_dir: Path) -> dict[str, str]:
-        """Return the revision fields, each with its commit as the value."""
+        """Return the commit of each revision field, by the field's name."""
         if self.tokenizer is None or self._tokenizer_path:
             return {}
         return {"tokenizer_revision": resolve_commit(self.tokenizer, self.tokenizer_revision, cache_dir)}
@@ -157,7 +157,7 @@ class RandomModel(Model):
     `dtype` is also the number format of the stored weights (auto: bfloat16).
     """
 
-    comparable: ClassVar[bool] = False  # rounding changes logits by more than the best logits differ
+    comparable: ClassVar[bool] = False  # rounding changes logits by more than the gap between the best two
     stored_dtype = "bfloat16"
 
     architecture: Architecture
@@ -282,7 +282,7 @@ class PathModel(Model):
         problem = "no config.json" if folder.is_dir() else "no such folder"
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path={self.path}: {problem}; expected a folder in Hugging Face layout")
-        if self.tokenizer is None:  # the given tokenizer counts the prompts
+        if self.tokenizer is None:  # otherwise `tokenizer` counts the prompts
             load_tokenizer(folder)
 
     def dimensions(self, cache_dir: Path) -> ModelShape | None:

@@ -36,7 +36,7 @@ class ModelShape(Strict):
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "ModelShape | None":
-        """Return the shape described by a config.json; None if it is not a Llama's."""
+        """Return the shape described by a config.json; None if the model is not a Llama."""
         numbers = {key: config[key] for key in Architecture.model_fields if config.get(key) is not None}
         try:
             return cls.of_architecture(Architecture(**numbers), bool(config.get("tie_word_embeddings")))

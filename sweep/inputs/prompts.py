@@ -33,7 +33,7 @@ class RecordedPrompt(NamedTuple):
     answer: str | None
 
     def length(self, tokenizer: Tokenizer | None) -> int:
-        """Return the number of tokens of the answer; without a tokenizer, the number of words."""
+        """Return the number of tokens of the answer; if there is no tokenizer, the number of words."""
         if self.output_tokens is not None:
             return self.output_tokens
         text = self.answer or ""
@@ -60,13 +60,13 @@ class Prompts(Workload):
 
     file: str  # name of a bundled task, or path of a file: docs/experiments.md has the formats
     column: str | None = None  # column that holds the prompts; null: prompt, text, question, messages, ...
-    first: PositiveInt | None = None  # use only the first `limit` prompts of the file
-    texts: PositiveInt = 1  # number of the file's texts that are joined to one prompt
-    output_tokens: PositiveInt | None = None  # null: from the file, or the length of its recorded answer
+    first: PositiveInt | None = None  # use only this many prompts from the start of the file
+    texts: PositiveInt = 1  # number of the file's texts that are joined into one prompt
+    output_tokens: PositiveInt | None = None  # null: as the file says, or the length of the recorded answer
     skip_unsendable: bool = False  # skip rows without a prompt or a length; false: reject the file
 
     def check(self) -> None:
-        if _shipped(self.name) not in (None, self._path):  # otherwise its rows would be labelled like the task's
+        if _shipped(self.name) not in (None, self._path):  # its rows would have the bundled task's label
             problem = f"{self.name} is the name of a bundled task"
             raise ValueError(f"workload.file={self.file}: {problem}; use workload=prompts workload.file={self.file}")
         self._questions()
@@ -118,7 +118,7 @@ class Prompts(Workload):
 
 
 class Paraphrases(Prompts):
-    """Questions in several wordings: within a cluster they mean the same; other clusters are near misses."""
+    """Questions in several wordings. The wordings in a cluster have one meaning; other clusters are near misses."""
 
     file: str = "paraphrases"  # name of a bundled task, or path of a file with the columns prompt and cluster
     unique_header: bool = False
@@ -146,7 +146,7 @@ class HubPrompts(Prompts):
     revision: str = "main"  # branch, tag or commit
     config: str | None = None  # folder of a data set with several configurations
     split: str = "train"
-    instead: str | None = None  # workload that replaces this one if it cannot be fetched and was not typed
+    instead: str | None = None  # workload used instead if this one cannot be fetched and the user did not choose it
 
     def obstacle(self, cache_dir: Path) -> str | None:
         """Return why the data set cannot be fetched; None if it is on this machine. Raises Outage if unknown."""
@@ -298,7 +298,7 @@ def turns_of(cell: str) -> Any:
 
 
 def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
-    """Return the turns before the first answer as one prompt, and the answer. Raises Unusable without a prompt."""
+    """Return the turns before the first answer as one prompt, and the answer. Raises Unusable if there is no prompt."""
     question, asked = list[str](), False
     for turn in turns:
         speaker, text = speaker_of(turn), text_of_turn(turn)

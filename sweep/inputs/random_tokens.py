@@ -12,7 +12,7 @@ TRIES = 10  # rounds of decoding and encoding, as many as in vLLM
 class RandomTokens(Serving):
     """Each prompt starts at a random token of the vocabulary, decoded and encoded until it has the requested length.
 
-    Lengths are drawn as in Serving. Without a known tokenizer, prompts are plain words, as in Serving.
+    Lengths are drawn as in Serving. If the tokenizer is unknown, prompts are plain words, also as in Serving.
     """
 
     unique_header: bool = False  # whether all prompts begin at different tokens

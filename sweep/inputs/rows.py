@@ -16,8 +16,8 @@ from sweep.base.config import ConfigError, shortened
 from sweep.base.whole_file import LARGEST_FILE
 
 FileRow = dict[str, Any]
-MOST_REASONS = 5  # why rows are left out, listed in a plan
-MOST_TOKENS_OF_A_TEXT = 10_000_000  # of a prompt or an answer: more than any model takes
+MOST_REASONS = 5  # maximum number of reasons for skipped rows that a plan lists
+MOST_TOKENS_OF_A_TEXT = 10_000_000  # tokens of a prompt or an answer: more than any model accepts
 csv.field_size_limit(1 << 30)  # a prompt may be longer than the module's limit of 128 KiB
 
 
@@ -27,7 +27,7 @@ class TraceColumns(NamedTuple):
     time: str
     input_tokens: str
     output_tokens: str
-    unit: str  # unit of a time given as a number
+    unit: str  # unit of times that are given as numbers
 
 
 MOONCAKE = TraceColumns("timestamp", "input_length", "output_length", "ms")
@@ -43,7 +43,7 @@ def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
     """Return the columns of the trace that a row belongs to, recognized by the length columns; None if unknown."""
     columns = next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
     bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id"))
-    return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian's traces have Mooncake's names, but seconds
+    return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian: Mooncake's names, but seconds
 
 
 def whole_number(cell: Any) -> int | None:
@@ -156,7 +156,7 @@ def _json_lines(path: Path) -> Iterator[FileRow]:
             row = json.loads(line, object_pairs_hook=_distinct) if line.strip() else {}
         except RepeatedKeyError as error:
             raise ValueError(f"line {number}: {error}") from None
-        except (ValueError, RecursionError):  # also for a number of thousands of digits
+        except (ValueError, RecursionError):  # also raised by a number with thousands of digits
             row = None
         yield from [_mapping(row, f"line {number}")] if row != {} else []
 
@@ -185,7 +185,7 @@ def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
-        if delimiter not in header and ";" in header:  # as spreadsheets write where a comma marks decimals
+        if delimiter not in header and ";" in header:  # spreadsheets use it in countries with a decimal comma
             delimiter = ";"
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)  # strict: an open quote would hide rows
         number = 0

@@ -41,7 +41,7 @@ Indices = NDArray[np.int64]
 
 
 class Encoded(NamedTuple):
-    """A prompt and its tokens, including special tokens; the tokens are None without a tokenizer."""
+    """A prompt and its tokens, including special tokens; the tokens are None if there is no tokenizer."""
 
     text: str
     ids: list[int] | None
@@ -91,7 +91,7 @@ class Workload(Strict):
 
     name: str
     num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured requests
-    warmup_requests: NonNegativeInt | None = None  # different prompts, sent before the measured ones; null: Load.warmup
+    warmup_requests: NonNegativeInt | None = None  # extra requests, sent before the measured ones; null: Load.warmup
     ignore_eos: bool = True  # true: every answer has exactly the requested length; false: at most
     temperature: NonNegativeFloat = 0.0  # sampling temperature; 0: greedy decoding
     unique_header: bool = True  # no two prompts begin alike; false: for studies of shared prefixes
@@ -135,7 +135,7 @@ class Workload(Strict):
         return []
 
     def meanings(self) -> dict[str, str]:
-        """Return the meaning of each prompt, as a label: equal meanings have equal answers. Empty if unknown."""
+        """Return the label of each prompt's meaning; equal labels have equal answers. Empty if unknown."""
         return {}
 
     def longest_request(self) -> tuple[int, int]:
@@ -163,7 +163,7 @@ class Workload(Strict):
     def _models(self, draw: Draw) -> Sequence[str | None]:
         if not self.models:
             return [None] * draw.count
-        names = sorted(self.models)  # a mapping read from a file may be ordered differently
+        names = sorted(self.models)  # a mapping from a file may have another order
         ends = np.cumsum([self.models[name] for name in names])
         return [names[index] for index in np.searchsorted(ends, np.asarray(draw.fractions("models")) * ends[-1])]
 
@@ -173,8 +173,8 @@ class Workload(Strict):
 
 
 def shared_prefix_share(prompts: Iterable[str]) -> float | None:
-    """Return the share of text that repeats the start of an earlier prompt, in whole blocks; None without text. Engines
-    cache whole blocks: vLLM's 16 tokens are about as long.
+    """Return the share of text that repeats the start of an earlier prompt, in whole blocks; None if there is no text.
+    Engines cache whole blocks: vLLM's 16 tokens are about as long.
     """
     starts: set[int] = set()
     shared = total = 0

@@ -47,13 +47,13 @@ AGREEMENT_VERSION = 4  # part of the cache's key: increase it when the reference
 PROMPTS = 22  # story openings that every engine continues, in addition to requests of its trials
 SAMPLED_REQUESTS = 8  # sampled from the trials' workloads
 LONGEST_REQUEST = 1024  # tokens; longer requests are not sampled
-TOKENS = 48  # after each prompt: 1,440 positions in total
+TOKENS = 48  # tokens after each prompt: 1,440 positions in total
 TEXT_TOKENS = 2048  # minimum tokens of bundled text
 # The environments in conf/environment that have transformers.
 ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers", cuda12="transformers_cuda12")
 REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
-COMPARED = "answers.json"  # in an attempt's folder: the columns of its comparison, with a checksum
-SALT = "agreement"  # in the prefixes of these prompts, so that no engine's cache holds the measured prompts
+COMPARED = "answers.json"  # file in an attempt's folder: the columns of its comparison, with a checksum
+SALT = "agreement"  # makes these prompts' prefixes differ, so that no engine's cache has the measured prompts
 FAILURES = (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError)
 
 
@@ -144,7 +144,7 @@ def _compute(
     spec: EnvironmentSpec, model: Any, job: dict[str, Any], launch: Launch, cache: Path, progress: Progress
 ) -> dict[str, Any]:
     """Return the fields of a Reference, computed by a separate process in an environment with transformers."""
-    # Also for an engine without Python (llama.cpp): report what takes the time.
+    # An engine without Python (llama.cpp) needs this environment too, so the message says what it is for.
     why = "for transformers, which computes the reference for agreement; agreement=false skips it"
     python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
     folder = model.prepare(cache, progress)
@@ -231,7 +231,7 @@ def _agreement(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded
 
 
 def _share(finished: Sequence[answers.Comparison]) -> Bounded:
-    """Return the share of compared positions that match, with its interval (0 to 1 without positions)."""
+    """Return the share of compared positions that match, with its interval (0 to 1 if no position was compared)."""
     judged = [each for each in finished if each.judged]
     if not judged:
         return Bounded(math.nan, 0.0, 1.0)
@@ -245,7 +245,7 @@ def _quality(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded, 
 
 
 def below_gate(work: Work, engine: Engine, columns: Mapping[str, Any]) -> str | None:
-    """Describe the quantity whose interval lies entirely below `gate`; None if no interval does.
+    """Describe the quantity whose interval is entirely below `gate`; None if no interval does.
 
     Formats declared coarser than the model's are measured but not gated: their loss is expected and part of the
     comparison.

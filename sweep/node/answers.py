@@ -129,7 +129,7 @@ def completions(http: httpx.Client, engine: Engine, prompts: Any, tokens: int) -
     body = {"model": engine.launch.served_name, "prompt": prompts, "max_tokens": tokens, "temperature": 0}
     body |= backend.extra_body | ({"ignore_eos": True} if backend.ignores_eos else {})
     response = http.post("/v1/completions", json={**body, **backend.wire.show_ids})
-    if response.status_code in (400, 422):  # an engine that does not support this key
+    if response.status_code in (400, 422):  # the engine does not support this key
         response = http.post("/v1/completions", json=body)
     choices = sorted(response.raise_for_status().json()["choices"], key=lambda choice: choice.get("index", 0))
     if len(choices) != (1 if isinstance(prompts, str) else len(prompts)):

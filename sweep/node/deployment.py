@@ -174,7 +174,7 @@ def run_deployment(
 def _lease(
     work: Work, gpus: tuple[str, ...], pending: "_Pending", emit: Emit
 ) -> contextlib.AbstractContextManager[bool]:
-    """Hold the lease on this deployment's GPUs, or this machine's CPU; yield False if no trial can start any more.
+    """Hold the lease on this deployment's GPUs or this machine's CPU; yield False if no trial can start any longer.
 
     An endpoint needs no lease.
     """
@@ -237,14 +237,14 @@ class _Pending:
         self.work, self.stop, self.draining = work, stop, draining
 
     def next(self) -> Trial | None:
-        """Return the first trial expected to end before the deadline; None without such a trial, or after a stop."""
+        """Return the first trial expected to end before the deadline; None if no trial is, or after a stop."""
         if self.stop.is_set() or self.draining.is_set():
             return None
         remaining = math.inf if self.work.deadline is None else self.work.deadline - time.time()
         return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < remaining), None)
 
     def pause(self, seconds: float) -> None:
-        """Sleep for `seconds`, or less if no trial can start any more."""
+        """Sleep for `seconds`, or less if no trial can start any longer."""
         until = time.monotonic() + seconds
         while (remaining := until - time.monotonic()) > 0 and self.next():
             task.pause(min(remaining, 1.0))
@@ -256,13 +256,13 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
     try:
         _wait_for_gpu_memory(node, emit)
         expected = _reference(work, node, emit)
-        _wait_for_gpu_memory(node, emit)  # the reference's too: its memory must not look free later
+        _wait_for_gpu_memory(node, emit)  # the reference's process frees memory too
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         launches = replica_launches(node.launch, backend.replicas)
         with server.running_together(backend, launches, marker=work.marker, versions=versions) as engines:
             emit(Prepared())
             facts = _first_facts(work, node, engines, expected, emit)
-            if not all(engine.shows_on_gpus() for engine in engines):  # after an answer: some load at the first request
+            if not all(engine.shows_on_gpus() for engine in engines):  # some load at the first request
                 reason = "it answers, but its GPUs show neither its process nor more memory: it runs on other hardware"
                 return Failure(Outcome.INVALID, reason, Exit(Cause.CONTRADICTION), engines[0].log_tail())
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
@@ -324,12 +324,12 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
     environment, spec = environments.Environment(""), None
     folder, draft = Path(), work.deployment.draft
     if backend.launches:
-        _check_models(work)  # before an environment is built for a model that cannot be fetched
+        _check_models(work)  # checked before an environment is built in vain
         spec = work.deployment.environment
         assert spec is not None, "planned for an engine that sweep launches"
         if other := environments.other_platform(spec):
             raise Contradiction(other)
-        if unfit := fit.problem(spec, host()):  # before gigabytes are fetched
+        if unfit := fit.problem(spec, host()):  # checked before gigabytes are fetched
             problem = f"environment {spec.name} does not run on this node: {unfit}"
             raise environments.EnvironmentFailed(problem, Exit("unfit", blames=Blame.USER))
         environment = environments.prepare_or_plain(spec, work.cache, progress)

@@ -23,7 +23,7 @@ from sweep.client.wire import Target
 ANSWER_POLL = 0.1  # s between two checks for a reason to stop
 PROGRESS_POLL = 2.0  # s between two queries for the counts so far and the latest token
 PROGRESS_TIMEOUT = 10.0  # s
-EXIT_DELAY = 1.0  # s after a broken connection during which the engine's exit is noticed
+EXIT_DELAY = 1.0  # s to notice the engine's exit after its connection has broken
 
 
 def measure(
@@ -64,7 +64,7 @@ def measure(
     start = answer["records"][0]["released"]  # ns
     records = Records()
     for phase, rows in ((warmup, answer["warmup"]), (requests, answer["records"])):
-        for index, (request, row) in enumerate(zip(phase, rows, strict=False)):  # no row if it was never due
+        for index, (request, row) in enumerate(zip(phase, rows, strict=False)):  # without requests that were never due
             records.append(_record(request, row, index // batch, start))
     sent = len(answer["records"])
     return Measurement(records, _report(sent, sent, None), start / 1e9)
@@ -81,7 +81,7 @@ async def _ask(
     stall_timeout: float | None,
     on_progress: Callable[[TrialProgress], None],
 ) -> tuple[dict[str, Any], str | None]:
-    """Return the in-process server's response, and why it is missing, if so. Closing the connection stops the work."""
+    """Return the in-process server's response, or {} and why it is missing. Closing the connection stops the work."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
         call = asyncio.create_task(http.post(f"{url}/measure", json=body))
         looked = changed = time.monotonic()
@@ -142,7 +142,7 @@ def _record(request: Request, row: dict[str, Any], batch: int, start: int) -> Re
         row["input_tokens"],
         row["output_tokens"],
         finish_reason=row["finish_reason"],
-        # As for the client: an answer without tokens is a failure.
+        # As in the client, an answer without tokens is a failure.
         error=None if row["output_tokens"] else "empty: the engine ended it without a token",
         token_source="ids",  # the engine's error
         asked_input_tokens=request.input_tokens,

@@ -115,7 +115,7 @@ def _label(deployment: Deployment, trial: Trial) -> str:
 
 
 def _cost(backend: Backend, row: Mapping[str, Any], price: float | None) -> float | None:
-    """Return the cost of a million output tokens from a row's throughput and hourly price, or from token prices."""
+    """Return the cost of a million output tokens, from a row's throughput and hourly price or from token prices."""
     if not backend.launches and (prices := backend.price_per_million_tokens) is not None:
         if row.get("prompts_counted") is False and prices.input:
             return None
@@ -167,7 +167,7 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
     )
     present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings)}
     recomputed = {name: value for name, value in row.items() if name not in series} | measured | present
-    return recomputed | {"warnings": warning_codes(recomputed)}  # which a row from an older version lacks
+    return recomputed | {"warnings": warning_codes(recomputed)}  # a row from an older version lacks them
 
 
 def _is_templated(api: str | None) -> bool:

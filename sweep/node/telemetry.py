@@ -23,9 +23,9 @@ from sweep.node.machine.foreign_processes import ForeignCpu, ForeignGpu
 Reading = tuple[str, str, float]  # series, device, value
 FINEST = 0.25  # s between readings in a trial's first 5 s; a page takes vLLM 4 ms of a core, i.e. 1.6%
 GROWTH = 0.05  # later intervals as a share of the elapsed time: 0.5 s after 10 s
-EARLY = (0.05, 0.2, 0.5)  # s after the measured part began; always read then, or short trials would be missed
-START_POLL = 0.02  # s between two checks whether it has begun
-AVERAGED = ("kv_cache_usage", "spec_decode_accept_length", "spec_decode_accept_rate")  # over engines; others are added
+EARLY = (0.05, 0.2, 0.5)  # s after the measured part began, with a reading each, or short trials would be missed
+START_POLL = 0.02  # s between two checks whether the measured part has begun
+AVERAGED = ("kv_cache_usage", "spec_decode_accept_length", "spec_decode_accept_rate")  # over engines; others are summed
 SPARING = 50  # shortest interval in durations of a reading: readings take at most 2% of a core
 
 

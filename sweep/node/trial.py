@@ -56,7 +56,7 @@ def run_trial(
     changes the prompts' prefixes, for an engine whose cache may hold earlier prompts. `notify` gets messages to show
     during the trial, `on_progress` the progress of its requests.
 
-    If `stop` is set meanwhile, the row's outcome is `cancelled` and nothing is written.
+    If `stop` is set during the trial, the row's outcome is `cancelled` and nothing is written.
 
     Raises client.ClientDied if the measuring process ended without its results.
     """
@@ -75,7 +75,7 @@ def run_trial(
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     if reason := _not_quiet(work, running, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason, Exit())
-    foreign = _foreign(work, running)  # from now on: processes that ended during the wait are not listed for this trial
+    foreign = _foreign(work, running)  # from now on: without processes that ended during the wait
     sampler = Sampler(_sources(running, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     logged, began = {engine.log: engine.log_position() for engine in running.engines}, time.monotonic()
@@ -141,7 +141,7 @@ def _measure(
     notify: Callable[[str], None],
     on_progress: Callable[[TrialProgress], None],
 ) -> measurement.Measurement:
-    """Send the warm-up and the measured requests while the sampler runs; the job's folder exists only meanwhile."""
+    """Send the warm-up and the measured requests while the sampler runs; the job's folder is then removed."""
     warmup, requests = prompts
 
     def on_warm(warm_up: measurement.WarmUp) -> None:
@@ -175,10 +175,10 @@ def _measure(
 def _gateway_inputs(
     work: Work, running: RunningEngine, trial: Trial, requests: list[Request], ended: bool
 ) -> dict[str, Any]:
-    """Return the gateway's effect on the measured requests, as inputs of the quantities; empty without a gateway.
+    """Return the gateway's effect on the measured requests, as inputs of the quantities; empty if there is no gateway.
 
     Requests left unsent at the end of the load's duration are excluded. Unless the trial ended by itself, the engine is
-    not queried any more: it is dead, or would delay each comparison.
+    no longer queried: it is dead, or would delay each comparison.
     """
     if running.gateway is None:
         return {}
@@ -273,7 +273,7 @@ def _sources(running: RunningEngine, foreign: Foreign) -> list[Source]:
     if gpus:
         sources.append(Gpus(gpus, foreign.gpu))
     if backend.launches:
-        if running.processes_known():  # otherwise it would be the memory of the container client's process
+        if running.processes_known():  # else this would be the container client's process
             sources.append(Processes(running.engine_processes, foreign.cpu))
         sources.append(CpuLimits([core for engine in engines for core in engine.launch.cpus]))
     return sources

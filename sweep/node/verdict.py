@@ -22,10 +22,10 @@ from sweep.plan.plan import Trial
 
 TIMED_OUT = "trial_timeout"  # the reason to stop when a trial reaches its limit
 STEP_BACK = 1e-3  # s by which a chunk's stamp may precede the previous stamp, since kernel stamps are converted
-BUSY_ELSEWHERE = 0.5  # of a core: a late client that used less was kept waiting by other processes
+BUSY_ELSEWHERE = 0.5  # share of a core: a late client that used less had to wait for other processes
 LATE = 0.005  # s of lag that do not matter
-LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, for loads where each user waits for the client
-LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
+LARGEST_TURNAROUND_SHARE = 0.01  # share of the users' time, for loads in which users wait for the client
+LARGEST_CPU_SHARE = 0.9  # share of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed per request due at the same time, since they are sent one by one
 OTHER_LENGTH = (
     "with ignore_eos: set backend.ignores_eos=false if the server does not support it, "
@@ -36,7 +36,7 @@ BURST = 0.01  # s within which requests count as due at the same time
 EXIT_WITHIN = 5.0  # s after a trial within which an engine that no longer serves should exit
 SERVERS_OWN = ("status", "engine")  # kinds of errors whose detail comes from the server
 NO_SERVICE = ("connect:", "reset:", "closed:", "status: 5")  # prefixes of the errors that a dying engine causes
-GONE = ("connect:", "reset:", "closed:", "status: 502", "status: 503", "status: 504")  # as reported by proxies
+GONE = ("connect:", "reset:", "closed:", "status: 502", "status: 503", "status: 504")  # including a proxy's errors
 
 
 def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement, logged: Mapping[Path, int]) -> Verdict:

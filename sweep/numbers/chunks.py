@@ -28,7 +28,7 @@ class Block(NamedTuple):
     tokens: NDArray[np.uint16]
 
     def inside(self) -> Mask:
-        """Mask of neighbouring chunks that belong to the same request. Shape (chunks - 1,)."""
+        """Return a mask of neighbouring chunks that belong to the same request. Shape (chunks - 1,)."""
         return np.asarray(self.request[1:] == self.request[:-1])
 
     def gaps(self) -> NDArray[np.int64]:
@@ -87,10 +87,10 @@ def tokens_within(records: Records, mask: Mask, begin: float, end: float) -> int
 
 
 def token_times(records: Records) -> tuple[Floats, Floats]:
-    """Return the arrival of each request's first and last token, in s since it was sent; NaN without a token."""
+    """Return the arrival of each request's first and last token, in s since it was sent; NaN if it got none."""
     first, last = np.full(len(records), np.nan), np.full(len(records), np.nan)
     tokens, us = np.asarray(records.chunk_tokens), np.asarray(records.chunk_us)
-    if np.all(tokens > 0):  # nearly always: then the first and last chunk of each request suffice
+    if np.all(tokens > 0):  # usual case: the first and last chunk of each request suffice
         offsets = np.asarray(records.offsets)
         some = offsets[1:] > offsets[:-1]
         first[some], last[some] = us[offsets[:-1][some]] / 1e6, us[offsets[1:][some] - 1] / 1e6

@@ -1,8 +1,8 @@
 """Drift of the latency of a trial: within its steady window, after it and over the whole trial.
 
-The requests sent in the window are split into TENTHS by send time. There is drift if every tenth of the second half
-lies above (or below) every tenth of the first half. By chance alone this happens in 1 of 126 windows (Mann & Whitney
-1947, five against five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later
+The requests sent in the window are split into TENTHS by send time. There is drift if every tenth of the second half is
+above (or below) every tenth of the first half. By chance alone this happens in 1 of 126 windows (Mann & Whitney 1947,
+five against five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later
 requests are slower than every tenth of the window, and slower than the window by LEAST_AFTER. Both tests use the p50
 and the p90 of e2el. Over the whole trial a change may occur at any of CHANGE_POINTS: all later tenths are above (or
 below) all earlier tenths.
@@ -19,14 +19,14 @@ from sweep.numbers.selection import Window, sent_within, succeeded
 TENTHS = 10
 FEWEST_IN_A_TENTH = 5  # requests
 LEAST_CHANGE = 1.1  # minimum ratio between the halves
-LEAST_OVER = 1.2  # ratio of the later part of a whole trial to the earlier one
-LEAST_AFTER = 1.25  # ratio of the time after the window to the window
+LEAST_OVER = 1.2  # minimum ratio of the later part of a whole trial to the earlier part
+LEAST_AFTER = 1.25  # minimum ratio of the time after the window to the window
 SHARES = (0.5, 0.9)
 CHANGE_POINTS = range(3, 8)  # tenths after which the latency of a whole trial may change
 
 
 def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
-    """Return the ratio of the second half's p50 or p90 of e2el to the first half's; None if there is no drift."""
+    """Return the p50 or p90 of e2el in the second half, divided by the first half's; None if there is no drift."""
     latencies = _latencies(records, sent_within(records, mask, window))
     if latencies.size < TENTHS * FEWEST_IN_A_TENTH:
         return None
@@ -42,7 +42,7 @@ def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
 
 
 def drift_over(records: Records, mask: Mask) -> float | None:
-    """Return the ratio of p50 or p90 of e2el after and before the largest change; None if there is no drift."""
+    """Return the p50 or p90 of e2el after the largest change, divided by that before; None if there is no drift."""
     sent = as_floats(records.sent)
     if np.isnan(as_floats(records.scheduled)[mask]).all():  # the users' first requests were sent at once
         mask = mask & (sent > np.nanmin((sent + e2el(records))[mask], initial=np.inf))
@@ -63,7 +63,7 @@ def drift_over(records: Records, mask: Mask) -> float | None:
 
 
 def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
-    """Return the ratio of p50 or p90 of e2el after the window to within it; None if there is no drift."""
+    """Return the p50 or p90 of e2el after the window, divided by its value within; None if there is no drift."""
     if window.end is None:
         return None
     latencies = _latencies(records, sent_within(records, mask, window))

@@ -29,12 +29,12 @@ class Quantity:
     """The definition of a quantity: its meaning and its computation.
 
     Its kind determines when it is undefined. Latencies and goodput need a client's timestamps: they are omitted if the
-    engine took the timestamps. Validity quantities tell how far to trust the other kinds; counts are requests, tokens
+    engine took the timestamps. Validity quantities show how far to trust the other kinds; counts are requests, tokens
     and seconds.
     """
 
     name: str
-    unit: str  # unit of the data: s, bytes, tokens/s, …; "share" (0 to 1); "" without a unit
+    unit: str  # unit of the data: s, bytes, tokens/s, …; "share" (0 to 1); "" if there is none
     kind: Kind
     function: Callable[..., Any]  # its parameters are named like a trial's inputs or other quantities (`summarise`)
     formula: str
@@ -44,8 +44,8 @@ class Quantity:
     type: type = float  # type of a single value: float, int, bool or str
     label: str | None = None  # None: the quantity's name
     short: str | None = None  # None: the label
-    event: Literal["sent", "first", "last"] | None = None  # at which a request's value is known (send, first or last
-    # token): a series with an event is summarised over the steady state too
+    event: Literal["sent", "first", "last"] | None = None  # event at which a request's value is known (send,
+    # first or last token): a series with an event is summarised over the steady state too
     steady: bool = False  # whether it is a single value over the steady state
     spaced: bool = False  # based on the time between an answer's events: null if they were buffered
     headline: Mapping[str, int] = field(default_factory=dict)  # statistic ("" for one value) -> rank among headlines
@@ -53,7 +53,7 @@ class Quantity:
 
     @property
     def request_column(self) -> str:
-        """The column of requests.parquet with each request's value."""
+        """Return the column of requests.parquet with each request's value."""
         return self.recorded_as or self.name
 
     @property

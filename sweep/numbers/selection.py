@@ -17,7 +17,7 @@ class Window(NamedTuple):
     """The part of a trial that was in steady state (`steady`), in s from the trial's start."""
 
     begin: float | None
-    end: float | None  # None, like `begin`, without a steady state
+    end: float | None  # None, like `begin`, if there is no steady state
     method: str  # the rule that found it, or the reason for its absence
 
 
@@ -46,7 +46,7 @@ def engine_answered(records: Records) -> Mask:
 def with_failures(values: Floats, failed: Mask) -> Floats:
     """Return a latency's values per request, infinite (slower than any other) for failed requests.
 
-    Otherwise a quantile would cover only the survivors, and the slowest requests often do not survive. Shape of both.
+    Otherwise a quantile would cover only the survivors, and the slowest requests often do not survive. Same shape.
     """
     return np.where(failed, np.inf, values)
 
@@ -88,6 +88,6 @@ def per_second(count: float | None, seconds: float | None) -> float | None:
 
 
 def divided(times: Floats, tokens: NDArray[Any]) -> Floats:
-    """Return times / tokens, NaN where either is missing. Shape of both."""
+    """Return times / tokens, NaN where either is missing. Same shape as both."""
     quotient: Floats = np.divide(times, tokens, out=np.full_like(times, np.nan), where=tokens > 0)
     return quotient

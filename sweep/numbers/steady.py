@@ -9,8 +9,8 @@ The window
     is warming up in reverse, at its end, but there only if fewer requests are in flight than before: an engine that
     slows down under the same load has not cooled down, and trimming that part would flatter it;
   * must be at least LIFETIMES × the p90 of e2el long (infinite for failed requests), and as long as the slowest answer:
-    a shorter window may hold no slow request at all. (MLPerf Endpoints requires such a multiple too: the "relaxation"
-    in docs/steady-state-detection.md of mlcommons/endpoints);
+    a shorter window may contain no slow request at all. (MLPerf Endpoints requires such a multiple too: the
+    "relaxation" in docs/steady-state-detection.md of mlcommons/endpoints);
   * must not be the part of the run with the fewest slow requests (`quiet_part`);
   * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
     initial transient", Operations Research 31, 1983).
@@ -31,12 +31,12 @@ from sweep.numbers.selection import Window, measured, sent_within, succeeded, wi
 LIFETIMES = 5  # minimum length of a window, in durations of a slow request (p90)
 LIGHTER_TAIL = 2.0  # ratio of the p99 with the cut-off parts to the p99 without them
 SAME_MEDIAN = 1.1  # ratio of the medians of the cut-off parts and the rest
-BINS = 500  # at most
+BINS = 500  # maximum number of bins
 TOKENS_PER_BIN = 10  # at least this many tokens per bin; fewer tokens give fewer bins
 FEWEST_MEANS = 10  # needed by MSER: 10 x 5 bins of time, or 10 batches
 SLACK = 2.0  # accepted multiple of the minimum squared standard error
-NEGLIGIBLE = 0.01  # of the mean: a standard error below this is not reduced further
-DRIFT = 0.05  # of the mean: a change below this from one half of the window to the other is no drift
+NEGLIGIBLE = 0.01  # share of the mean: a smaller standard error is not reduced further
+DRIFT = 0.05  # share of the mean: a smaller change between the window's halves is not drift
 CRAMER_VON_MISES_99 = 0.743  # 99% of ∫B² of a Brownian bridge B (Anderson & Darling 1952, table 1)
 
 
@@ -163,7 +163,7 @@ def settled(series: list[Floats], means_of: int, typical: int, load: Floats | No
         series: one or more series of the same length, in order of time.
         means_of: number of observations that MSER averages (5 for MSER-5).
         typical: number of observations during a typical request: closer observations are not independent.
-        load: the series that falls when the load cools down; None without such a series.
+        load: the series that falls when the load cools down; None if there is no such series.
     """
     for slack in (SLACK, 1.0):  # the strict rule only if the lenient one leaves a transient
         begin = max(mser(values, means_of, slack) for values in series)

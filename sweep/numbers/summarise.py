@@ -82,7 +82,7 @@ def _series(
 
 
 def request_values(quantity: Quantity, records: Records) -> Floats:
-    """Return a quantity's value per request: for a failed request, infinite in a latency and otherwise NaN.
+    """Return a quantity's value per request: for a failed request, infinite for a latency, otherwise NaN.
 
     A failed request's wait for a slot is known, since it got a slot. Shape (requests,).
     """

@@ -24,10 +24,10 @@ from sweep.numbers.steady import LIFETIMES
 
 WHAT_TO_DO: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("remedies.yaml").read_text("utf-8"))
 REQUESTS_FOR_P99 = 100  # with fewer requests, the p99 is nearly the largest value
-BUSY_CLIENT = 0.7  # of a core
-LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
-LOW_QUALITY = 0.98  # of the reference's likelihood: the gate of the main job
-SHARED_EVENTS = 0.01  # of the events: above this share they affect the p99 of the gaps
+BUSY_CLIENT = 0.7  # share of a core
+LOW_AGREEMENT = 0.9  # share of the reference's greedy tokens
+LOW_QUALITY = 0.98  # share of the reference's likelihood
+SHARED_EVENTS = 0.01  # share of the events above which they affect the p99 of the gaps
 MISCOUNT = 0.1  # relative difference between the server's token count and the model's tokenizer
 HIDDEN = 0.1  # of the output tokens
 LEAST_DEVIATION = 0.001  # of the requested tokens: less is rounding
@@ -35,21 +35,21 @@ CACHED = 0.05  # of the input: the single token that begins all prompts is less
 REPLAY = 0.005  # of the input
 TOO_EARLY = 1e-5  # s: stamps are in ns, and their differences in floats
 LATE_GATEWAY = 0.005  # s
-FOREIGN_CPU = 0.1  # of the engine's cores
-LIMITED = 0.01  # of the time
+FOREIGN_CPU = 0.1  # share of the engine's cores
+LIMITED = 0.01  # share of the time
 TOO_SHORT = re.compile("shorter than|fewer than|turned over once|no steady state detected")  # reasons for no window
-LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest that may have one
-LOW_RATE = 0.95  # of the offered rate
-ODD = 0.01  # of the answers
-PADDED = 5.0  # times the gap between later arrivals
+LENGTH_MARGIN = 1.5  # suggested length of a trial, as a multiple of the shortest that may have a steady state
+LOW_RATE = 0.95  # share of the offered rate
+ODD = 0.01  # share of the answers
+PADDED = 5.0  # multiple of the gap between later arrivals
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
 LATENCIES = tuple(_LATENCIES)
 STEADY_COLUMNS = tuple(name for name, column in columns().items() if column.steady)
 STEADY_LATENCIES = tuple(name for name in STEADY_COLUMNS if columns()[name].quantity.kind == "latency")
-STEADY_DIFFERS = 0.1  # of a quantile over the whole run
-_PAIRED = tuple(  # the quantiles over the whole run that the steady state has too
+STEADY_DIFFERS = 0.1  # relative difference of a quantile over the whole run
+_PAIRED = tuple(  # the quantiles over the whole run that the steady state also has
     name
     for name, column in _LATENCIES.items()
     if column.quantity.name in ("ttft", "tpot", "e2el") and column.name not in ("mean", "max")
@@ -90,7 +90,7 @@ class WarningKind:
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason not to take a result at face value. Without trials or points, it concerns the whole run."""
+    """A reason not to take a result at face value. If it names no trials or points, it concerns the whole run."""
 
     kind: WarningKind
     figure: float  # the number that triggered it
@@ -118,7 +118,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Check(NamedTuple):
     kind: WarningKind
     columns: tuple[str, ...]  # the function's parameters
-    required: tuple[str, ...]  # those without a default
+    required: tuple[str, ...]  # the parameters without a default
     function: Callable[..., Any]
 
 
@@ -345,7 +345,7 @@ def off_steady(whole: float | None, steady: float | None) -> float:
 
 @_warning(P99, lowest_is_worst=True)
 def few_requests(num_requests: int) -> Evidence | None:
-    """The p99 is over fewer than 100 requests."""
+    """The p99 is based on fewer than 100 requests."""
     few = num_requests < REQUESTS_FOR_P99
     return Evidence(num_requests, f"p99 over only {num_requests:,} requests") if few else None
 
@@ -371,7 +371,7 @@ def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
 
 @_warning((*LATENCIES, "output_throughput", "total_throughput", "request_throughput"))
 def drift_over_trial(drift: float) -> Evidence | None:
-    """The latency of later requests differs from earlier requests' by 20% or more."""
+    """The latency of later requests differs by 20% or more from earlier requests."""
     return Evidence(abs(math.log(drift)), f"latency changed {drift:.2f}-fold during the trial")
 
 
@@ -406,7 +406,7 @@ def shared_timestamps(buffered_share: float) -> Evidence | None:
 
 @_severe()
 def odd_answers(odd_answer_share: float) -> Evidence | None:
-    """At least 1% of the answers are unlike the others, or not of the requested length."""
+    """At least 1% of the answers are unlike the others, or do not have the requested length."""
     odd = odd_answer_share >= ODD
     return Evidence(odd_answer_share, f"{odd_answer_share:.1%} of the answers are unlike the others") if odd else None
 
@@ -445,7 +445,7 @@ def prompt_tokens_differ(tokens_per_word: float, prompts_counted: bool) -> Evide
 def unverified_tokens(
     token_source: str, tokens_per_event: float, character_throughput: float, recounted_share: float | None = None
 ) -> Evidence | None:
-    """Only the server counted its output tokens; without a tokenizer its count is unverified."""
+    """Only the server counted its output tokens; since there is no tokenizer, its count is unverified."""
     checked = recounted_share is not None or {"text", "events"} & {*token_source.split(", ")}
     message = f"unverified tokens, {tokens_per_event:.2f} per event; {character_throughput:,.0f} characters/s"
     return None if checked else Evidence(tokens_per_event, message)
@@ -453,7 +453,7 @@ def unverified_tokens(
 
 @_severe((*STREAMED, *ARRIVALS, "goodput"))
 def buffered_stream(buffered_share: float) -> Evidence | None:
-    """More than 10% of the events arrived together with another event of the answer, or in an answer held back."""
+    """More than 10% of the events arrived together with another event of the answer, or belong to one held back."""
     buffered = buffered_share > BUFFERED
     message = f"{buffered_share:.0%} of the events arrived together with another"
     return Evidence(buffered_share, message) if buffered else None
@@ -474,7 +474,7 @@ def own_token_count(token_source: str) -> Evidence | None:
 
 @_warning((*TOKEN_COLUMNS, *STREAMED))
 def token_counts_differ(recounted_share: float, token_source: str) -> Evidence | None:
-    """The server's count of the output tokens differs by more than 10% from the model's tokenizer's."""
+    """The server's count of the output tokens differs by more than 10% from the count by the model's tokenizer."""
     if token_source == "ids" or abs(recounted_share - 1) <= MISCOUNT:
         return None
     share = f"{recounted_share:.0%} of the tokens that the server counted are in the text"
@@ -483,7 +483,7 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
 
 @_warning(ARRIVALS)
 def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:
-    """Over 5% more tokens than events, and no event reports how many tokens it holds."""
+    """Over 5% more tokens than events, and no event reports how many tokens it contains."""
     silent = "final usage" in token_source.split(", ") and tokens_per_event > MERGED
     return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens per event") if silent else None
 

@@ -43,7 +43,7 @@ from sweep.plan.command_line import MOST_PLANNED, Assignments, CommandLine, is_p
 
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
 PROMPTS_WORKLOAD = "prompts"  # conf/workload/prompts.yaml, for a file of prompts named on the command line
-SERVED_MODEL = "served"  # conf/model/served.yaml, for a model of which only an endpoint's name for it is known
+SERVED_MODEL = "served"  # conf/model/served.yaml, for a model that is known only by an endpoint's name for it
 SERVED_TARGET = f"{ServedModel.__module__}.{ServedModel.__qualname__}"
 
 Point = dict[str, Any]
@@ -60,7 +60,7 @@ class Composition:
     replaced: list[str] = field(default_factory=list)
     options: ConfigPath = field(default_factory=ConfigPath)
     origins: dict[str, str] = field(default_factory=dict)  # "model=mine" -> the user's file that defines it
-    seeds: list[dict[int, int]] | None = None  # replicates to run per point, with their seeds; None: all, plan's seeds
+    seeds: list[dict[int, int]] | None = None  # replicate to run -> its seed, per point; None: all of the plan's
 
 
 @dataclass
@@ -109,7 +109,7 @@ def compose_run(
         _replace_unreachable("model", request, line, composer.options, obstacle)
     _replace_unreachable("workload", request, line, composer.options, obstacle)
     if any(map(is_point_key, line.typed)):
-        request.settings["durations"] = None  # the durations hold only for the unmodified experiment
+        request.settings["durations"] = None  # the durations apply only to the unmodified experiment
     settings = _settings(request.settings, line, hardware)
     plan = request.plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}

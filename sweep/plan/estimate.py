@@ -1,11 +1,11 @@
-"""Expected duration and cost of a plan, from earlier similar runs; `unknown` without such runs.
+"""Expected duration and cost of a plan, from earlier similar runs; `unknown` if there are none.
 
 Earlier runs are the folders next to `out`, including folders that `fresh` moved aside. An earlier trial with the same
 id is preferred, then trials of the same kind: equal accelerator, and equal keys of backend, model, workload and load
-(hence equal flags, numbers of requests and lengths). Launches likewise. Only trials that ended `ok` are used: a crash
-after two seconds does not show how long the trial takes. (Running out of memory or hanging does, but only for the same
-trial.) Without history, an assumption may be used: cluster.simulate.seconds_per_trial, or the durations that an
-experiment's author measured. Each launch of an engine adds its start-up time.
+(hence equal flags, numbers of requests and lengths). The same applies to launches. Only trials that ended `ok` are
+used: a crash after two seconds does not show how long the trial takes. (Running out of memory or hanging does, but only
+for the same trial.) Without history, an assumption may be used: cluster.simulate.seconds_per_trial, or the durations
+that an experiment's author measured. Each launch of an engine adds its start-up time.
 """
 
 import json
@@ -34,7 +34,7 @@ REPEATABLE = (
     Outcome.HUNG,
     Outcome.INVALID,
     Outcome.CLIENT_LIMITED,
-)  # likely to recur
+)  # outcomes that are likely to recur
 UNKNOWN_LAUNCH = 60.0  # s
 UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history; affects only the order of launches
 NAMED = 4  # maximum number of launches listed for a critical path
@@ -206,8 +206,8 @@ class RunEstimate(NamedTuple):
 
     expected: Expected
     simulated: SimulatedRun
-    seconds: float | None  # until the end; None if neither earlier runs nor an assumption give a duration
-    messages: list[str]  # the estimate in one line, then how it comes about
+    seconds: float | None  # until the end; None if neither earlier runs nor an assumption provide durations
+    messages: list[str]  # the estimate in one line, then how it was computed
 
 
 def estimate_run(

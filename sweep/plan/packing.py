@@ -1,9 +1,9 @@
 """The scheduling policy: which launch starts next, and on which node. It uses neither Ray nor a clock.
 
 The driver and the simulation (`simulate`) run the same code. Launches form blocks, one for each replicate. Each block
-holds every deployment once, so that a drift over the night affects all deployments alike. Earlier blocks go first, each
-in random order. A block is a priority, not a barrier: no GPU is idle while any pending launch fits on it. In the last
-block (the only block if each launch has all replicates) the launch with the most GPU-seconds goes first: list
+holds every deployment once, so that a drift over the night affects all deployments alike. Earlier blocks start first,
+each in random order. A block is a priority, not a barrier: no GPU is idle while any pending launch fits on it. In the
+last block (the only block if each launch has all replicates) the launch with the most GPU-seconds goes first: list
 scheduling by longest processing time (R. L. Graham 1969), with the GPUs as width. For mixes of 1 to 4 GPUs this
 exceeded the lower bound by 0 to 8%; "most GPUs, then longest" exceeded it by up to 80%, because a long launch on one
 GPU had to wait for every short launch on four. No more launches are in flight than there are slots, so that pending
@@ -51,7 +51,7 @@ class Need(NamedTuple):
     block: int = 0  # earlier blocks go first
     place: float = 0.0  # position in its block, unless the block is the last
     avoid: frozenset[str] = frozenset()  # ids of nodes where it failed; avoided if another node can run it
-    endpoint: str | None = None  # of a running endpoint, used by one client at a time
+    endpoint: str | None = None  # URL of a running endpoint, used by one client at a time
     gpu_keys: tuple[str, ...] = ()  # keys to lower so that it needs fewer GPUs
 
     @property
@@ -115,7 +115,7 @@ class Packer:
         self.pending: dict[Queue, list[tuple[int, Need]]] = {}  # a heap for each queue
         self.running: dict[str, tuple[str, Need]] = {}  # key -> node id
         self.used: Counter[str] = Counter()  # GPUs in use, by node id
-        self.tenants: Counter[str] = Counter()  # launches running, by node id
+        self.tenants: Counter[str] = Counter()  # number of running launches, by node id
         self.front = 0
         ranked = start_order(needs)
         self.needs = {need.key: need for need in ranked}

@@ -1,7 +1,7 @@
 """The pending work of a run: trials without a valid result, why each is run, and their expected durations.
 
 A trial's id is the hash of everything that can change its result: results with this id, and only these, are valid. The
-reasons are for people: they compare a trial with the earlier trial at the same coordinates.
+reasons are for users: they compare a trial with the earlier trial at the same coordinates.
 """
 
 import json

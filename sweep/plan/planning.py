@@ -66,7 +66,7 @@ class _Part(NamedTuple):
     """A validated object of a config group, with its contribution to ids."""
 
     built: Any  # pinned to the commits that its revisions point to now
-    digest: str | None  # of the content that it refers to
+    digest: str | None  # digest of the content that it refers to
     identity: str  # hash of type, fields and digest: everything that can change a result
 
 

@@ -39,7 +39,7 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
     else:
         try:
             yield f"command: {shlex.join(backend.command(launch))}"
-        except (OSError, ValueError) as error:  # an engine whose command depends on its converted weights
+        except (OSError, ValueError) as error:  # the engine's command depends on its converted weights
             yield f"command: known once its weights are prepared ({error})"
         environ = {name: value for name, value in backend.environment(launch).items() if name != OUR_VARIABLE}
         yield f"environment: {' '.join(f'{name}={shlex.quote(value)}' for name, value in environ.items())}"
@@ -55,7 +55,7 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
 
 
 def _gateway(deployment: Deployment) -> Iterator[str]:
-    """Yield a line about the effect of a gateway on requests; none without a gateway."""
+    """Yield a line about a gateway's effect on requests; no line if there is no gateway."""
     gateway = deployment.gateway
     if isinstance(gateway, Gateway):
         clip, cache = gateway.clip, gateway.cache

@@ -15,7 +15,7 @@ from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial, elsewhere
 
 MOST_TRIALS_LISTED = 200  # a larger plan is listed by deployment
-MOST_STARTS_LISTED = 8  # of a block
+MOST_STARTS_LISTED = 8  # maximum number of a block's launches
 FEW_REQUESTS = 0.5  # share of the requested duration; a few dozen random arrivals rarely end earlier
 FEW_CORES = 4  # per GPU (or deployment on a CPU), for server, engine, client and system
 CANNOT_FIT = 0.8  # tolerance for rounded sizes
@@ -25,7 +25,7 @@ PIPE_WIDTH = 160  # characters, if there is no terminal and no COLUMNS
 def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequence[Node], details: bool) -> None:
     """Print what will be run, what was replaced for lack of a GPU, what is unavailable and why, and the estimate.
 
-    With `details` also the trials, their order, and how the estimate comes about.
+    With `details` also the trials, their order, and how the estimate was computed.
     """
     hardware, estimate = plan.settings.hardware, pending.estimate
     because = "no GPU here: " if hardware.platform == "cpu" else ""
@@ -160,7 +160,7 @@ def not_locked(plan: Plan) -> list[str]:
 
 
 def substituted(plan: Plan) -> list[str]:
-    """Return notes on engines that use another build than on the newest nodes, or another number format, and why."""
+    """Return notes on engines with a different build from the newest nodes', or another number format, and why."""
     notes = [note for deployment in plan.deployments if not deployment.unavailable for note in deployment.notes]
     return list(dict.fromkeys(notes))
 
@@ -172,7 +172,7 @@ def broken_drivers(nodes: Sequence[Node]) -> list[str]:
 
 
 def check_disk(settings: Settings, runnable: Sequence[Deployment], nodes: Sequence[Node]) -> None:
-    """Raise ConfigError if what pending launches must write cannot fit on the only node, whose cache is seen here."""
+    """Raise ConfigError if the only node, whose cache is on this machine, lacks room for what launches must write."""
     problems, cluster = little_disk(settings, runnable, nodes, CANNOT_FIT), settings.cluster
     if problems and len(nodes) == 1 and cluster.kind != "ray" and cluster.simulate is None:
         raise ConfigError(f"cache_dir={cache_directory(settings.cache_dir)}: {problems[0]}")
@@ -181,7 +181,7 @@ def check_disk(settings: Settings, runnable: Sequence[Deployment], nodes: Sequen
 def little_disk(
     settings: Settings, runnable: Sequence[Deployment], nodes: Sequence[Node], share: float = 1.0
 ) -> list[str]:
-    """Name nodes whose disk has less room than this share of the engines and weights that launches must write there."""
+    """Return a line for each node with less disk than this share of the engines and weights to be written there."""
     free = {node.address: node.facts.free_disk for node in nodes if node.facts and node.facts.free_disk is not None}
     cache = cache_directory(settings.cache_dir)
     if not free:

@@ -16,7 +16,7 @@ from sweep.base.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.rerun.circumstances import Circumstances
 
 LARGEST_LOCK = 1 << 20  # bytes; a lockfile of 1,000 distributions has 30,000
-PIN = re.compile(r"[\w.-]+==[\w.+!-]+|\S+@sha256:[0-9a-f]{64}|#.*|")  # or an image by its digest; no URL, no option
+PIN = re.compile(r"[\w.-]+==[\w.+!-]+|\S+@sha256:[0-9a-f]{64}|#.*|")  # pins and image digests; no URL, no option
 
 
 @dataclass(frozen=True)

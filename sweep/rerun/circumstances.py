@@ -56,9 +56,9 @@ NOT_COMPARED = {
     *("engine_version", "dtype", "command", "flags", "environ", "startup_seconds", "cold_ttft", "log", "reachable_by"),
     *("below_gate", "replicas", "coarser_format"),  # the last follows from quantization and flags
 }
-ANSWER_FACTS = ("agreement", "quality")  # first parts of facts about an engine's answers, which are figures
-NAMED_KINDS = ("flag", "environment variable", "engine's", "version of", "setting")  # of which each has its own name
-LATER_KINDS = {"environment variable", "setting"}  # not recorded in the oldest rows
+ANSWER_FACTS = ("agreement", "quality")  # prefixes of facts about an engine's answers, which are results
+NAMED_KINDS = ("flag", "environment variable", "engine's", "version of", "setting")  # kinds that are followed by a name
+LATER_KINDS = {"environment variable", "setting"}  # kinds that the oldest rows lack
 OF_THE_RUN = ("hardware", "assumed", "relaunch")  # settings about other trials of the run, or listed above
 FOREIGN, LOAD_AVERAGE = "cores taken by other processes", "load average"
 # Varies a little with every measurement: share of the engine's cores, and runnable processes.

@@ -38,7 +38,7 @@ from sweep.rerun.rows import opened_rows
 from sweep.rerun.trust import unfamiliar_parts
 
 FOLDER = Path("results") / "rerun"
-VERDICTS = "rerun.json"  # in the folder of a rerun
+VERDICTS = "rerun.json"  # file in the folder of a rerun
 UNCERTAIN = 3  # exit status
 DEFAULTS = ("cluster=inline", "tracking=none")  # defaults for a rerun: a single machine needs no Ray
 

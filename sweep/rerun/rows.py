@@ -1,4 +1,4 @@
-"""The rows of a run as capsules: found by RUN#TRIAL, each with its settings, lockfile and the run's noise."""
+"""The rows of a run as capsules: selected by RUN#TRIAL, each with its settings, its lockfile and the run's noise."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from sweep.rerun.capsule import LARGEST_LOCK, Capsule, packed_lock, parse_capsul
 from sweep.rerun.circumstances import circumstances
 
 STANDARD_INPUT = "-"
-LARGEST_CAPSULES = 64 << 20  # bytes of a file with capsules
+LARGEST_CAPSULES = 64 << 20  # maximum bytes of a file with capsules
 FEWEST_CHARACTERS = 4  # minimum length of a prefix of a trial's id
 
 
@@ -74,7 +74,7 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
 
 
 def _chosen(run: str, trials: pd.DataFrame, trial_id: str) -> pd.DataFrame:
-    """Return the rows of a trial, given its id or a prefix of it; all rows without an id."""
+    """Return the rows of a trial, given its id or a prefix of it; all rows if no id is given."""
     if not trial_id:
         return trials
     exact = trials[trials["trial_id"] == trial_id]

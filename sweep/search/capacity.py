@@ -1,8 +1,8 @@
-"""The search for a capacity: told measured probes, it proposes the next one, and in the end it claims.
+"""The search for a capacity: given measured probes, it proposes the next one, and finally states a claim.
 
-Most of a probe's noise is in what was sent, which the client knows: a twin is fed with the same requests, and only the
-difference between them and the long run is taken from it. The same probes always give the same claim. The constants
-were chosen on simulated deployments (docs/capacity.md): the risk is calibrated, not proven.
+Most of a probe's noise comes from which requests were sent, and these are known. So a twin is fed with the same
+requests; only the difference between its results for them and for a long run is used. The same probes always give the
+same claim. The constants were chosen on simulated deployments (docs/capacity.md): the risk is calibrated, not proven.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from sweep.base.wording import count
 from sweep.search.twin import Floats, Integers, Limits, Replay, Requests, Twin
 
-NEAR = 0.12  # |log rate / estimate| of the probes that the estimate is made from
+NEAR = 0.12  # maximum |log(rate / estimate)| of the probes that the estimate is computed from
 LOOKS = 2.2  # standard errors between the estimate and the claim: 95% one-sided, with repeated looks
 FLOOR = 0.02  # of the log capacity: what the twin itself does not know
 SAFETY = 0.006  # of the log capacity: by so much simulated claims were too high too often
@@ -25,10 +25,10 @@ MOST_LENGTHS = 30.0  # of probes in all, after which the interval is the answer
 LEAST = 8.0  # full probes' lengths near the estimate before it does
 CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
 CONFIRMATIONS = 6
-STEP = 0.012  # of the log claim, at least, after a run that does not confirm it; then 1.5 times as much
-LIGHT = 0.45  # of the saturated throughput: a rate that every deployment holds
+STEP = 0.012  # minimum step down of the log claim after a run that fails to confirm it; 1.5 times larger each time
+LIGHT = 0.45  # share of the saturated throughput: a rate that every deployment sustains
 LONG_RUN = 20_000  # requests
-FIRST_USERS = 32  # of a deployment with unknown limits
+FIRST_USERS = 32  # at first, if the deployment's limits are unknown
 MOST_USERS = 1024
 SHARE_OF_BUDGET = 0.1  # of a probe, at most
 FINDING_USERS = 0.05  # of a budget, if the first saturated run is served one by one
@@ -43,25 +43,25 @@ BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: lon
 
 
 class LatencyBound(NamedTuple):
-    """A share of the requests whose latency must be at most the limit: p90 within 0.2 s is a share of 0.9."""
+    """A bound on a latency: the share of the requests that must be within the limit. `p90 <= 0.2 s` has share 0.9."""
 
     quantity: str  # ttft, tpot or e2el
     limit: float  # s
     share: float = 0.9
 
     def good(self, run: Replay, scale: float = 1.0) -> Floats:
-        """1.0 for each request within the bound, 0.0 beyond it, nan where the latency is undefined."""
+        """Return 1.0 for each request within the bound, 0.0 beyond it, nan if its latency is undefined."""
         latencies = getattr(run, self.quantity)
         return np.where(np.isnan(latencies), np.nan, latencies <= self.limit * scale)
 
     def describe(self) -> str:
-        """The bound as it is typed: `ttft.p90 <= 0.2 s`."""
+        """Return the bound as text: `ttft.p90 <= 0.2 s`."""
         return f"{self.quantity}.p{100 * self.share:g} <= {self.limit:g} s"
 
 
 @dataclass(frozen=True)
 class CapacityQuestion:
-    """The question that a search answers: at which highest rate does every bound hold?"""
+    """The question that a search answers: what is the highest rate at which every bound is met?"""
 
     bounds: Sequence[LatencyBound]
     arrivals: Callable[[int, int], Floats]  # (count, seed) -> times at one request per second
@@ -73,7 +73,7 @@ class CapacityQuestion:
 
 
 class Probe(NamedTuple):
-    """A trial to run: an open loop of this rate, or a closed one of these users."""
+    """A trial to run: an open loop with this rate, or a closed loop with this many users."""
 
     requests: int
     rate: float = 0.0  # requests/s
@@ -86,7 +86,7 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """The answer: the deployment holds `lower` within its bounds, of this launch while it was measured."""
+    """The answer: this launch sustained the rate `lower` within the bounds while it was measured."""
 
     status: Literal["confirmed", "interval", "above", "impossible", "drift"]
     lower: float  # requests/s; 0: none was shown
@@ -99,7 +99,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A probe and what was measured."""
+    """A probe and its measurement."""
 
     probe: Probe
     run: Replay
@@ -107,11 +107,11 @@ class ProbeResult:
 
 
 class Capacity:
-    """A proposer: `tell` it what was measured, `ask` it for the next probe, `claim` at any time."""
+    """A proposer: `tell` it a probe's result, `ask` it for the next probe, and call `claim` at any time."""
 
     def __init__(self, question: CapacityQuestion) -> None:
         self.question = question
-        self.phase = "single"  # then saturate, light, probe, confirm, and done or above
+        self.phase = "single"  # the next phases: saturate, light, probe, confirm, and done or above
         self.measured: list[ProbeResult] = []
         self.twin = Twin(question.limits or Limits())
         self.scales = [1.0] * len(question.bounds)  # of each bound, for the twin to have the measured shares
@@ -154,7 +154,7 @@ class Capacity:
 
     @property
     def _full(self) -> float:
-        """The length in s of a probe for which the risk was calibrated."""
+        """Return the length, in s, of a probe for which the risk was calibrated."""
         return max(self.question.shortest, self.question.requests / self.throughput)
 
     @property
@@ -177,10 +177,10 @@ class Capacity:
 
     @property
     def _open_probes(self) -> list[ProbeResult]:
-        return [probed for probed in self.measured if probed.probe.rate][1:]  # without the light one
+        return [probed for probed in self.measured if probed.probe.rate][1:]  # without the light probe
 
     def tell(self, measured: ProbeResult) -> None:
-        """Take in what was measured for the probe that was asked."""
+        """Process the result of the probe that `ask` returned."""
         self.measured.append(measured)
         if not np.isfinite(measured.run.e2el).any():
             self.phase, self.ended = "done", f"all requests failed at {measured.probe.describe()}"
@@ -190,7 +190,7 @@ class Capacity:
                 self.limiting_bound = next(missed, None)
                 self.phase = "done" if self.limiting_bound else "saturate"
                 if self.question.limits is None and math.isfinite(self.question.budget):
-                    served = FINDING_USERS * self.question.budget * ALONE / measured.seconds  # one by one
+                    served = FINDING_USERS * self.question.budget * ALONE / measured.seconds  # served one by one
                     self.users = int(np.clip(2 * served / 5, 2, FIRST_USERS))
             case "saturate":
                 self._saturated(measured)
@@ -249,9 +249,9 @@ class Capacity:
             self.phase = "done"
 
     def _within_evidence(self, probes: list[ProbeResult]) -> bool:
-        """Where the twin is unlike the deployment: move the estimate off rates that probes show to be too high or low.
+        """If the twin is unlike the deployment: move the estimate off rates that probes show to be too high or low.
 
-        Returns False if the estimate was there.
+        Returns False if the estimate was at such a rate.
         """
         self.unlike = self.unlike or not all(ALIKE[0] <= scale <= ALIKE[1] for scale in self.scales)
         for probed in probes if self.unlike else ():
@@ -325,7 +325,7 @@ class Capacity:
             if error is None:
                 unseen = unseen or min(low, high) < 1 - (1 - bound.share) * 0.7
                 continue
-            offset = ((low + high) / 2 - bound.share) / slope  # of this bound's own capacity above the estimate
+            offset = ((low + high) / 2 - bound.share) / slope  # log distance of this bound's capacity from the estimate
             spread = LOOKS * math.hypot(error / slope, 0.25 * distance)
             if spread - offset > self.below:
                 self.below, self.limiting_bound = spread - offset, bound
@@ -337,7 +337,7 @@ class Capacity:
         return True
 
     def _capacity_of_twin(self, near: float = math.nan) -> float:
-        """The rate at which the twin's long run meets all bounds, by bisection on the logarithm."""
+        """Return the highest rate at which the twin's long run meets all bounds, by bisection on the logarithm."""
         low, high, halvings = math.log(0.02 * self.throughput), math.log(1.1 * self.throughput), 11
         if math.isfinite(near):
             low, high, halvings = math.log(near / 1.4), math.log(near * 1.4), 8
@@ -348,12 +348,12 @@ class Capacity:
         return min(math.exp((low + high) / 2), HIGHEST * self.throughput)
 
     def _missing(self, run: Replay) -> float:
-        """The most by which the twin's share of good requests misses a bound's; negative if it holds them all."""
+        """Return the largest deficit of the twin's share of good requests below a bound's; negative if it meets all."""
         scaled = zip(self.question.bounds, self.scales, strict=True)
         return max(bound.share - float(np.nanmean(bound.good(run, scale))) for bound, scale in scaled)
 
     def _long_run(self, rate: float, count: int) -> Replay:
-        """What the twin makes of many fresh requests at this rate, its empty start left out."""
+        """Return the twin's run of many fresh requests at this rate, without its empty start."""
         requests = Requests(self.question.arrivals(count, 77) / rate, *self._lengths(count))
         return self.twin.run(requests).section(slice(count // 10, None))
 
@@ -393,7 +393,7 @@ class Capacity:
 
 
 def _variance(errors: list[Floats], share: float, count: int) -> float:
-    """The variance of the mean error over all batches, with the correlation of neighbours."""
+    """Return the variance of the mean error over all batches, which allows for the correlation of neighbours."""
     flat = np.concatenate(errors)
     mean, batches = float(flat.mean()), len(flat)
     squares = float((flat - mean) @ (flat - mean))
@@ -409,11 +409,11 @@ def _throughput(run: Replay) -> float:
     busy = ends[(ends >= ends[len(ends) // 5]) & (ends <= run.arrivals.max())]
     if len(busy) < 10 or np.ptp(busy) < 0.2 * ends[-1]:  # hardly more requests than users
         return len(ends) / float(ends[-1])
-    return float(np.polyfit(busy, np.arange(len(busy)), 1)[0])  # answers may end in waves: a line through all
+    return float(np.polyfit(busy, np.arange(len(busy)), 1)[0])  # answers may end in waves, so fit a line through all
 
 
 def _most_decoding(run: Replay) -> int:
-    """The most requests between their first and last tokens at once: what the deployment runs, where it was full."""
+    """Return the most requests between their first and last token at once: the deployment's limit, if it was full."""
     valid = np.isfinite(run.e2el)
     times = np.concatenate([(run.arrivals + latency)[valid] for latency in (run.ttft, run.e2el)])
     changes = np.repeat([1, -1], int(valid.sum()))[np.argsort(times, kind="stable")]

@@ -1,4 +1,4 @@
-"""Probes as ordinary trials: the question of a plan's point, a probe as a point, and a trial's requests as a run."""
+"""Connects a search with trials: the question for a plan's point, and the result of a probe that ran as a trial."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ LENGTH_COLUMNS = ["input_tokens", "output_tokens", "asked_input_tokens", "asked_
 
 
 def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
-    """Return the question of a point. Raises ConfigError if it has no bounds, or a load without a rate."""
+    """Return the question for a trial's point. Raises ConfigError if it has no bounds, or a load without a rate."""
     search = settings.capacity
     assert search is not None
     if not settings.slo:
@@ -59,7 +59,7 @@ def read_probe(probe: Probe, requests: Path) -> ProbeResult:
     arrivals = stamps["sent" if probe.users else "scheduled"]
     start = float(arrivals[0])
     inputs, outputs = (pc.coalesce(table[name], table[f"asked_{name}"], 1).to_numpy() for name in LENGTH_COLUMNS[:2])
-    between = (stamps["e2el"] - stamps["ttft"]) / np.maximum(outputs - 1, 1)  # where stamps came in one piece
+    between = (stamps["e2el"] - stamps["ttft"]) / np.maximum(outputs - 1, 1)  # for answers that arrived in one piece
     stamps["tpot"] = np.where(np.isnan(stamps["tpot"]), between, stamps["tpot"])
     latencies = {name: np.where(failed, np.inf, stamps[name]) for name in ("ttft", "tpot", "e2el")}
     run = Replay(arrivals - start, inputs, outputs, **latencies, users=probe.users)

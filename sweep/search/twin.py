@@ -1,7 +1,7 @@
-"""The twin: a small queue model of a deployment, fed with the very arrivals and lengths that the client sent.
+"""The twin: a small queue model of a deployment, fed with exactly the arrivals and lengths that the client sent.
 
-It batches continuously: prompts are computed in chunks and stall decoding. Above the KV cache's size the youngest
-request is pre-empted and computed again. Steps between two events are summed in closed form.
+It batches continuously: prompts are computed in chunks and stall decoding. If the KV cache is full, the youngest
+request is preempted and computed again. Steps between two events are summed in closed form.
 """
 
 import math
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-Columns = tuple[Any, ...]  # arrivals, tokens of the context and those still to come, times of the first and last token
+Columns = tuple[Any, ...]  # arrivals, context tokens, remaining tokens, times of the first and last token
 UNLIMITED = 10**12
-FIT_REQUESTS = 1500  # of each run that the twin is fitted to
+FIT_REQUESTS = 1500  # maximum requests of each run that the twin is fitted to
 EVEN = np.ones(1)  # the pace of a deployment without noise
 
 
 class Costs(NamedTuple):
-    """Seconds of a step: a constant, and for each running sequence, token in the KV cache and prompt token in it."""
+    """Seconds per step: a constant, plus the costs of each running sequence, token in the KV cache and prompt token."""
 
     step: float
     per_running: float
@@ -31,25 +31,25 @@ class Costs(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The most that a deployment takes at once."""
+    """The most that a deployment processes at once."""
 
     running: int = UNLIMITED  # sequences
-    cached_tokens: int = UNLIMITED  # in the KV cache
-    step_tokens: int = 2048  # of prompts in a step
+    cached_tokens: int = UNLIMITED  # tokens in the KV cache
+    step_tokens: int = 2048  # prompt tokens in a step
 
 
 class Requests(NamedTuple):
     """The requests of a run, in order of arrival."""
 
-    arrivals: Floats  # s; of a closed loop they are the queue's own
+    arrivals: Floats  # s; in a closed loop the queue sets them
     inputs: Integers  # tokens
     outputs: Integers
-    users: int = 0  # of a closed loop; 0: an open one
+    users: int = 0  # users of a closed loop; 0: an open loop
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The requests of a run in order of arrival: inf where a request failed, nan where a latency is undefined."""
+    """The requests of a run in order of arrival, with latencies in s: inf for a failed request, nan if undefined."""
 
     arrivals: Floats  # s
     inputs: Integers  # tokens
@@ -57,11 +57,11 @@ class Replay:
     ttft: Floats
     tpot: Floats
     e2el: Floats
-    users: int = 0  # of a closed loop; 0: an open one
+    users: int = 0  # users of a closed loop; 0: an open loop
 
     @property
     def requests(self) -> Requests:
-        """The requests that were sent."""
+        """Return the requests without their latencies."""
         return Requests(self.arrivals, self.inputs, self.outputs, self.users)
 
     def section(self, requests: slice | NDArray[np.bool_]) -> "Replay":
@@ -70,11 +70,11 @@ class Replay:
 
 
 def _event_loop(columns: Columns, users: int, costs: Costs, limits: Limits, pace: list[float], horizon: float) -> None:
-    """Fill in the times of first and last tokens: one function of numbers, which benchmarks.deployments can compile."""
+    """Fill in the times of first and last tokens: one function of numbers that benchmarks.deployments can compile."""
     arrivals, context, remaining, first, last = columns
     count = len(arrivals)
     issued = count if users == 0 else min(users, count)
-    end_step = [-1] * count  # of running requests; an entry of the heap that differs from it is stale
+    end_step = [-1] * count  # last step of each running request; a heap entry that differs from it is stale
     ends, admissions, preempted = [0][1:], [0][1:], [0][1:]  # a heap of end step · count + request; and two stacks
     running = cached = step = following = prompt_left = 0
     prefilling, clock = -1, 0.0
@@ -172,7 +172,7 @@ as_column: Callable[[Any], Any] = np.ndarray.tolist  # lists are faster than arr
 def run_queue(
     costs: Costs, limits: Limits, requests: Requests, pace: Floats = EVEN, horizon: float = math.inf
 ) -> Replay:
-    """Run requests through the queue until all have ended, or the horizon; `pace`: of steps in each second."""
+    """Run requests through the queue until all end, or until `horizon` s; `pace` scales the steps in each second."""
     arrivals, inputs, outputs, users = requests
     unknown = np.full(len(inputs), np.nan)
     filled = (np.zeros(len(inputs)) if users else arrivals, inputs, outputs, unknown, unknown)
@@ -191,7 +191,7 @@ class Twin:
         self.costs = Costs(0.01, 0.001, 0.0, 1e-5)
 
     def run(self, requests: Requests, costs: Costs | None = None) -> Replay:
-        """Return what the twin makes of these requests, at these costs or its own."""
+        """Return the twin's run of these requests, with these costs or else its own."""
         return run_queue(costs or self.costs, self.limits, requests)
 
     def begin(self, saturated: Replay, light: Replay) -> None:
@@ -204,7 +204,7 @@ class Twin:
         self.costs = Costs(step, 0.7 * share, 0.3 * share / np.mean(light.inputs + light.outputs / 2), prompt)
 
     def fit(self, runs: list[Replay], evaluations: int) -> None:
-        """Fit the costs to the log latencies of these runs; no request counts for more than a factor of 1.65."""
+        """Fit the costs to the log latencies of these runs; errors above a factor of 1.65 count as 1.65."""
         shortened = [run.section(slice(FIT_REQUESTS)) for run in runs]
         start = np.log(np.maximum(self.costs, 1e-12))
 

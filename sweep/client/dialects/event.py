@@ -12,7 +12,7 @@ class TypedEvent(NamedTuple):
     key: str = ""  # name of the text's field in the event
     reasoning: bool = False  # whether the text is reasoning, before the actual answer
     finish_reason: str | None = None
-    usage: Mapping[str, Any] = {}  # with the names used by chat completions
+    usage: Mapping[str, Any] = {}  # under the names that chat completions use
     error: Any = None
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from sweep.base.records import UNKNOWN
 
 _BACKSLASH = 0x5C
-_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # characters that are rendered as nothing
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # characters that are rendered as blank
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of Unicode
 HEAD = 256  # bytes of the text that are hashed to compare answers
-LEAST_VARIED = 40  # minimum bytes of the head once compressed: repetitive text compresses further, and proves nothing
+LEAST_VARIED = 40  # minimum bytes of the head once compressed: repetitive text compresses further, and tells nothing
 
 
 @dataclass(slots=True)
@@ -33,17 +33,17 @@ class AnswerText:
         return any(map(str.isalnum, text)) if letters else any(map(_is_visible, text))
 
     def digest(self) -> int:
-        """A positive hash of the text's beginning; UNKNOWN for a short or repetitive text."""
+        """Return a positive hash of the text's beginning; UNKNOWN for a short or repetitive text."""
         head = bytes(self.head[:HEAD])
         return zlib.crc32(head) & 0x7FFFFFFF if len(zlib.compress(head)) >= LEAST_VARIED else UNKNOWN
 
 
 def _decoded(piece: bytes) -> str:
-    if _BACKSLASH not in piece:  # then it is written in JSON as it is
+    if _BACKSLASH not in piece:  # JSON has it without escapes
         return piece.decode("utf-8", "replace")
     try:
         return str(json.loads(b'"%b"' % piece))
-    except ValueError:  # a character that is split between two events
+    except ValueError:  # one character is split between two events
         return piece.decode("utf-8", "replace")
 
 

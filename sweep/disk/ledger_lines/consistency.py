@@ -19,8 +19,8 @@ THREADS, BATCH = 16, 256  # files per thread
 
 
 class TableResults:
-    """The rows of trials.parquet, used to detect a truncated ledger: it lacks rows that the table, derived from it,
-    has. A truncated ledger shows no damaged line. Read the table before the ledger, since a driver may append to both.
+    """The rows of trials.parquet, used to detect a truncated ledger, which has no damaged line, but lacks rows of the
+    table that was derived from it. Read the table before the ledger, since a driver may append to both.
     """
 
     def __init__(self, paths: RunPaths) -> None:

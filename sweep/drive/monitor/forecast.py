@@ -55,7 +55,7 @@ class Forecast:
         elapsed: Mapping[str, float],
         progress: Mapping[str, TrialProgress],
     ) -> float | None:
-        """Estimate the seconds left; None if there is no basis for an estimate.
+        """Estimate the seconds left; None if nothing similar has been measured.
 
         `elapsed` has the seconds since the last event of each running launch, `progress` the progress of its trial.
         """

@@ -19,7 +19,7 @@ from sweep.base.records import LOAD_COLUMNS, Outcome, TrialProgress
 from sweep.base.wording import count, duration_text, number, time_left
 from sweep.drive.policy import FAILED, without_numbers
 
-SLOW_STATE = 30.0  # s after which, without a terminal, a launch's state gets a line
+SLOW_STATE = 30.0  # s after which, without a terminal, a launch's state is printed
 LEAST_COST = 0.01  # USD; less is not shown
 BAR = 24  # width of the run's bar, in columns; a trial's bar is half as wide
 QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row in which points must agree to be compared
@@ -35,7 +35,7 @@ class Usage(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The usage as text: `3 of 8 GPUs busy, $0.42 spent`; not for a single node, or below a cent."""
+        """Return the usage, e.g. `3 of 8 GPUs busy, $0.42 spent`; omits a single node, and costs below a cent."""
         busy = f"{self.busy} of {count(self.capacity, self.unit)} busy" if self.capacity > 1 else ""
         spent = f"${number(self.spent)} spent" if self.spent is not None and self.spent >= LEAST_COST else ""
         return ", ".join(filter(None, (busy, spent)))
@@ -127,7 +127,7 @@ class Display:
         self.done += len(settled)
 
     def retry(self, trial_ids: Collection[str]) -> None:
-        """Take these trials, which have a row, as not done."""
+        """Count these trials as not done, although they have a row."""
         self.done -= len(set(trial_ids) - self.to_retry)
         self.to_retry -= set(trial_ids)
 
@@ -155,7 +155,7 @@ class Display:
         self._left, self._estimated = seconds, time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """Return the seconds left by the last estimate; None without an estimate."""
+        """Return the seconds left according to the last estimate; None if there is no estimate."""
         return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._estimated))
 
     def counts(self) -> str:
@@ -163,7 +163,7 @@ class Display:
         return f"{self.done}/{self.total}" + (f", {len(self.to_retry)} to retry" if self.to_retry else "")
 
     def summary(self) -> str:
-        """Summary: `3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
+        """Return e.g. `3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
         usage = self.usage.text if self.usage is not None else ""
         failures = count(self.failures, "failure") if self.failures else ""
         best = self.leaders.latest()
@@ -174,7 +174,7 @@ class Display:
         """Draw a line per running launch, the summary, and the run's bar, each at most as wide as the terminal."""
         table = Table.grid(
             Column(), *(Column(no_wrap=True) for _ in range(3)), padding=(0, 1)
-        )  # only the first shrinks
+        )  # only the first column shrinks
         for key, (label, state, since) in self.running.items():
             progress = self.progress.get(key)
             cells = _progress_cells(progress) if progress is not None else ("", "")
@@ -214,7 +214,7 @@ class Leaders:
         engines.setdefault(label, []).append(row["output_throughput"])
 
     def latest(self) -> str:
-        """Return the latest task's leader: `at qa batch 8: vllm 538 tokens/s`; "" if it has no rivals."""
+        """Return the latest task's leader: `at qa batch 8: vllm 538 tokens/s`; "" if the leader has no rivals."""
         return "".join(self.best(most=1))
 
     def best(self, most: int) -> list[str]:

@@ -88,12 +88,12 @@ class Status(NamedTuple):
     totals: Totals  # totals of the current plan
     driver: dict[str, Any] | None  # its last status.json
     log: str  # folder of the logs of failed engines
-    messages: list[str]  # about damaged lines of the ledger
-    problem: str | None = None  # with status.json, so that it is unknown whether a driver is running
+    messages: list[str]  # messages about damaged lines of the ledger
+    problem: str | None = None  # why status.json cannot be read; then it is unknown whether a driver is running
 
     @property
     def alive(self) -> bool:
-        """Whether a driver is running."""
+        """Return whether a driver is running."""
         return is_alive(self.driver)
 
 
@@ -186,7 +186,7 @@ def _progress(entry: Mapping[str, Any]) -> str:
 
 
 def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Return a line for all trials that failed or cannot run for the same reason, numbers aside."""
+    """Return one line per reason why trials failed or cannot run; reasons that differ only in numbers share a line."""
     alike: dict[str, list[str]] = defaultdict(list)
     for label, outcome, reason in failures:
         log = reason.rfind(" [") if reason.endswith("/engine.log]") else len(reason)

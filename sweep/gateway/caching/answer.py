@@ -13,7 +13,7 @@ from sweep.gateway.call import Headers
 LAST_EVENT = b"data: [DONE]"
 FINISHED_BY = ("stop", "length", "tool_calls", "function_call")  # finish reasons of answers that are not errors
 LARGEST = 4 << 20  # maximum bytes of a stored answer
-LAST = 4  # number of last events of a stream that may hold the finish reason and the usage
+LAST = 4  # number of events at a stream's end that may contain the finish reason and the usage
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
 _CREATED = re.compile(rb'("created"\s*:\s*)\d+')
 
@@ -45,8 +45,8 @@ class KeptAnswer:
 
 
 def complete_answer(status: int, headers: Headers, chunks: Sequence[bytes], origin: str) -> KeptAnswer | None:
-    """Return an engine's complete answer; None if it must not be served again: for errors, even within a stream, and
-    for answers without a finish reason.
+    """Return an engine's complete answer; None if it must not be served again: an error, even within a stream, or an
+    answer without a finish reason.
     """
     names = {name.lower(): value for name, value in headers}
     kind = names.get(b"content-type", b"").decode("latin-1")

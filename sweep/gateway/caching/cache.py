@@ -1,4 +1,4 @@
-"""Answers in memory, found by key or by a similar prompt; the least recently served are dropped first."""
+"""Answers in memory, found by key or by a similar prompt; the least recently served answers are dropped first."""
 
 import time
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from sweep.gateway.caching.embedding import Vector
 from sweep.gateway.caching.keys import AnswerKey
 from sweep.gateway.settings import Cache
 
-ENTRY_BYTES, PART_BYTES = 1000, 41  # bytes of an entry's objects besides its answer, and of each part's
+ENTRY_BYTES, PART_BYTES = 1000, 41  # bytes of an entry's objects besides its answer, and of the object of each part
 
 
 @dataclass(eq=False)
@@ -28,7 +28,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """The approximate memory use in bytes."""
+        """Return the approximate memory use in bytes."""
         vector = 0 if self.vector is None else 2 * self.vector.nbytes
         return ENTRY_BYTES + vector + sum(len(part) + PART_BYTES for part in self.answer.parts)
 
@@ -53,7 +53,7 @@ class NearestVectors:
 
         faiss.omp_set_num_threads(1)  # more threads would spin on the engine's cores
         self._index = faiss.IndexIDMap(faiss.IndexFlatIP(dimensions))
-        self._entries: dict[int, Entry] = {}  # by the number of their vector in the index
+        self._entries: dict[int, Entry] = {}  # entries by the number of their vector in the index
         self._next_number = 0
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class NearestVectors:
         self._index.remove_ids(np.array([entry.vector_number]))  # type: ignore[arg-type]  # faiss takes arrays too
 
     def nearest(self, vector: Vector, threshold: float) -> tuple[Entry, float] | None:
-        """Return the entry with the most similar prompt, and the similarity; None if it is below the threshold."""
+        """Return the entry with the most similar prompt, and the similarity; None if below the threshold."""
         similarities, numbers = self._index.search(vector[np.newaxis], 1)
         similarity = float(similarities[0, 0])
         return (self._entries[int(numbers[0, 0])], similarity) if similarity > threshold else None
@@ -81,7 +81,7 @@ class AnswerCache:
 
     def __init__(self, settings: Cache, dimensions: int, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.dimensions, self.clock = settings, dimensions, clock
-        self._entries: OrderedDict[AnswerKey, Entry] = OrderedDict()  # in order of eviction
+        self._entries: OrderedDict[AnswerKey, Entry] = OrderedDict()  # entries in order of eviction
         self._size = 0  # bytes
         self._contexts: dict[bytes, NearestVectors] = {}
 
@@ -99,7 +99,7 @@ class AnswerCache:
         return self._hit(entry, 1.0, exact=True)
 
     def similar(self, key: AnswerKey, vector: Vector) -> Hit | None:
-        """Return the answer to the most similar prompt in the same context; None if none is similar enough."""
+        """Return the answer to the most similar prompt in the same context; None if no prompt is similar enough."""
         while vectors := self._contexts.get(key.context):
             if (near := vectors.nearest(vector, self.settings.threshold)) is None:
                 return None
@@ -112,7 +112,7 @@ class AnswerCache:
     def add(self, entry: Entry) -> None:
         """Store an answer; when the cache is full, remove the least recently served answers."""
         if (old := self._entries.get(entry.key)) is not None:
-            self.remove(old)  # its key stays in use
+            self.remove(old)  # the new answer takes its key
         if entry.size > self.settings.bytes:
             return
         while len(self._entries) >= self.settings.capacity or self._size + entry.size > self.settings.bytes:

@@ -1,4 +1,4 @@
-"""Single flight: of identical requests in flight, one queries the engine, and all receive its answer as it arrives."""
+"""Single flight: one of several identical requests queries the engine, and all receive its answer as it arrives."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -44,11 +44,11 @@ class Flight:
 
     @property
     def is_open(self) -> bool:
-        """Whether another reader may join."""
+        """Return whether another reader may join."""
         return self._readers > 0 and self._error is None and not self.is_complete
 
     def quit(self) -> None:
-        """Remove a reader; without readers, the engine's request is stopped."""
+        """Remove a reader; the engine's request is stopped if it was the last."""
         self._readers -= 1
         if self._readers:
             return

@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 
 from sweep.gateway.call import Call
 
-# Headers that affect neither who asks nor the answer. Every other header may be a credential.
+# Headers that identify no client and do not affect the answer. Every other header may be a credential.
 IGNORED_HEADERS = {
     *(b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"user-agent"),
     *(b"x-request-id", b"traceparent", b"tracestate"),
 }
 IGNORED_PREFIX = b"x-stainless-"  # OpenAI's libraries describe themselves and count their retries in these headers
 SINGLE = ("n", "best_of")  # number of answers to one request
-UNCACHED = frozenset((b"no-cache", b"no-store"))  # directives of Cache-Control, compared in full
+UNCACHED = frozenset((b"no-cache", b"no-store"))  # directives of Cache-Control
 CHANGED_BY_PROMPT = ("echo", "prompt_logprobs", "use_beam_search")  # the answer contains the prompt, or is not sampled
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 DIGEST_BYTES = 20
 
 
 class AnswerKey(NamedTuple):
-    """Digests of a request: one of its prompt, one of all the rest. Neither can be reversed."""
+    """Two digests of a request: of its prompt, and of everything else. Neither can be reversed."""
 
     context: bytes
     question: bytes

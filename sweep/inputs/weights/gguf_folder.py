@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from sweep.inputs.weights.random_weights import Array, encode, header
 
 FORMAT = 1  # part of the model's digest: increase it when the same file gives a different folder
-LAYER = {  # llama.cpp's name of a tensor in a layer -> Hugging Face's
+LAYER = {  # llama.cpp's name of a tensor in a layer -> Hugging Face's name
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -30,7 +30,7 @@ SPLITS: dict[str, list[Any]] = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(in
 
 
 def write_folder(file: Path, folder: Path, progress: Callable[[float], None]) -> None:
-    """Write config, tokenizer and weights; `progress` gets the fraction done. Raises ValueError if not a Llama."""
+    """Write config, tokenizer and weights; `progress` gets the fraction done. Raises ValueError unless a Llama."""
     reader = GGUFReader(file)
     facts = _Facts(reader)
     if facts["general.architecture"] != "llama" or facts["tokenizer.ggml.model"] != "gpt2":

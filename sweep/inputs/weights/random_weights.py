@@ -1,10 +1,10 @@
 """Seeded random weights for a Llama of any size, to measure an architecture's speed without an account or a download.
 
-The generated text is meaningless and soon repeats one token, so agreement, quality and speculation mean nothing. The
-best token is always printable text: the output head has zero rows for all other tokens, and the largest of thousands of
-random logits is above zero. The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are rounded once,
-at the end, so the file is the same anywhere. With one tensor in memory at a time, 7B parameters need little over a
-gigabyte.
+The generated text is meaningless and soon repeats one token, so agreement, quality and speculative decoding cannot be
+judged with it. The best token is always printable text: the output head has zero rows for all other tokens, and the
+largest of thousands of random logits is above zero. The bits come from PCG64's raw stream, which NumPy keeps unchanged,
+and are rounded once, at the end, so the file is the same anywhere. With one tensor in memory at a time, 7B parameters
+need little over a gigabyte.
 """
 
 import hashlib

@@ -30,7 +30,7 @@ class ForeignCpu:
         """`engine` returns the processes of the engine and its gateway. The client should be on other cores."""
         self.cores, self.sharing, self.engine = frozenset(cores), sharing, engine
         self.family = [process for process in _family() if _runs_on(process, self.cores)]
-        self.before: tuple[float, float, dict[int, float]] | None = None  # time, busy time, CPU time of ours by pid
+        self.before: tuple[float, float, dict[int, float]] | None = None  # time, busy time, our CPU time by pid
         self.began, self.at_begin = time.monotonic(), _cpu_times()
 
     def share(self) -> float | None:

@@ -51,7 +51,7 @@ class Holder(NamedTuple):
 def leased(
     gpus: Sequence[str], sweep: str, sharing: str, report: Callable[[str], None], give_up: Callable[[], bool]
 ) -> Iterator[bool]:
-    """Hold the lease on these GPUs, or on the CPU without GPUs, for the block; yield False if it is not available.
+    """Hold the lease on these GPUs, or else on the CPU, for the block; yield False if it is not available.
 
     `report` is called with the holder while another process holds the lease; `give_up` ends the wait. Raises Stopped if
     the task is cancelled.
@@ -113,7 +113,7 @@ def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
 
 
 def _listener(holder: Holder, prefix: str) -> int | None:
-    """Return the pid of the process that listens under a holder's name, according to the kernel; None without one."""
+    """Return the pid of the process that listens under a holder's name, according to the kernel; None if none does."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -121,7 +121,7 @@ def _listener(holder: Holder, prefix: str) -> int | None:
             pid, _, _ = CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
         except ConnectionRefusedError:
             return None
-        except OSError:  # its backlog is full of such connections
+        except OSError:  # such connections have filled its backlog
             return holder.pid
     return pid or holder.pid  # 0: a process in another pid namespace
 

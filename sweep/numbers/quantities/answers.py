@@ -11,22 +11,22 @@ from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_chunks, 
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import engine_answered, succeeded
 
-LENGTH_TOLERANCE = 0.1  # of the requested tokens, and at least one token: larger deviations are odd
-MERGED = 1.05  # tokens to an event
-ODD_MERGED = 2.0  # times the others' tokens to an event
-EXTRA_TOKENS = 4  # more than events, at least: the last event of an honest answer may bring two
-MOST_NAMES = 8  # of models in a column
-QUICK = 0.05  # of the time that the others take for as many tokens
-LEAST_TIME = 0.01  # s that the others take, below which a late reader makes events come together
-CANNED = 0.5  # share of answers with the same text, from which on they are nobody's answers
-FEWEST_ODD = 2  # one may be an accident
-FEWEST_GAPS = 7  # of an answer whose gaps have a shape
-SMALL_GAP = 0.1  # of the answer's mean gap
-SMALL_GAPS = 0.3  # share of them, from which on events were cut in bursts
-STREAMING = 0.1  # of an answer's time, below which it was held back, unless others streamed meanwhile
-SOMEONE_STREAMS = 0.5  # of the time with requests in flight
-FIRST_IS_EARLY = 0.25  # of the gap behind it
-SAME_SUFFIX = r"[-:@](latest|\d{4}[\d-]*)"  # of a model's name: the version that an alias stands for
+LENGTH_TOLERANCE = 0.1  # share of the requested tokens, but at least one token: larger deviations are odd
+MERGED = 1.05  # tokens per event
+ODD_MERGED = 2.0  # multiple of the other answers' tokens per event
+EXTRA_TOKENS = 4  # minimum excess of tokens over events: an honest answer's last event may contain two
+MOST_NAMES = 8  # maximum number of models in a column
+QUICK = 0.05  # share of the time that other answers take for as many tokens
+LEAST_TIME = 0.01  # s; if other answers take less, a late reader may merge events
+CANNED = 0.5  # minimum share of repeated answers at which all of them are fake
+FEWEST_ODD = 2  # a single odd answer may be an accident
+FEWEST_GAPS = 7  # minimum gaps of an answer from which their shape is judged
+SMALL_GAP = 0.1  # share of the answer's mean gap
+SMALL_GAPS = 0.3  # share of small gaps above which events were sent in bursts
+STREAMING = 0.1  # share of an answer's time: a shorter stream was held back, unless others streamed at that time
+SOMEONE_STREAMS = 0.5  # share of the time with requests in flight
+FIRST_IS_EARLY = 0.25  # share of the gap after it
+SAME_SUFFIX = r"[-:@](latest|\d{4}[\d-]*)"  # end of a model's name: the version behind an alias
 
 
 @quantity(unit="share", kind="validity", better="lower")
@@ -34,9 +34,9 @@ def odd_answer_share(
     records: Records, mask: Mask, exact_length: bool, unlike_prompts: bool, endpoint: bool
 ) -> float | None:
     """share of the successful answers that are unlike the trial's other answers. Such an answer has over twice their
-    tokens per event, or took less than 5% of their time per token. Or its length is over 10% off the requested tokens,
-    with ignore_eos. Or, at an endpoint, it repeats another answer's text, as at least half of them do. Or it took half
-    the time of the fastest tenth of the rest. A single such answer is not counted.
+    tokens per event, or took less than 5% of their time per token. Or, with ignore_eos, its length is over 10% off the
+    requested tokens. Or, at an endpoint, it repeats another answer's text, and at least half of all answers do, or it
+    took less than half the time of the fastest tenth of the rest. A single such answer is not counted.
 
     Texts with fewer than about 8 different words, and texts for equal prompts, are not compared.
     """
@@ -66,7 +66,7 @@ def odd_answer_share(
 
 
 def has_other_length(tokens: Floats, requested: Floats) -> Mask:
-    """Return a mask of answers whose length is off the requested length by more than the tolerance. Same shape."""
+    """Return a mask of answers whose length differs from that requested by more than the tolerance. Same shape."""
     return np.asarray(np.abs(tokens - requested) > np.maximum(1, LENGTH_TOLERANCE * requested))
 
 
@@ -133,7 +133,7 @@ class GapShapes(NamedTuple):
     total: Floats
     first: Floats
     largest: Floats
-    small: Floats  # number of gaps below a tenth of the mean gap, without the largest
+    small: Floats  # number of gaps below a tenth of the mean of all but the largest gap
     small_total: Floats
 
 
@@ -158,8 +158,8 @@ def _gap_shapes(records: Records, chosen: Mask) -> GapShapes:
 def held_back(records: Records, chosen: Mask) -> Mask:
     """Return a mask of answers that were held back and then sent event by event, at once or in bursts.
 
-    Shape (requests,). An engine reads a prompt's tokens at least twice as fast as it writes tokens. So its waits are at
-    most as long as the prompts in flight take at half of the pace of its gaps. A buffer's waits are longer.
+    Shape (requests,). An engine reads a prompt's tokens at least twice as fast as it writes tokens. So its waits last
+    at most half of its gap for each prompt token in flight. A buffer's waits are longer.
     """
     gaps = _gap_shapes(records, chosen)
     chosen = chosen & (gaps.number >= FEWEST_GAPS)
@@ -169,7 +169,7 @@ def held_back(records: Records, chosen: Mask) -> Mask:
     busy = _union(sent[chosen], (sent + last)[chosen])
     prompt = np.asarray(records.input_tokens)
     prompt = np.where(prompt == UNKNOWN, np.asarray(records.prompt_words), prompt) + np.asarray(records.hidden_tokens)
-    reading = prompt * max(1.0, last[chosen].sum() / busy if busy else 1.0) / 2  # minimum tokens to estimate a pace
+    reading = prompt * max(1.0, last[chosen].sum() / busy if busy else 1.0) / 2  # time to read the prompts, in gaps
     later_gaps, small_gaps = np.maximum(gaps.number - 1, 1), np.maximum(gaps.small, 1)
     waits = (gaps.total - gaps.small_total) / np.maximum(gaps.number - gaps.small, 1)
     bursts = (gaps.small > SMALL_GAPS * later_gaps) & (waits > reading * gaps.small_total / small_gaps)

@@ -1,4 +1,4 @@
-"""Lockstep batches. A batch with a failed request never ended, and lasted until the client gave up on it."""
+"""Lockstep batches. A batch with a failed request has no end; throughput covers the time until the client gave up."""
 
 from typing import NamedTuple
 

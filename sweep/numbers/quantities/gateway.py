@@ -1,4 +1,4 @@
-"""The gateway in front of the engine: clipped requests and cache answers. Null without a gateway."""
+"""The gateway in front of the engine: clipped requests and cache answers. Null if there is no gateway."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from sweep.numbers.quantities.latency import e2el
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import succeeded
 
-Decisions = Sequence[Mapping[str, Any]]  # on the measured requests, as in the gateway's log
+Decisions = Sequence[Mapping[str, Any]]  # decisions about the measured requests, as in the gateway's log
 HITS = ("exact", "semantic")
 BY_GATEWAY = (*HITS, "shared")
 BY_ENGINE = ("miss", "uncacheable")

@@ -24,7 +24,7 @@ BOUNDED = {"ttft": ttft, "tpot": tpot, "e2el": e2el}
 
 @quantity(unit="requests/s", kind="latency", better="higher", headline={"": 6})
 def goodput(records: Records, mask: Mask, slo: Bounds) -> float | None:
-    """requests that met every bound of `slo` / duration of all; null if `slo` has no bound."""
+    """requests that met every bound of `slo` / duration; null if `slo` has no bound."""
     good, length = within_bounds(records, mask, slo), duration(records, mask)
     return None if good is None or not length else int(good.sum()) / length
 

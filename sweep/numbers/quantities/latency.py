@@ -11,7 +11,7 @@ from sweep.numbers.quantities.answers import tokens_are_stamped
 from sweep.numbers.quantity import Quantity, declare, quantity
 from sweep.numbers.selection import divided, succeeded
 
-MOSTLY = 0.5  # of the answers: above this share, every request is assumed to need a new connection
+MOSTLY = 0.5  # share of the answers above which every request is assumed to need a new connection
 PER_REQUEST = {"unit": "s", "per": "request", "better": "lower"}
 
 
@@ -95,7 +95,7 @@ def longest_gap(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", event="last", label="E2EL")
 def e2el(records: Records) -> Floats:
-    """last token − scheduled; without a schedule, last token − sent. Shape (requests,), s."""
+    """last token − scheduled; if there is no schedule, last token − sent. Shape (requests,), s."""
     return service_e2el(records) + _before_the_send(records)
 
 
@@ -128,9 +128,9 @@ def lag(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="validity", event="sent", label="client turnaround")
 def turnaround(records: Records) -> Floats:
-    """sent − released without a schedule: the delay caused by the client. It counts from the last byte of the user's
-    previous answer (lockstep: of the previous batch; at first: from the start) plus the think time. Null in an open
-    loop. Excludes the set-up of connections that are closed after each answer.
+    """sent − released in a load without a schedule: the delay caused by the client. It is counted from the last byte of
+    the user's previous answer (in lockstep: of the previous batch; at first: from the start), plus the think time. Null
+    in an open loop. Excludes the set-up of connections that are closed after each answer.
 
     Shape (requests,), s.
     """
@@ -170,6 +170,6 @@ def _set_up(records: Records, due: Floats) -> tuple[Floats, Floats]:
 
 @quantity(unit="share", kind="validity", better="lower")
 def closed_share(records: Records, mask: Mask) -> float | None:
-    """share of answers after which the connection was closed, by the server or `backend.headers`; null if none."""
+    """share of answers after which the connection was closed, by the server or `backend.headers`; null if none was."""
     answered = np.asarray(records.closed)[mask & succeeded(records)]
     return float(answered.mean()) if answered.any() else None

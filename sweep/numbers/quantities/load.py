@@ -17,7 +17,7 @@ from sweep.numbers.selection import per_second, succeeded
 FEWEST_IN_A_QUARTER = 5  # requests
 RISE_WEIGHT, RISE_SCALE, LOAD_WEIGHT = 3.0, 3.0, 0.2  # weight in the score of a queue
 GROWING = 6.0  # threshold of the score: at 0.7 of capacity at most 7% of trials reach it, with 1 to 64 slots
-KEPT_UP = 0.9  # of the offered rate: an engine that keeps up with a higher share is not saturated
+KEPT_UP = 0.9  # share of the offered rate: an engine that keeps up with a higher share is not saturated
 
 
 @quantity(unit="requests/s", kind="validity")
@@ -43,7 +43,7 @@ def arrival_gap_cv(records: Records, mask: Mask) -> float | None:
 @quantity(unit="", kind="validity", better="lower")
 def queue_growth(records: Records, mask: Mask, open_loop: bool) -> float | None:
     """ln(1 + growth of the requests in flight) + 3 arctan(rise of e2el in standard errors / 3) + 0.2 ln(1 + requests in
-    flight at first); at 6 or more the queue grows.
+    flight at first); if it is 6 or more, the queue grows.
     """
     return queue_score(records, mask) if open_loop else None
 
@@ -77,7 +77,7 @@ def _rate(times: Floats) -> float | None:
 
 
 def queue_score(records: Records, mask: Mask) -> float | None:
-    """Return the score of an open loop's queue, which grows if it is at least GROWING; None without a schedule."""
+    """Return the score of an open loop's queue, which grows if it is at least GROWING; None if there is no schedule."""
     due = as_floats(records.scheduled)[mask]
     took = np.where(succeeded(records), e2el(records), as_floats(records.ended) - as_floats(records.scheduled))[mask]
     order = np.argsort(due, kind="stable")
@@ -85,7 +85,7 @@ def queue_score(records: Records, mask: Mask) -> float | None:
 
 
 def score_of(due: Floats, took: Floats) -> float | None:
-    """Return the score of a queue from the due times, ascending, and the latency since then; None if too short."""
+    """Return the score of a queue from the due times, ascending, and the latency since then; None for few requests."""
     quarter = due.size // 4
     if quarter < FEWEST_IN_A_QUARTER or due[-1] <= due[0]:
         return None

@@ -1,6 +1,6 @@
 """The engine's memory in the telemetry (`samples`) over the measured time: `duration` s from `begin`.
 
-Memory quantities include readings shortly after that time or, without readings within or after it, earlier readings,
+Memory quantities include readings shortly after that time or, if there are none within or after it, earlier readings,
 since an engine keeps its memory. KV-cache use drops when the last request ends, so only readings within the measured
 time are used.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from sweep.base.records import Sample
 from sweep.numbers.quantity import quantity
 
-NEARLY_FULL = 0.95  # of the KV cache
+NEARLY_FULL = 0.95  # share of the KV cache
 AFTER = 1.0  # s after the last token during which memory has not changed yet
 Series = list[tuple[float, float]]  # time (s) and value, in order
 KV_CACHE = {"unit": "share", "kind": "memory"}
@@ -46,7 +46,7 @@ def memory_idle_bytes(idle_memory: float | None) -> float | None:
 
 @quantity(**MEMORY, label="Memory mean")
 def memory_mean_bytes(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """mean over time of the readings during the trial: of the GPUs or, without GPUs, of the engine's processes."""
+    """mean over time of the readings during the trial: of the GPUs or, on a CPU, of the engine's processes."""
     return time_mean(memory_of(_around(samples, begin, duration))[1])
 
 

@@ -12,7 +12,7 @@ from sweep.numbers.drift import drift_after, drift_over, drift_within
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import Window, first_send, per_second, sent_within, succeeded, total_tokens
 
-STARTUP_SHARE = 0.2  # of a run: above this share, whole-run results include a long start-up
+STARTUP_SHARE = 0.2  # share of a run above which whole-run results include a long start-up
 IN_WINDOW = {"kind": "throughput", "better": "higher", "steady": True}
 
 
@@ -115,7 +115,7 @@ def _tokens(records: Records, mask: Mask, window: Window) -> int | None:
 
 
 def _inside(records: Records, event: Floats, window: Window) -> Mask:
-    """Return the requests whose event (s since they were sent) lies in the window."""
+    """Return the requests whose event (s since they were sent) is in the window."""
     if window.begin is None or window.end is None:
         return np.zeros(len(records), np.bool_)
     return within(as_floats(records.sent) + event, window.begin, window.end)

@@ -19,20 +19,20 @@ def foreign_cpu_share(samples: Sequence[Sample], begin: float, duration: float |
 
 @quantity(unit="processes", kind="validity", type=int, better="lower", label="Foreign GPU processes")
 def foreign_gpu_processes(samples: Sequence[Sample], begin: float, duration: float | None) -> int | None:
-    """maximum other processes on one of the engine's GPUs at any reading; null if the driver does not show them."""
+    """most other processes seen on one of the engine's GPUs in a reading; null if the driver does not show them."""
     readings = _during(samples, "foreign_gpu_processes", begin, duration)
     return max((int(sample.value) for sample in readings), default=None)
 
 
 @quantity(unit="share", kind="validity", better="lower", label="GPU thermal limit")
 def gpu_thermal_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """share of the time in which a GPU's clock was lowered because of its temperature; of several GPUs, the largest."""
+    """share of the time in which a GPU's clock was lowered because of its temperature; the maximum of several GPUs."""
     return _mean(samples, "gpu_thermal_limit", begin, duration)
 
 
 @quantity(unit="share", kind="validity", better="lower", label="GPU power limit")
 def gpu_power_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """share of the time in which a GPU's clock was lowered because of its power limit; of several GPUs, the largest."""
+    """share of the time in which a GPU's clock was lowered because of its power limit; the maximum of several GPUs."""
     return _mean(samples, "gpu_power_limit", begin, duration)
 
 
@@ -52,7 +52,7 @@ def cpu_thermal_limits(samples: Sequence[Sample], begin: float) -> int | None:
 
 
 def _mean(samples: Sequence[Sample], series: str, begin: float, duration: float | None) -> float | None:
-    """Return the mean over time of a series; of several devices, the largest mean."""
+    """Return the mean over time of a series; the largest mean for several devices."""
     readings = _during(samples, series, begin, duration)
     devices = {sample.device for sample in readings}
     means = [time_mean([(each.time, each.value) for each in readings if each.device == device]) for device in devices]
@@ -60,8 +60,8 @@ def _mean(samples: Sequence[Sample], series: str, begin: float, duration: float 
 
 
 def _during(samples: Sequence[Sample], series: str, begin: float, duration: float | None) -> list[Sample]:
-    """Return the readings in the measured time and the next one, which covers the time before it; if none, all
-    readings.
+    """Return the readings in the measured time and the next one, which covers the time before it; if there are none,
+    all readings.
     """
     end = math.inf if duration is None else begin + duration
     readings = [sample for sample in samples if sample.series == series]

@@ -26,7 +26,7 @@ def num_requests(mask: Mask) -> int:
 
 @quantity(unit="requests", kind="count", type=int, better="lower")
 def num_failed(records: Records, mask: Mask) -> int:
-    """measured requests that failed, or were due within `duration` but never sent: in latency percentiles they are
+    """measured requests that failed, or were due within `duration` but never sent: in latency percentiles they count as
     slower than any other.
     """
     return int((mask & ~succeeded(records)).sum())
@@ -75,13 +75,13 @@ def duration(records: Records, mask: Mask) -> float | None:
 
 @quantity(**TOKEN_RATE, short="Throughput", headline={"": 1})
 def output_throughput(records: Records, mask: Mask) -> float | None:
-    """Σ output tokens of the successful requests / duration of all."""
+    """Σ output tokens of the successful requests / duration."""
     return per_second(total_tokens(records.output_tokens, mask & succeeded(records)), duration(records, mask))
 
 
 @quantity(**TOKEN_RATE)
 def total_throughput(records: Records, mask: Mask, prompts_counted: bool | None = None) -> float | None:
-    """Σ (input + output tokens) of the successful requests / duration of all; null unless prompts_counted."""
+    """Σ (input + output tokens) of the successful requests / duration; null unless prompts_counted."""
     if prompts_counted is False:
         return None
     answered = mask & succeeded(records)
@@ -91,7 +91,7 @@ def total_throughput(records: Records, mask: Mask, prompts_counted: bool | None 
 
 @quantity(**REQUESTS)
 def request_throughput(records: Records, mask: Mask) -> float | None:
-    """successful requests / duration of all."""
+    """successful requests / duration."""
     return per_second(int(np.sum(mask & succeeded(records))), duration(records, mask))
 
 
@@ -108,7 +108,7 @@ def peak_output_throughput(records: Records, mask: Mask) -> float | None:
     if total_tokens(records.streamed_tokens, answered) is None:
         return None
     tokens = tokens_per_bin(records, answered, begin, length / parts, parts + 1)
-    tokens[parts - 1] += tokens[parts]  # the last, which may arrive at the very end
+    tokens[parts - 1] += tokens[parts]  # the last token may arrive at the very end
     return float(tokens[:parts].max()) / (length / parts) or None
 
 

@@ -15,7 +15,7 @@ from sweep.numbers.quantities.answers import held_back
 from sweep.numbers.quantity import Quantity, declare, quantity
 from sweep.numbers.selection import engine_answered, per_second, succeeded, total_tokens
 
-TOKENS_PER_WORD = 0.7, 2.5  # of any tokenizer
+TOKENS_PER_WORD = 0.7, 2.5  # range over all tokenizers
 CHAT_TEMPLATE = 64  # tokens that a chat template may add to a prompt
 LEAST_GROWTH = 0.35  # minimum tokens per further word
 UNEQUAL_PROMPTS = 0.1  # minimum standard deviation of prompt lengths over their mean
@@ -46,7 +46,7 @@ def token_source(records: Records, mask: Mask) -> str | None:
 
 @quantity(unit="share", kind="validity")
 def recounted_share(records: Records, mask: Mask) -> float | None:
-    """tokens of the answers' text by the model's tokenizer / tokens by the server, without hidden reasoning.
+    """tokens in the answers' text as counted by the model's tokenizer / by the server, without hidden reasoning.
 
     Covers answers whose text was stored; null if there is no tokenizer, or the server counted nothing.
     """
@@ -79,8 +79,8 @@ def tokens_per_event(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def buffered_share(records: Records, mask: Mask) -> float | None:
-    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer. In
-    an answer that was held back, all events did. Answers from the gateway are excluded.
+    """share of the events that arrived together (in one read, or within 0.1 ms) with another event of the same answer.
+    In an answer that was held back, all events count. Answers from the gateway are excluded.
     """
     together = events = 0
     chosen = mask & engine_answered(records)
@@ -146,7 +146,7 @@ def characters(records: Records, mask: Mask) -> int | None:
 
 @quantity(unit="characters/s", kind="throughput", better="higher", label="Characters per second")
 def character_throughput(characters: int | None, duration: float | None) -> float | None:
-    """characters / duration of all: comparable even if token counts were not verified."""
+    """characters / duration: comparable even if token counts were not verified."""
     return per_second(characters, duration)
 
 

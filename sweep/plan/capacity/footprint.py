@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
     activation: float  # bytes per token of a step
     computes_in: str  # number format of the matrix products
     room: float | None  # capacity of the KV cache in tokens, fixed at launch; None: as many as fit in memory
-    shared: bool  # whether the cache takes the rest, after the weights, of a fixed share of the memory
+    shared: bool  # whether the cache takes what the weights leave of a fixed share of the memory
     context: int  # tokens of the longest sequence that is served
     streams_at_once: int | None  # sequences that run concurrently, unless they arrive as a batch
     memory: float  # bytes of all GPUs of the engine together
