@@ -127,6 +127,17 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(
     assert len(printed.splitlines()) == 1
 
 
+def test_a_turn_longer_than_the_context_is_refused(tmp_path: Path, capsys: Any) -> None:
+    file = write(tmp_path / "t.jsonl", [pair()[0] | {"input_length": 5000, "hash_ids": list(range(313))}])
+    line = ["backend=vllm", "model=tiny-llama", "hardware=cpu", "load=closed", "workload=recorded"]
+    more = [f"workload.file={file}", "workload.num_requests=1", "dry_run=true", f"out={tmp_path / 'out'}"]
+    assert main([*line, *more]) == 2
+    message = (
+        "a turn of 5000 input and 2 output tokens exceeds the context of tiny-llama; expected at most 2048 together"
+    )
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
