@@ -65,7 +65,7 @@ class Summary:
         points, equal = deciding_table(self.results), ""
         if points.points == len(points.rows):  # otherwise points on other rows might differ
             points, equal = points.condensed()
-        note = f"same in all rows: {equal}" if equal else ""
+        note = f"in all rows: {equal}" if equal else ""
         winners = winners_table(self.results, self.answers).within(options.max_width)
         winning = list(_fitted_rows(winners, "", room - FEWEST_ROWS - 5, console, options))
         room -= sum(len(console.render_lines(part, options)) for part in winning)
@@ -132,7 +132,7 @@ def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[
     columns = [
         view("task", lambda answer: answer.criterion.title, **KEY),
         view(adjectives[0] if len(adjectives) == 1 else "best", _winner, **KEY),
-        view("lead over runner-up", _lead),
+        view("lead", _lead),
         view("value", figure, units[0] if len(units) == 1 else ""),
         *([view("headroom", best_headroom)] if any(answer.criterion.bounds for answer in answered) else []),
         view(f"× {listed(sorted(baseline))}", versus),

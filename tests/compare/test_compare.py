@@ -280,7 +280,7 @@ def test_noise_of_blocks_in_a_row_does_not_cover_an_hour(tmp_path, capsys):
     sides = [hourly(tmp_path / name, np.array([[mood]]), hour) for name, mood, hour in (("a", 0.0, 1), ("b", -0.02, 2))]
     command = ["compare", *sides, "--fail-if", "output_throughput < -1%", "--margin", "1", "--noise"]
     for name, apart, said in (("s", 3, True), ("l", 60, False)):
-        noise = hourly(tmp_path / name, np.array([[0.0, 0.001] * 4]), apart=apart)
+        noise = hourly(tmp_path / name, np.array([[0.0, 0.015] * 4]), apart=apart)
         assert main([*command, noise]) == 0
         output = " ".join(capsys.readouterr().out.split())
         assert ("58 min apart; in" in output) == said == ("is attributed to the machine" in output), name

@@ -59,7 +59,7 @@ def test_every_column_of_a_summary_is_declared(tmp_path, monkeypatch):
     for names in SUMMARY_COLUMNS:
         for name in names.split(", "):
             figures = "|".join(map(re.escape, columns()))
-            patterns.append(re.escape(name).replace("FIGURE", f"({figures})").replace("…", "(baseline|parent)"))
+            patterns.append(re.escape(name).replace("COLUMN", f"({figures})").replace("…", "(baseline|parent)"))
     axes = set(key_columns(results.run))
     missing = [name for name in written if name not in axes and not any(re.fullmatch(p, name) for p in patterns)]
     assert missing == []

@@ -215,6 +215,7 @@ def test_the_completion_study_has_the_first_6000_of_the_validation_split(
         Hub.files[f"data/{file.name}"] = file.read_bytes()
     line = [
         "+experiment=completion_batches",
+        "form=published",
         "workload.dataset=org/stories",
         "backend=transformers",
         "model=tiny-llama",

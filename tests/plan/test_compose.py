@@ -157,7 +157,7 @@ def test_a_value_for_an_axis_of_some_points_is_set_in_those_alone():
 def test_a_key_of_some_backends_is_refused_with_the_words_that_set_it_for_those():
     for value in ("8", "8,16"):
         line = ["+experiment=completion_batches", "backend=vllm,llamacpp", f"backend.cpu_kv_cache_gib={value}"]
-        with pytest.raises(ConfigError, match="not a key of llamacpp") as caught:
+        with pytest.raises(ConfigError, match="no such key in llamacpp") as caught:
             composed(*line)
         said = str(caught.value)
         assert said.startswith(f"backend.cpu_kv_cache_gib={value.replace(',', ', ')}: ")

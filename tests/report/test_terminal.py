@@ -92,7 +92,7 @@ def test_the_screen_answers_each_task_and_says_what_is_equal_and_doubtful(
         "! settings replaced for this machine",
     ], "in plain words: no YAML, hash, or list of processes"
     ladder_text = "\n".join(screen(RunResults(ladder(Path("ladder"))), 80))
-    assert "same in all rows: task qa, TTFT p50 100 ms" in ladder_text
+    assert "in all rows: task qa, TTFT p50 100 ms" in ladder_text
     assert ladder_text.count("vllm, step ") == 12, "ten steps, and two in the sentence"
     assert "more: --table" not in ladder_text
     assert re.search(r"19\d more: --table", "\n".join(screen(RunResults(many(Path("many"))), 120)))

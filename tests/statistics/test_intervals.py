@@ -9,7 +9,7 @@ import pytest
 
 import analysis
 from analysis.results import open_results
-from analysis.statistics.intervals import PooledRequests, _drain, over_replicates, t, throughput
+from analysis.statistics.intervals import NEW_LAUNCH_MARGIN, PooledRequests, _drain, over_replicates, t, throughput
 from analysis.summary import summarise
 from benchmarks.coverage import QUANTILES, Cell, steady_study, study
 from benchmarks.simulated_runs import simulate
@@ -277,13 +277,14 @@ def test_intervals_hold_the_truth(cells: list[Cell]) -> None:
     assert max(cell.width for cell in shown) < 1.7
 
 
-def test_replicates_that_refute_the_batches_widen_the_interval() -> None:
-    """Alike within a replicate and not between: three values, so Student's t over them."""
+def test_replicates_that_refute_the_batches_leave_the_interval_of_a_new_launch() -> None:
+    """Alike within a replicate and not between: three values, so Student's t over them, with its margin."""
     within = np.random.default_rng(1).normal(1.0, 0.01, (1, 3, 200))
     factors = np.array([0.9, 1.0, 1.1])[:, None]
     narrow, wide = (PooledRequests(values).mean() for values in (within, within * factors))
-    half = np.log(wide.high / wide.value)
-    assert half == pytest.approx(t(2.0) * 0.1 / np.sqrt(3), rel=0.05)
+    assert np.isnan(wide.high)
+    half = np.log(wide.new_high / wide.value)
+    assert half == pytest.approx(t(2.0) * 0.1 / np.sqrt(3) * NEW_LAUNCH_MARGIN, rel=0.05)
     assert np.log(narrow.high / narrow.value) < 0.01
 
 
