@@ -120,7 +120,7 @@ def test_a_quick_look_at_a_server_that_it_finds_itself(url, monkeypatch, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["serves", "alone", "full", "capacity", "limit"]
     assert f"{url}: POST /v1/completions, model simulated" in lines[0]
-    latency = re.search(r"first token after (\S+) ms, then one in (\S+) ms, (\S+) ms in all \(16 tokens in", lines[1])
+    latency = re.search(r"first token after (\S+) ms, then one in (\S+) ms, (\S+) ms in total \(16 tokens in", lines[1])
     assert [float(number) for number in latency.groups()] == pytest.approx([100, 10, 200], rel=0.3)
     assert float(re.search(r", (\S+) requests/s, with", lines[2])[1]) == pytest.approx(SLOTS / SERVICE, rel=0.3)
     assert f"at ttft={BOUND}s" in lines[3]
