@@ -35,8 +35,9 @@ def odd_answer_share(
 ) -> float | None:
     """share of the successful answers that are unlike the trial's other answers. Such an answer has over twice their
     tokens per event, or took less than 5% of their time per token. Or, with ignore_eos, its length is over 10% off the
-    requested tokens. Or, at an endpoint, it repeats another answer's text, and at least half of all answers do. Or it
-    took less than half the time of the fastest tenth of the rest. A single such answer is not counted.
+    requested tokens. Or, at an endpoint, it repeats another answer's text. A repeated text counts if at least half of
+    all answers repeat one, or if it took less than half the time of the fastest tenth of the rest. A single such answer
+    is not counted.
 
     Texts with fewer than about 8 different words, and texts for equal prompts, are not compared.
     """
