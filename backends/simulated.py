@@ -36,7 +36,7 @@ class Simulated(Behaviour, Backend):
 
     @property
     def resets(self) -> tuple[str, ...]:
-        return ("/reset_prefix_cache",) if self.prefix_block else ()
+        return (*self.reset_paths, *(["/reset_prefix_cache"] if self.prefix_block else []))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         return {**super().facts(launch), "prefix_cache": self.prefix_block is not None}
