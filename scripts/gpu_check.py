@@ -115,8 +115,8 @@ def sections(folder: Path) -> list[Section]:
         listed.append(Section(f"conformance:{engine}", (*conformance, selection), obstacle=partial(_obstacle, engine)))
     listed += _memory(engine_names, pytest, on_gpu)
     for engine in filter(_resets, engine_names):
-        asked = f"{_only(engine, engine_names)} and forgets_prompts"
-        listed.append(Section(f"reset:{engine}", (*conformance, asked), obstacle=partial(_obstacle, engine)))
+        cases = f"{_only(engine, engine_names)} and forgets_prompts"
+        listed.append(Section(f"reset:{engine}", (*conformance, cases), obstacle=partial(_obstacle, engine)))
     listed.append(_power(folder, on_gpu))
     listed.append(_two_gpus(folder))
     model = "random-llama-2-7b" if on_gpu else REHEARSED
@@ -167,9 +167,9 @@ def _only(name: str, names: Sequence[str]) -> str:
     return " and ".join([name, *(f"not {longer_name}" for longer_name in longer)])
 
 
-def _last(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the words of a command line, with only the last word for each key."""
-    return tuple({word.partition("=")[0]: word for word in words}.values())
+def _last(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the arguments of a command line, with only the last argument for each key."""
+    return tuple({argument.partition("=")[0]: argument for argument in arguments}.values())
 
 
 def _power(folder: Path, on_gpu: bool) -> Section:
@@ -177,8 +177,8 @@ def _power(folder: Path, on_gpu: bool) -> Section:
     out = str(folder / "power")
     model = "random-llama-2-7b" if on_gpu else "tiny-llama"
     load = ("load=closed", "load.concurrency=4", "workload=qa", "workload.num_requests=16", "workload.output_tokens=64")
-    words = ("backend=transformers", f"model={model}", *load, *TRIAL, "agreement=false", f"out={out}")
-    return Section("power", (PYTHON, "-m", "sweep", *words), out)
+    arguments = ("backend=transformers", f"model={model}", *load, *TRIAL, "agreement=false", f"out={out}")
+    return Section("power", (PYTHON, "-m", "sweep", *arguments), out)
 
 
 def _two_gpus(folder: Path) -> Section:
@@ -188,8 +188,8 @@ def _two_gpus(folder: Path) -> Section:
     parts = any(gpu.uuid.startswith("MIG-") for gpu in visible)
     count = 1 if parts else 2
     obstacle = no_obstacle if parts or len(visible) > 1 else lambda: f"{len(visible)} GPUs here, no part of one (MIG)"
-    words = ("backend=vllm", f"backend.gpus={count}", "model=tiny-llama", "workload=qa", "workload.num_requests=8")
-    command = (PYTHON, "-m", "sweep", *words, "load.batch_size=4", *TRIAL, f"out={out}")
+    arguments = ("backend=vllm", f"backend.gpus={count}", "model=tiny-llama", "workload=qa", "workload.num_requests=8")
+    command = (PYTHON, "-m", "sweep", *arguments, "load.batch_size=4", *TRIAL, f"out={out}")
     return Section("two_gpus", command, out, obstacle)
 
 

@@ -86,10 +86,10 @@ class BlockModel(NamedTuple):
         The wider of two intervals is used: from the pooled variance at the critical value, or from the points'
         variances.
         """
-        pooled, own, freedom = self.errors(weights)
+        pooled, separate, freedom = self.errors(weights)
         measured = (np.abs(weights[:, self.n == 0]) < WEIGHTLESS).all(axis=1)
         sums = np.where(measured, weights @ np.nan_to_num(self.effects), np.nan)
-        return sums, np.maximum(critical * pooled, t(freedom) * own)
+        return sums, np.maximum(critical * pooled, t(freedom) * separate)
 
     def errors(self, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the sums' standard errors, from the pooled and from the points' own variances, and the latter's
@@ -149,8 +149,8 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     residuals = np.where(counts > 0, logs - effects[:, None] - block_effects, np.nan)
     freedom = int(present.sum() - (n > 0).sum() - (np.linalg.matrix_rank(matrix, hermitian=True) if size > 1 else 0))
     variance = float(np.nansum(residuals**2) / freedom) if freedom > 0 else math.nan
-    own = _own_variances(residuals, n, variance, freedom)
-    return BlockModel(effects, variance, freedom, *own, shares, matrix, inverse, n)
+    separate = _own_variances(residuals, n, variance, freedom)
+    return BlockModel(effects, variance, freedom, *separate, shares, matrix, inverse, n)
 
 
 def _own_variances(
@@ -232,10 +232,10 @@ class Contest(NamedTuple):
     def tied(self, point: int) -> NDArray[np.bool_]:
         """Return a mask of the points that are not significantly worse than this point."""
         points = np.arange(len(self.model.n))
-        others = points[points != point]
-        _, low, high = self.ratios(others, np.full_like(others, point))
+        rivals = points[points != point]
+        _, low, high = self.ratios(rivals, np.full_like(rivals, point))
         tied = np.zeros(len(points), np.bool_)
-        tied[others] = (self.model.n[others] > 0) & ~(high < 1 if self.sign > 0 else low > 1)
+        tied[rivals] = (self.model.n[rivals] > 0) & ~(high < 1 if self.sign > 0 else low > 1)
         return tied
 
 

@@ -33,16 +33,16 @@ def without_lost(run: Run, measured: pd.DataFrame, point: NDArray[np.int64]) -> 
 
     `timed_out_after` is the point's shortest value, if all its trials with failures have one.
     """
-    known, statistics = measured.copy(), columns(run.percentiles)
+    with_bounds, statistics = measured.copy(), columns(run.percentiles)
     for column in map(str, measured):
         lost = is_lost(run.ok, column, statistics[column]).reindex(measured.index, fill_value=False)
         if lost.any():
-            known.loc[lost.groupby(point).transform("any"), column] = np.nan
-    if "timed_out_after" in known:
-        others = known["num_failed"].gt(0) & known["timed_out_after"].isna()
-        shortest = known["timed_out_after"].groupby(point).transform("min")
-        known["timed_out_after"] = shortest.mask(others.groupby(point).transform("any"))
-    return known
+            with_bounds.loc[lost.groupby(point).transform("any"), column] = np.nan
+    if "timed_out_after" in with_bounds:
+        without_time_out = with_bounds["num_failed"].gt(0) & with_bounds["timed_out_after"].isna()
+        shortest = with_bounds["timed_out_after"].groupby(point).transform("min")
+        with_bounds["timed_out_after"] = shortest.mask(without_time_out.groupby(point).transform("any"))
+    return with_bounds
 
 
 def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str] | None:
@@ -67,7 +67,7 @@ def bounds_text(point: "pd.Series[Any]", percentiles: Iterable[float]) -> str:
     """Return the quantiles lost to failures, with their known bounds in seconds, e.g. `tpot_p99; ttft_p99 ≥ 1.50`."""
     names = [name for name in columns(percentiles) if name in point] if point["failed"] else []
     bounds = {name: bound(point, name, 1.0) for name in names}
-    return "; ".join(f"{name} {known[0]}".removesuffix(" —") for name, known in bounds.items() if known is not None)
+    return "; ".join(f"{name} {limit[0]}".removesuffix(" —") for name, limit in bounds.items() if limit is not None)
 
 
 def left_out(column: str, points: pd.DataFrame) -> str:

@@ -128,8 +128,8 @@ class Engine:
             return ""
         with self.log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
-            kept = self._log_begin if self._log_begin <= supervisor.LOG_HEAD else self._log_begin - self._log_shift()
-            begin = max(kept, since - self._log_shift(), end - TAIL_BYTES)
+            oldest = self._log_begin if self._log_begin <= supervisor.LOG_HEAD else self._log_begin - self._log_shift()
+            begin = max(oldest, since - self._log_shift(), end - TAIL_BYTES)
             file.seek(begin)
             text = file.read().decode(errors="replace")
         tail = masked(text, self._secrets).splitlines()[-lines:]
@@ -169,12 +169,12 @@ class Engine:
 
     def exit(self) -> Exit:
         """Return how the engine exited."""
-        told, status = self.backend.log.exit_told_by(self.words()), self.exit_status
+        logged, status = self.backend.log.exit_told_by(self.words()), self.exit_status
         if status is None:
-            return replace(told, cause=Cause.SUPERVISOR)
+            return replace(logged, cause=Cause.SUPERVISOR)
         if status in (128 + signal.SIGKILL, 128 + signal.SIGTERM):  # as a shell reports it, e.g. in a container
             status = 128 - status
-        return replace(told, signal=-status) if status < 0 else replace(told, status=status)
+        return replace(logged, signal=-status) if status < 0 else replace(logged, status=status)
 
     def processes(self) -> list[psutil.Process]:
         """Return the engine's living processes, including reparented processes but not its supervisor."""
@@ -550,11 +550,11 @@ class _Start:
 
     def _timeout(self) -> LaunchError:
         engine = self.engine
-        words = engine.words()
-        reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {words}"
-        if cause := engine.backend.log.known_cause(words):
+        message = engine.words()
+        reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {message}"
+        if cause := engine.backend.log.known_cause(message):
             reason += f"; {cause.remedy}"
-        exit = replace(engine.backend.log.exit_told_by(words), cause=Cause.NOT_READY)
+        exit = replace(engine.backend.log.exit_told_by(message), cause=Cause.NOT_READY)
         return LaunchError(Outcome.LAUNCH_TIMEOUT, engine.named(reason), exit, engine.log_tail())
 
 

@@ -88,15 +88,15 @@ def run_trial(
     inputs |= replay_inputs(work, trial, prompts[1], result.records, salt or "")
     del prompts  # frees hundreds of megabytes after a long trial
     samples = sampler.samples(result.start_monotonic)
-    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
-    inputs["wall_seconds"] = time.monotonic() - began
+    wall_seconds = time.monotonic() - began
+    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report, "wall_seconds": wall_seconds}
     measured = trial_quantities(work, trial, result.records, inputs)
     left_out = sum(engine.log_left_out() for engine in running.engines) or None
     observation = Observation(result.report.stamp_source, sampler.described, foreign.describe(), left_out)
-    verdict = judge(work, trial, running, result, logged)
-    verdict = or_disturbed(verdict, work.settings.quiet, measured, observation.foreign_processes)
-    verdict = or_uncertified(verdict, trial, measured)
-    verdict = replace(verdict, ended_at=code_version.now())
+    verdict = or_disturbed(
+        judge(work, trial, running, result, logged), work.settings.quiet, measured, observation.foreign_processes
+    )
+    verdict = replace(or_uncertified(verdict, trial, measured), ended_at=code_version.now())
     engine = replace(facts, batch_form=result.report.batch_form)
     columns = replace(row, verdict=verdict, engine=engine, observation=observation, measured=measured).flat()
     _write(work, trial, columns, result, samples)

@@ -84,10 +84,10 @@ def buffered_share(records: Records, mask: Mask) -> float | None:
     """
     together = events = 0
     chosen = mask & engine_answered(records)
-    held = held_back(records, chosen)
+    in_one_piece = held_back(records, chosen)
     for block in blocks(records, chosen):
         close = np.concatenate([[False], near(block), [False]])
-        together += int((close[1:] | close[:-1] | held[block.request]).sum())
+        together += int((close[1:] | close[:-1] | in_one_piece[block.request]).sum())
         events += block.us.size
     return together / events if events else None
 
@@ -109,8 +109,8 @@ def tokens_per_word(records: Records, mask: Mask) -> float | None:
     """input tokens / words of the prompts' text, of the successful requests; a sixth of its bytes if that is more; for
     prompts sent as token ids, the number of ids.
     """
-    tokens, words = _prompts(records, mask)
-    return float(tokens.sum() / words.sum()) if words.sum() > 0 else None
+    tokens, word_counts = _prompts(records, mask)
+    return float(tokens.sum() / word_counts.sum()) if word_counts.sum() > 0 else None
 
 
 @quantity(unit="", kind="validity", type=bool)
@@ -122,20 +122,20 @@ def prompts_counted(
     """
     if tokens_per_word is None:
         return None
-    tokens, words = _prompts(records, mask)
-    added = (CHAT_TEMPLATE if templated else 0) * words.size
-    low, high = (each * words.sum() for each in TOKENS_PER_WORD)
+    tokens, word_counts = _prompts(records, mask)
+    added = (CHAT_TEMPLATE if templated else 0) * word_counts.size
+    low, high = (each * word_counts.sum() for each in TOKENS_PER_WORD)
     fits = bool(low <= tokens.sum() <= high + added)
-    if words.size < FEWEST_PROMPTS or words.std() <= UNEQUAL_PROMPTS * words.mean():
+    if word_counts.size < FEWEST_PROMPTS or word_counts.std() <= UNEQUAL_PROMPTS * word_counts.mean():
         return fits
-    return fits and bool(np.polyfit(words, tokens, 1)[0] >= LEAST_GROWTH)
+    return fits and bool(np.polyfit(word_counts, tokens, 1)[0] >= LEAST_GROWTH)
 
 
 def _prompts(records: Records, mask: Mask) -> tuple[Floats, Floats]:
     """Return input tokens and words of the successful requests' prompts, where both are known."""
-    tokens, words = _known(records.input_tokens), _known(records.prompt_words)
-    chosen = mask & succeeded(records) & ~np.isnan(tokens + words)
-    return tokens[chosen], words[chosen]
+    tokens, word_counts = _known(records.input_tokens), _known(records.prompt_words)
+    chosen = mask & succeeded(records) & ~np.isnan(tokens + word_counts)
+    return tokens[chosen], word_counts[chosen]
 
 
 @quantity(unit="characters", kind="count", type=int)
