@@ -1,4 +1,4 @@
-"""The trials without a result, grouped by equal failures."""
+"""The trials that failed, grouped by equal failures."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -29,22 +29,22 @@ def dropped_trials(run: Run, layout: Layout) -> pd.DataFrame:
 
 
 class Losses(NamedTuple):
-    """The trials without a result, grouped by kind of failure."""
+    """The failed trials, grouped by kind of failure."""
 
     shown: list[Loss]  # the most frequent kinds
     trials: int
     left_out: str  # a sentence on the kinds not shown; empty if all are shown
-    dropped: int = 0  # how many of `trials` the race dropped, since the answer does not need them
+    dropped: int = 0  # trials that the race dropped, since the answer does not need them: no failures
 
 
 def losses(run: Run, layout: Layout) -> Losses:
     """Return the failures of a run, in the order of the plan."""
     kind = ["line", "outcome", "alike"]
-    lost = layout.placed(run.not_ok)
+    lost = layout.placed(run.not_ok[run.not_ok["outcome"] != Outcome.DROPPED])
     lost["reason"] = lost["reason"].fillna("no reason given")
     lost["alike"] = lost["reason"].str.replace(NUMBER, "#", regex=True)
     sizes = lost.value_counts(kind, sort=False)
-    most = sizes.nlargest(MOST_LOSSES)
+    most, failed = sizes.nlargest(MOST_LOSSES), len(lost)
     lost = lost.merge(most.index.to_frame(index=False), on=kind)
     planned = layout.trials["line"].value_counts().to_dict()
     shown = [
@@ -62,7 +62,7 @@ def losses(run: Run, layout: Layout) -> Losses:
     ]
     kinds, others = len(sizes) - len(most), sizes.sum() - most.sum()
     left_out = f"and {others:,} more trials with {kinds:,} other failures: see trials.parquet" if kinds else ""
-    return Losses(shown, len(run.not_ok), left_out, len(dropped_trials(run, layout)))
+    return Losses(shown, failed, left_out, len(dropped_trials(run, layout)))
 
 
 def _log(run: Run, trials: pd.DataFrame) -> str | None:

@@ -243,10 +243,8 @@ class Night:
 
     def _leaked(self) -> list[str]:
         """Return the processes of sweeps that remain in this network."""
-        network, servers = (
-            os.readlink("/proc/self/ns/net"),
-            {self.around.endpoint.pid, self.around.store.pid, os.getpid()},
-        )
+        network = os.readlink("/proc/self/ns/net")
+        servers = {self.around.endpoint.pid, self.around.store.pid, os.getpid()}
         until, left = time.monotonic() + LEFT_WITHIN, [""]
         while left and time.monotonic() < until:
             left = []

@@ -11,7 +11,7 @@ from analysis.headline import shown_column, shown_requests
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FEWEST_BEYOND, Estimate
 from analysis.statistics.standings import Standing
-from sweep.base.config import PERCENTILES, ConfigError
+from sweep.base.config import PERCENTILES, ConfigError, split_bound
 from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantity import percentile_name
 
@@ -54,8 +54,8 @@ def bounds(
     """
     usual, limits = bounded_percentile(fewest_requests, percentiles), []
     for name, limit in slo.items():
-        latency, _, typed = name.partition(".p")
-        percentile = float(typed) if typed else usual
+        latency, typed = split_bound(name)
+        percentile = usual if typed is None else typed
         labelled = labelled_column(f"{latency}_{percentile_name(percentile)}", percentiles)
         if labelled is None or percentile not in percentiles:
             raise ConfigError(f"slo={name}: expected one of {', '.join(f'p{each:g}' for each in percentiles)}")

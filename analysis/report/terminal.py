@@ -29,7 +29,7 @@ from analysis.statistics.ratios import is_baseline
 from analysis.summary import planned_trials
 from analysis.table import KEY, NONE, Cell, Line, OutputPart, Table, view
 from analysis.warnings import grouped, scope
-from sweep.base.records import UNMEASURED, Outcome
+from sweep.base.records import UNMEASURED
 from sweep.base.wording import count, duration_text
 from sweep.numbers.warnings import Severity
 
@@ -161,11 +161,11 @@ def doubts(results: RunResults, width: int) -> list[Line]:
     lost, warnings = results.losses, grouped(results.warnings)
     lines: list[Line] = []
     room = MOST_DOUBTS
-    if failed := lost.trials - lost.dropped:
-        worst = max((loss for loss in lost.shown if loss.outcome != Outcome.DROPPED), key=lambda loss: loss.trials)
-        share = f" ({worst.trials} of them)" if worst.trials < failed else ""
+    if lost.trials:
+        worst = max(lost.shown, key=lambda loss: loss.trials)
+        share = f" ({worst.trials} of them)" if worst.trials < lost.trials else ""
         reason = "" if worst.outcome in UNMEASURED else f": {worst.reason}"
-        text = f"! {count(failed, 'trial')} without a result: {worst.line}: {worst.outcome}{share}{reason}"
+        text = f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{share}{reason}"
         lines.append(Line(text if len(text) <= 2 * width else f"{text[: 2 * width - 1]}…", "red"))
         if worst.log:
             lines.append(Line(f"log: {worst.log}", "dim"))
@@ -175,16 +175,18 @@ def doubts(results: RunResults, width: int) -> list[Line]:
         points, some, _ = place.partition(" points")
         text = f"! {warning.message.partition(': ')[0]}" + (f" ({points}{some})" if place else "")
         lines.append(Line(text if len(text) <= width else f"{text[: width - 1]}…", STYLES[warning.kind.severity]))
-    spared = (
-        f"race: {count(lost.dropped, 'trial')} dropped, since the answer does not need them" if lost.dropped else ""
-    )
-    return [*lines[:room], *([Line(spared, "dim")] if spared else [])]
+    return [*lines[:room], *_spared(results)]
+
+
+def _spared(results: RunResults) -> Iterator[Line]:
+    if dropped := results.losses.dropped:
+        yield Line(f"race: {count(dropped, 'trial')} dropped, since the answer does not need them", "dim")
 
 
 def further(results: RunResults, answered: Sequence[TaskAnswer]) -> list[Line]:
     """Return where to read more."""
     command, slo = f"sweep summary {results.run.place}", any(answer.criterion.bounds for answer in answered)
-    left_out = (results.losses.trials > results.losses.dropped) + len(grouped(results.warnings)) - MOST_DOUBTS
+    left_out = (results.losses.trials > 0) + len(grouped(results.warnings)) - MOST_DOUBTS
     warnings = f" ({count(left_out, 'more warning')})" if left_out > 0 else ""
     asked = "" if slo or "ttft_p50" not in results.points else f"slo: {command} --slo ttft=200ms"
     return [Line(text, "dim") for text in (f"more: {command} --table, or --all{warnings}", asked) if text]
@@ -230,6 +232,7 @@ def _failures(results: RunResults) -> Iterator[Line]:
             yield Line(f"log: {loss.log}", "dim")
     if lost.left_out:
         yield Line(lost.left_out)
+    yield from _spared(results)
 
 
 def _warnings(results: RunResults) -> Iterator[Line]:

@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.statistics.intervals import FEWEST_REPLICATES
-from analysis.studies.findings import judge_finding
+from analysis.studies.findings import points_answer
+from analysis.studies.ruling import Ruling
 from analysis.studies.run_points import HARDWARE
 from analysis.studies.tables import Study, study_of
 from analysis.studies.uncertain import LAUNCHES
@@ -32,8 +33,7 @@ def decidable_findings(
     )
     points = points.assign(**dict.fromkeys(_quantities(study, replicates), 1.0))
     without_premises = [finding.model_copy(update={"premise": None}) for finding in findings]  # known after the run
-    judged = [judge_finding(study, finding, experiment, points) for finding in without_premises]
-    undecidable = [each.finding.name for each in judged if each.judgement == "not testable here"]
+    undecidable = [each.name for each in without_premises if points_answer(each, points).ruling is Ruling.UNKNOWN]
     text = f"this plan can decide {len(findings) - len(undecidable)} of the study's {count(len(findings), 'finding')}"
     return f"{text}; not {', '.join(undecidable)}" if undecidable else text
 

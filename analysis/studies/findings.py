@@ -49,7 +49,7 @@ def judge_run(results: RunResults) -> list[Judged]:
 
 def judge_finding(study: Study, finding: PublishedFinding, experiment: str, points: pd.DataFrame) -> Judged:
     """Judge one finding, first by the study's table, then by these points."""
-    measured = _judged(finding, points)
+    measured = points_answer(finding, points)
     published = study.tables.get(experiment)
     if published is not None and finding.check.answer(published.exact).ruling is Ruling.FAILS:
         this_run = [f"this run: {measured.figures}"] if measured.measured else []
@@ -57,7 +57,7 @@ def judge_finding(study: Study, finding: PublishedFinding, experiment: str, poin
     return Judged(finding, JUDGEMENTS[measured.ruling], _joined([measured.figures, finding.note]))
 
 
-def _judged(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
+def points_answer(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
     """Return the points' answer; unknown for hardware that the finding does not cover, or if its premise fails."""
     if finding.hardware:
         profiles = points.get(HARDWARE, pd.Series(dtype=object))

@@ -367,11 +367,8 @@ class AttachedEngine(Engine):
         parts = urlsplit(str(backend.url))
         self.url = f"{parts.scheme}://{parts.netloc}{API_VERSION.sub('', parts.path.rstrip('/'))}"
         self.proxy = proxy_of(self.url, backend.proxy)
-        self._accepts, self._is_probing, self._last_probe = (
-            True,
-            False,
-            -math.inf,
-        )  # the last probe: monotonic time of its end
+        self._accepts, self._is_probing = True, False
+        self._last_probe = -math.inf  # monotonic time of its end
 
     def _start(self) -> None:
         self.command = []

@@ -252,6 +252,12 @@ def read_slo(typed: Any) -> dict[str, float] | None:
     return {str(latency).strip(): _seconds(str(latency).strip(), limit) for latency, limit in typed.items()}
 
 
+def split_bound(name: str) -> tuple[str, float | None]:
+    """Return the latency and the percentile of a bound's name: ("ttft", 90.0) of `ttft.p90`; None if it has none."""
+    latency, _, percentile = name.partition(".p")
+    return latency, float(percentile) if percentile else None
+
+
 def _seconds(latency: str, limit: Any) -> float:
     percentile = re.fullmatch(r"(?:ttft|tpot|e2el)(?:\.p(\d{1,2}(?:\.\d+)?))?", latency, re.ASCII)
     if not percentile or float(percentile[1] or 1) == 0:

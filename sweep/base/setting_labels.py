@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sweep.base.wording import flow
+
 LADDER = "ladder"  # the axis whose value is the name of a ladder's step
 PARENT = "ladder_parent"  # a step's parent, which the ladder already shows
 TRIAL_MARK = "#"  # between a run and a trial's id: RUN#TRIAL
@@ -54,7 +56,7 @@ def _differs(settings: Sequence[Coordinates], key: str) -> bool:
 
 def as_typed(value: Any) -> str:
     """Return a setting's value as a user types it: `true`, not `True`."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return flow(value) if isinstance(value, bool | list | dict) else str(value)
 
 
 def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:

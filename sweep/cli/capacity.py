@@ -10,7 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
-from sweep.base.config import PERCENTILES, ConfigError, Settings, content_hash, first_line, read_slo, slo_in_units
+from sweep.base.config import (
+    PERCENTILES,
+    ConfigError,
+    Settings,
+    content_hash,
+    first_line,
+    read_slo,
+    slo_in_units,
+    split_bound,
+)
 from sweep.base.exits import Cause
 from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
@@ -195,7 +204,7 @@ def arguments_of_run(url: str, slo: str, budget: str, overrides: Sequence[str]) 
         raise ConfigError(f"{stored[0]}: expected a folder for a capacity search")  # before the store is asked
     lengths = {} if "workload" in typed else LENGTHS
     keys = ENDPOINT | lengths | {"backend.url": url, "slo": slo, "out": folder_of("capacity", url)}
-    percentiles = {*PERCENTILES, *(float(name.partition(".p")[2]) for name in bounds if ".p" in name)}
+    percentiles = {*PERCENTILES, *filter(None, (split_bound(name)[1] for name in bounds))}
     if len(percentiles) > len(PERCENTILES):
         keys |= {"percentiles": f"[{','.join(f'{percentile:g}' for percentile in sorted(percentiles))}]"}
     keys |= {"capacity.budget": budget} | dict(override.split("=", 1) for override in overrides)

@@ -294,8 +294,8 @@ def capacity(arguments: list[str]) -> int:
     from sweep.disk.run_files import RunPaths
 
     run_arguments, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
-    if options.format == "json" and any(override.startswith("dry_run=") for override in options.overrides):
-        raise ConfigError("--format json: expected no dry_run, which measures nothing")
+    if options.format == "json" and "dry_run=true" in options.overrides:
+        raise ConfigError("--format json: expected no dry_run=true, which measures nothing")
     with contextlib.redirect_stdout(sys.stderr if options.format == "json" else sys.stdout):
         status = run(run_arguments, folders)
     if options.format == "json" and (claims := RunPaths(out).claims).is_file():

@@ -103,6 +103,8 @@ def compose_run(
     if request.settings["form"] == "published":
         if not before.published:
             raise ConfigError("form=published: the experiment has no separate published form; expected default")
+        if hardware.platform == "cpu":
+            raise ConfigError("form=published: no GPU here, where a smaller form runs; expected default")
         _replace_keys(request, line, before.published)
     if hardware.platform == "cpu":
         request.replaced += _replace_keys(request, line, before.without_gpu)

@@ -184,6 +184,7 @@ class Capacity:
         self.measured.append(measured)
         if not np.isfinite(measured.run.e2el).any():
             self.phase, self.ended = "done", f"all requests failed at {measured.probe.describe()}"
+            self.failing = min(self.failing, measured.probe.rate or math.inf)
         match self.phase:
             case "single":
                 missed = (bound for bound in self.question.bounds if np.nanmean(bound.good(measured.run)) == 0)
@@ -207,9 +208,9 @@ class Capacity:
 
     def _saturated(self, measured: ProbeResult) -> None:
         earlier, self.throughput = self.throughput, _throughput(measured.run)
-        unlimited = self.question.limits is None  # so that only the measured throughput tells when it is saturated
-        rising = unlimited and (not math.isfinite(earlier) or self.throughput > RISING * earlier)
-        if unlimited:
+        limits_unknown = self.question.limits is None  # then only the throughput shows when it is saturated
+        rising = limits_unknown and (not math.isfinite(earlier) or self.throughput > RISING * earlier)
+        if limits_unknown:
             affordable = 0.2 * self.question.budget * self.throughput / 2.5  # users, if more of them bring nothing
             larger_user_counts = [n for n in (4 * self.users, 2 * self.users) if n <= min(MOST_USERS, affordable)]
             if rising and larger_user_counts:
@@ -269,7 +270,10 @@ class Capacity:
         return False
 
     def _excess(self, probed: ProbeResult) -> float:
-        """By how much a probe holds the bound that it holds least, in standard deviations of a request."""
+        """Return how far the share of good requests exceeds the tightest bound's, in standard deviations of a request.
+
+        It is negative if a bound is exceeded.
+        """
         return min(
             float(np.nanmean(bound.good(probed.run)) - bound.share) / math.sqrt(bound.share * (1 - bound.share))
             for bound in self.question.bounds
@@ -315,7 +319,7 @@ class Capacity:
         return math.sqrt(variance) * (1 + 2.5 / sum(map(len, errors)))
 
     def _narrow(self, errors: list[float | None], nearby: list[ProbeResult]) -> bool:
-        """Find the interval around the estimate; return False if by the twin a bound is met that no probe came near."""
+        """Find the interval around the estimate; return False if the twin exceeds a bound that no probe came near."""
         slower, faster = (self._long_run(self.estimate * factor, 3 * LONG_RUN // 2) for factor in (0.97, 1.03))
         distance = float(np.mean([abs(math.log(probed.probe.rate / self.estimate)) for probed in nearby]))
         self.below, self.above, self.limiting_bound, unseen = -math.inf, math.inf, None, False
@@ -383,6 +387,8 @@ class Capacity:
         lower = self.claimed_rate
         if math.isnan(lower):
             lower, upper = self._lower, min(upper, self.failing)
+        if lower >= self.failing:
+            lower, upper = 0.0, min(upper, self.failing)
         claim = replace(claim, lower=lower, upper=max(lower, upper) if math.isfinite(upper) else 0.0)
         if self.is_confirmed:
             return replace(claim, status="confirmed")

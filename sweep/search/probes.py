@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from sweep.base.config import ConfigError, Settings
+from sweep.base.config import ConfigError, Settings, split_bound
 from sweep.disk.tables import read_table
 from sweep.inputs.workload import Draw
 from sweep.plan.plan import Trial
@@ -29,7 +29,7 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
         raise ConfigError(f"load.duration={trial.load.duration:g}: expected null; a search decides how long a probe is")
     percentiles = ", ".join(f"p{percentile:g}" for percentile in settings.percentiles)
     for name in settings.slo:
-        if ".p" in name and float(name.partition(".p")[2]) not in settings.percentiles:
+        if split_bound(name)[1] not in (None, *settings.percentiles):
             raise ConfigError(f"slo={name}: expected one of {percentiles}; percentiles=[...] sets them")
     bounds = [_bound(name, limit) for name, limit in settings.slo.items()]
     workload, load = trial.workload, trial.load.model_copy(update={"rate": 1.0})
@@ -45,8 +45,8 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
 
 
 def _bound(name: str, limit: float) -> LatencyBound:
-    latency, _, percentile = name.partition(".p")
-    return LatencyBound(latency, limit, float(percentile) / 100) if percentile else LatencyBound(latency, limit)
+    latency, percentile = split_bound(name)
+    return LatencyBound(latency, limit) if percentile is None else LatencyBound(latency, limit, percentile / 100)
 
 
 def read_probe(probe: Probe, requests: Path) -> ProbeResult:

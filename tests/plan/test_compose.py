@@ -107,12 +107,14 @@ def test_the_command_line_goes_before_the_experiment_and_its_form_without_gpu():
 def test_a_published_form_replaces_what_the_user_did_not_type(experiment):
     text = "replicates: 3\npublished: {replicates: 1, workload.num_requests: 60}"
     assert experiment(text).settings.replicates == 3
-    published = experiment(f"form: published\n{text}")
+    published = experiment(f"form: published\n{text}", hardware="l4")
     assert published.settings.replicates == 1
     assert published.points[0]["workload"]["num_requests"] == 60
     assert published.replaced == []
     with pytest.raises(ConfigError, match="form=published: the experiment has no separate published form"):
         composed("form=published")
+    with pytest.raises(ConfigError, match="form=published: no GPU here"):
+        experiment(f"form: published\n{text}\nwithout_gpu: {{replicates: 2}}")
 
 
 def test_a_flag_that_is_not_in_the_yaml_passes_through():

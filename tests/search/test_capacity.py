@@ -147,6 +147,16 @@ def test_a_search_ends_where_all_requests_fail(probes, load):
     assert (claim.status, claim.lower, claim.ended) == ("interval", 0, f"all requests failed at {load}")
 
 
+def test_a_rate_at_which_all_requests_failed_is_no_lower_end():
+    proposer = told(8)
+    proposer.phase, proposer.claimed_rate = "confirm", 9.5
+    probe = proposer.ask()
+    measured = four_lanes(probe, np.random.default_rng(2))
+    lost = {name: np.full(probe.requests, np.inf) for name in ("ttft", "tpot", "e2el")}
+    proposer.tell(replace(measured, run=replace(measured.run, **lost)))
+    assert (proposer.claim().lower, proposer.claim().upper) == (0, 9.5)
+
+
 def test_failed_requests_leave_the_twin_finite():
     proposer = told(5, range(1, 5), 0.6)
     assert np.isfinite([*proposer.twin.costs, proposer.estimate]).all()

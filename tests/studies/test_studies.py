@@ -22,6 +22,7 @@ from analysis.figures import (
 )
 from analysis.load import telemetry
 from analysis.results import RunResults, open_results
+from analysis.studies.decidable import decidable_findings
 from backends.base import EnvironmentChoice, EnvironmentSpec, Launch
 from backends.prepare import environments
 from scripts import studies
@@ -143,6 +144,12 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
         "  not as published: llama.cpp's own server instead of its Python binding",
     ],
 }
+
+
+def test_a_plan_without_points_decides_no_finding():
+    text = decidable_findings("completion_batches", "a100-80g", 1, [])
+    assert text is not None
+    assert text.startswith("this plan can decide 0 of the study's 15 findings")
 
 
 @pytest.mark.parametrize(("form", "decided"), [("default", "15 of"), ("published", "5 of")])
