@@ -11,8 +11,9 @@ from typing import Any
 
 from sweep.base.config import ConfigError, read_slo
 from sweep.base.options import ConfigPath
+from sweep.base.records import Fault, Outcome
 from sweep.base.wording import number
-from sweep.cli.capacity import ENDPOINT, arguments_of_run, folder_of, is_evidence
+from sweep.cli.capacity import ENDPOINT, PROBE_TRIES, arguments_of_run, folder_of
 from sweep.cli.run import run
 from sweep.disk.run_files import RunPaths, read_claims, read_trials
 from sweep.drive.endpoint_model import local_server, with_dialect, with_model
@@ -45,8 +46,12 @@ def quick_report(url: str | None, slo: str | None, overrides: Sequence[str], fol
     needed = single[len(settings) :]  # the model, and what the endpoint needs
     print(f"measuring {url} for at most two minutes; Ctrl-C stops it; details: {out}", file=sys.stderr)
     print(f"serves:   {answered or url}")
-    status, log = _quietly([*single, "fresh=true"], folders)
-    alone, bounds, claims = next(_closed_loops(out), None), slo or "", {}
+    for _ in range(PROBE_TRIES):
+        status, log = _quietly([*single, "fresh=true"], folders)
+        alone = next(_closed_loops(out), None)
+        if status == INTERRUPTED or alone is None or alone["fault"] != Fault.SURROUNDINGS:
+            break
+    bounds, claims = slo or "", {}
     if alone is not None:
         print(f"alone:    {_latencies(alone)}")
     if alone is not None and status != INTERRUPTED:
@@ -81,10 +86,10 @@ def _quietly(arguments: Sequence[str], folders: Sequence[str]) -> tuple[int, str
 
 
 def _closed_loops(out: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of closed loops whose requests were answered, if there are any yet."""
+    """The rows of closed loops in which the endpoint answered requests, if there are any yet."""
     trials = RunPaths(Path(out)).trials
     rows = read_trials(trials) if trials.exists() else ()
-    yield from (row for row in rows if row["concurrency"] and is_evidence(row))
+    yield from (row for row in rows if row["concurrency"] and (row["num_failed"] or 0) < (row["num_requests"] or 0))
 
 
 def _sensible_slo(alone: Mapping[str, Any]) -> str:
@@ -99,7 +104,9 @@ def _sensible_slo(alone: Mapping[str, Any]) -> str:
 
 
 def _latencies(row: Mapping[str, Any]) -> str:
-    """Describe the latencies of requests sent one after another."""
+    """Describe the latencies of requests sent one after another, or why they are unknown."""
+    if row["outcome"] != Outcome.OK:
+        return f"not measured ({row['outcome']}: {row['reason']})"
     ttft, tpot, e2el = (f"{number(1000 * (row[f'{name}_p50'] or math.nan))} ms" for name in ("ttft", "tpot", "e2el"))
     sizes = [row[f"{side}_length_mean"] for side in ("input", "output")]
     lengths = " ({:,.0f} tokens in, {:,.0f} out)".format(*sizes) if all(sizes) else ""
@@ -109,8 +116,8 @@ def _latencies(row: Mapping[str, Any]) -> str:
 def _throughput(out: str) -> str:
     """Describe the busiest closed loop."""
     crowded = [row for row in _closed_loops(out) if row["concurrency"] > 1]
-    if not crowded:
-        return "not measured"
+    if not any(row["outcome"] == Outcome.OK for row in crowded):
+        return "not measured" + (f" ({crowded[-1]['outcome']}: {crowded[-1]['reason']})" if crowded else "")
     busiest = max(crowded, key=lambda row: row["output_throughput"] or 0.0)
     tokens, requests = number(busiest["output_throughput"]), number(busiest["request_throughput"])
     return f"{tokens} output tokens/s, {requests} requests/s, with {busiest['concurrency']} users"
