@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from sweep.disk.object_store import is_url
 from sweep.disk.run_files import RunPaths
 from sweep.drive.driver import RunResult
 from sweep.drive.policy import stored_exit
+from sweep.numbers.warnings import Severity, trial_warnings
 from sweep.plan.compose import Composition
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.search.capacity import Capacity, Claim, Probe
@@ -60,6 +61,7 @@ class Search:
         self.probes = replace(self.base, points=[], coordinates=[], seeds=self.seeds)
         self.plan = self.plan_of(self.base)
         self.claims: dict[str, dict[str, Any]] = {}
+        self.rows: list[tuple[Probe, Mapping[str, Any]]] = []  # of the point's probes
         self.result = RunResult(interrupted=False, unfinished=0, table_changed=False)
         self.began = 0.0
 
@@ -73,6 +75,7 @@ class Search:
 
     def _search(self, deployment: Deployment, trial: Trial) -> None:
         proposer, ended = Capacity(question_of(trial, self.base.settings)), ""
+        self.rows.clear()
         try:
             while not ended and (probe := proposer.ask()):
                 ended = self._probe(deployment, trial, proposer, probe)
@@ -85,7 +88,7 @@ class Search:
             raise
         finally:
             claim = proposer.claim()
-            claim = replace(claim, ended=ended or claim.ended)
+            claim = without_doubt(replace(claim, ended=ended or claim.ended), self.rows, self.base.settings.slo or ())
             described = {"slo": slo_in_units(self.base.settings.slo), "lines": [*claim_lines(claim)]}
             self.claims[f"{deployment.describe()} {trial.describe_point()}"] = asdict(claim) | described
             write_whole(self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
@@ -109,6 +112,7 @@ class Search:
             return f"{row['outcome']}: {row.get('reason')}" if row else f"no result at {probe.describe()}"
         files = self.paths.trial(deployment.deployment_id, str(row["attempt"]), trial.trial_id)
         proposer.tell(read_probe(probe, files.requests))
+        self.rows.append((probe, row))
         if (claim := proposer.claim()).lower:
             spent = f"{duration_text(claim.seconds)} of {duration_text(proposer.question.budget)} measured"
             line = f"so far {interval_text(claim)}, by {claim.limit or 'an unknown limit'}; {spent}"
@@ -135,6 +139,24 @@ def is_evidence(row: Mapping[str, Any]) -> bool:
     exit, share = stored_exit(row), (row.get("num_failed") or 0) / (row.get("num_requests") or 1)
     allowed = json.loads(row["settings"]).get("max_failed", Settings.model_fields["max_failed"].default)
     return exit is not None and exit.cause in (Cause.MANY_FAILED, Cause.ENDPOINT) and allowed < share < 1
+
+
+def without_doubt(claim: Claim, rows: Sequence[tuple[Probe, Mapping[str, Any]]], slo: Iterable[str]) -> Claim:
+    """Return a claim, or a refusal if the probe next to it has a severe warning about a latency of the SLO.
+
+    A queue that grows above the claimed rate is evidence for the claim.
+    """
+    probed = [pair for pair in rows if pair[0].rate] if claim.lower else rows[-1:]
+    if not probed:
+        return claim
+    probe, row = min(reversed(probed), key=lambda pair: abs(pair[0].rate - claim.lower))
+    latencies = [f"{split_bound(name)[0]}_p90" for name in slo]
+    for warning in trial_warnings(row):
+        expected = warning.code == "growing-queue" and probe.rate > claim.lower
+        if warning.kind.severity == Severity.SEVERE and warning.kind.concerns(latencies) and not expected:
+            ended = f"{warning.code} at {probe.describe()}: {warning.message}"
+            return replace(claim, status="refused", lower=0.0, upper=0.0, limit="", ended=ended)
+    return claim
 
 
 def check_search(plan: Plan) -> str:

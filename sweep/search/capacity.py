@@ -88,7 +88,7 @@ class Probe(NamedTuple):
 class Claim:
     """The answer: this launch sustained the rate `lower` within the bounds while it was measured."""
 
-    status: Literal["confirmed", "interval", "above", "impossible", "drift"]
+    status: Literal["confirmed", "interval", "above", "impossible", "drift", "refused"]
     lower: float  # requests/s; 0: none was shown
     upper: float  # 0: unknown
     limit: str = ""  # the bound that is exceeded first, in words

@@ -9,11 +9,13 @@ import pytest
 from analysis import open_results
 from sweep.base.config import ConfigError
 from sweep.cli import quick
+from sweep.cli.capacity import without_doubt
 from sweep.cli.commands import dispatch
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import endpoint_model
 from sweep.node import verdict
 from sweep.search import capacity
+from sweep.search.capacity import Claim, Probe
 from tests.support.simulated_engine import simulated
 
 SLOTS, TTFT, ITL, OUTPUT = 4, 0.1, 0.01, 11
@@ -83,6 +85,27 @@ def test_an_endpoint_that_refuses_every_request_has_no_claim(monkeypatch, tmp_pa
     assert (claim["status"], claim["lower"], claim["probes"]) == ("interval", 0, 0)
     assert re.match("invalid: none of 5 requests completed; .*429", claim["ended"])
     assert "capacity: unknown\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_severe_warning_at_the_claim_is_a_refusal(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    bursts = {"itl": {"kind": "bursty", "mean": 0.005, "burst": 4}, "events_per_write": 4}
+    with simulated(ttft={"mean": 0.2}, **bursts) as (url, _):
+        (claim,) = claims_of(url, slo="tpot=1s", budget="3s").values()
+        assert (claim["status"], claim["lower"], claim["upper"], claim["limit"]) == ("refused", 0, 0, "")
+        assert re.match(r"buffered-stream at \S+ (users|requests/s): \d+% of the events", claim["ended"])
+        assert "capacity: unknown\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("at", "refused"), [(4.0, True), (6.0, False)])
+def test_a_queue_that_grows_is_a_doubt_only_at_or_below_the_claim(at, refused):
+    rows = [
+        (Probe(90, rate), {"outcome": "ok", "trial_id": "x", "queue_growth": 9.0 * (rate == at)}) for rate in (2, at)
+    ]
+    claim = without_doubt(Claim("interval", 5.0, 8.0, "ttft"), rows, ["ttft.p95"])
+    assert (claim.status == "refused", claim.lower == 0) == (refused, refused)
+    assert without_doubt(Claim("interval", 5.0, 8.0), rows, ["tpot"]).lower == 5.0
 
 
 @pytest.mark.slow
