@@ -1,14 +1,15 @@
 """Measures how often a claimed capacity is too high, on simulated deployments of known capacity, and its cost.
 
-    python -m benchmarks.capacity --deployments 100 [--first 10000] [--case right|wrong|endpoint|drift|tails]
+    python -m benchmarks.capacity --deployments 100 [--first 10000] [--case right|wrong|endpoint|drift|tails|users]
     python -m benchmarks.capacity --write docs/measurements/capacity.md
 
 Our search (sweep.search) and four other rules measure the same deployments. Every deployment is a line of FILES, so
 that a run continues where it stopped. `right`: the twin has the engine's limits. `endpoint`: the twin has no limits.
 `wrong`: the twin ignores the cost of KV, has another prompt budget and 15% too much KV memory. `drift`: steps become 5%
-slower over 20 probes, and the truth is the capacity at mid-measurement. `tails`: lengths have heavier tails. The truth
-is found by bisection on 120,000 requests per rate, and tested on new seeds. Deployments whose truth is uncertain by
-over 2% are omitted. The other rules are our reading of their documents.
+slower over 20 probes, and the truth is the capacity at mid-measurement. `tails`: lengths have heavier tails. `users`:
+closed loops, with 20 minutes for each search. The truth is found by bisection on 120,000 requests per rate, and tested
+on new seeds. Deployments whose truth is uncertain by over 2% are omitted. The other rules are our reading of their
+documents.
 """
 
 import argparse
@@ -28,13 +29,15 @@ from benchmarks.deployments import Deployment, compile_event_loop, deployment
 from benchmarks.documents import markdown_table, publish
 from sweep.search.capacity import Capacity, CapacityQuestion, Claim, Probe, ProbeResult
 from sweep.search.twin import Costs, Floats, Integers, Limits, Replay, Requests, Twin, run_queue
+from sweep.search.users import UserCapacity
 
 FILES = Path("benchmarks/results")  # ignored by git
 TRUTH_REQUESTS = 40_000  # requests per run; each rate gets three runs
 UNCERTAIN = 0.02  # largest standard error of the truth's logarithm
 GOOD = 0.9
 GRID = 20
-CASES = ("right", "wrong", "endpoint", "drift", "tails")
+CASES = ("right", "wrong", "endpoint", "drift", "tails", "users")
+BUDGET = 1200.0  # s of a search for users
 
 
 class Truth(NamedTuple):
@@ -73,6 +76,27 @@ def true_capacity(simulated: Deployment) -> Truth | None:
     fresh = shares(centre, 4)[:, bound]
     error = float(fresh.std(ddof=1)) / np.sqrt(6) / max(-slope, 0.02)
     return Truth(float(np.exp(centre)), error, slope, bound)
+
+
+def most_users(simulated: Deployment) -> int:
+    """Return the most users of a closed loop that meets the bounds, by bisection on long runs; 0 if none does."""
+
+    def share(users: int) -> float:
+        every = []
+        for number in range(3):
+            random = np.random.default_rng([simulated.seed, 5, number])
+            run = simulated.closed_loop(users, TRUTH_REQUESTS, random)
+            section = slice(TRUTH_REQUESTS // 20, -users)
+            every.append([np.nanmean(bound.good(run)[section]) for bound in simulated.bounds])
+        return float(np.mean(every, axis=0).min())
+
+    low, high = 0, 2
+    while share(high) >= GOOD:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if share(middle) >= GOOD else (low, middle)
+    return low
 
 
 class Bench:
@@ -224,8 +248,23 @@ def search(bench: Bench, case: str) -> Claim:
     return proposer.claim()
 
 
+def study_of_users(seed: int) -> dict[str, Any] | None:
+    """Search the most users of one deployment; None if a single user is too many."""
+    simulated = deployment(seed)
+    if not (truth := most_users(simulated)):
+        return None
+    bench, proposer = Bench(simulated, [seed, 3]), UserCapacity(simulated.bounds, BUDGET)
+    while probe := proposer.ask():
+        proposer.tell(bench.measure(probe))
+    claim = proposer.claim()
+    ours = {"reached": claim.lower / truth, "upper": claim.upper / truth, "cost": bench.clock / bench.unit}
+    return {"seed": seed, "case": "users", "truth": truth, "ours": {**ours, "status": claim.status}}
+
+
 def study(seed: int, case: str) -> dict[str, Any] | None:
     """Measure one deployment by every rule; None if its true capacity is not certain enough."""
+    if case == "users":
+        return study_of_users(seed)
     simulated = deployment(seed, drift=0.05 if case == "drift" else 0.0, tails=0.3 if case == "tails" else 0.0)
     truth = true_capacity(replace(simulated, drift=0.0))
     if truth is None or not truth.error < UNCERTAIN:

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,15 @@ from sweep.numbers.warnings import Severity, trial_warnings
 from sweep.plan.compose import Composition
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.search.capacity import Capacity, Claim, Probe
-from sweep.search.probes import WARM_UP, question_of, read_probe
+from sweep.search.probes import WARM_UP, proposer_of, read_probe
+from sweep.search.users import UserCapacity
 
-SEARCHED = ("load.rate", "workload.num_requests")  # the search chooses them
+SEARCHED = ("load.rate", "load.concurrency", "workload.num_requests")  # the search chooses them
 OVERTIME = 1.5  # budgets, after which a command begins no other probe
-RISK = "in simulation 0 of 12 such claims were too high, which leaves a risk of up to 22%"
+RISKS = {
+    "requests/s": "in simulation 0 of 12 such claims were too high, which leaves a risk of up to 22%",
+    "users": "in simulation 0 of X such claims were too high, which leaves a risk of up to Y%",
+}
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
 ENDPOINT |= {"retry": "next_run"}
 PROBE_TRIES = 3  # of a probe that was disturbed, or whose trial was cut off
@@ -56,6 +61,8 @@ class Search:
     console: Console
 
     def __post_init__(self) -> None:
+        assert self.base.settings.capacity is not None
+        self.budget = self.base.settings.capacity.budget
         self.closed = self.base.options.load("load", "closed")
         self.seeds: list[dict[int, int]] = []
         self.probes = replace(self.base, points=[], coordinates=[], seeds=self.seeds)
@@ -74,7 +81,7 @@ class Search:
                 self._search(deployment, trial)
 
     def _search(self, deployment: Deployment, trial: Trial) -> None:
-        proposer, ended = Capacity(question_of(trial, self.base.settings)), ""
+        proposer, ended = proposer_of(trial, self.base.settings), ""
         self.rows.clear()
         try:
             while not ended and (probe := proposer.ask()):
@@ -93,14 +100,14 @@ class Search:
             self.claims[f"{deployment.describe()} {trial.describe_point()}"] = asdict(claim) | described
             write_whole(self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
 
-    def _probe(self, deployment: Deployment, base: Trial, proposer: Capacity, probe: Probe) -> str:
+    def _probe(self, deployment: Deployment, base: Trial, proposer: Capacity | UserCapacity, probe: Probe) -> str:
         """Measure a probe and tell the proposer; return why no other can follow, if none can."""
         trial = self._planned(base, probe, len(proposer.measured))
         row = self.ledger.valid_row(trial.trial_id)
         for _ in range(PROBE_TRIES):
             if row is not None and is_evidence(row):
                 break
-            if time.monotonic() - self.began > OVERTIME * proposer.question.budget:
+            if time.monotonic() - self.began > OVERTIME * self.budget:
                 return f"{OVERTIME:g} times its budget has passed"
             self.result = self.measure(self.plan, trial.trial_id)._replace(table_changed=True)
             row = self.ledger.valid_row(trial.trial_id)
@@ -114,7 +121,7 @@ class Search:
         proposer.tell(read_probe(probe, files.requests))
         self.rows.append((probe, row))
         if (claim := proposer.claim()).lower:
-            spent = f"{duration_text(claim.seconds)} of {duration_text(proposer.question.budget)} measured"
+            spent = f"{duration_text(claim.seconds)} of {duration_text(self.budget)} measured"
             line = f"so far {interval_text(claim)}, by {claim.limit or 'an unknown limit'}; {spent}"
             self.console.print(line, markup=False, soft_wrap=True)
         return ""
@@ -122,7 +129,8 @@ class Search:
     def _planned(self, base: Trial, probe: Probe, order: int) -> Trial:
         """Add a probe to the plan, and return its trial."""
         key = "concurrency" if probe.users else "rate"
-        load = {**(self.closed if probe.users else base.config["load"]), key: probe.users or probe.rate}
+        closed = base.config["load"] if base.load.name == "closed" else self.closed
+        load = {**(closed if probe.users else base.config["load"]), key: probe.users or probe.rate}
         workload = {"warmup_requests": WARM_UP, **base.config["workload"], "num_requests": probe.requests}
         seed = int(content_hash([base.trial_id, order], 8), 16)
         self.probes.points.append({**base.config, "load": load, "workload": workload})
@@ -146,10 +154,11 @@ def without_doubt(claim: Claim, rows: Sequence[tuple[Probe, Mapping[str, Any]]],
 
     A queue that grows above the claimed rate is evidence for the claim.
     """
-    probed = [pair for pair in rows if pair[0].rate] if claim.lower else rows[-1:]
+    load = attrgetter("users" if claim.unit == "users" else "rate")
+    probed = [pair for pair in rows if load(pair[0])] if claim.lower else rows[-1:]
     if not probed:
         return claim
-    probe, row = min(reversed(probed), key=lambda pair: abs(pair[0].rate - claim.lower))
+    probe, row = min(reversed(probed), key=lambda pair: abs(load(pair[0]) - claim.lower))
     latencies = [f"{split_bound(name)[0]}_p90" for name in slo]
     for warning in trial_warnings(row):
         expected = warning.code == "growing-queue" and probe.rate > claim.lower
@@ -175,7 +184,7 @@ def check_search(plan: Plan) -> str:
             launched = f"backend={deployment.backend.name}: would be launched again for each probe"
             raise ConfigError(f"{launched}; expected backend=openai backend.url=URL for a capacity search")
         for trial in deployment.trials:
-            question_of(trial, plan.settings)
+            proposer_of(trial, plan.settings)
     budget = plan.settings.capacity.budget
     longest = f"{duration_text(budget)} of measurement and {duration_text(OVERTIME * budget)} in total"
     return f"capacity: {count(len(plan.trials), 'point')}, each at most {longest}; a probe is a trial"
@@ -183,10 +192,19 @@ def check_search(plan: Plan) -> str:
 
 def interval_text(claim: Claim) -> str:
     """The interval of a claim, of which an end may be unknown."""
-    low, high = number(claim.lower), number(claim.upper)
+    low, high = ends_of(claim)
+    if claim.lower == claim.upper != 0:
+        return f"{low} {claim.unit}"
     if claim.lower:
-        return f"between {low} and {high} requests/s" if claim.upper else f"at least {low} requests/s"
-    return f"unknown, at most {high} requests/s" if claim.upper else "unknown"
+        return f"between {low} and {high} {claim.unit}" if claim.upper else f"at least {low} {claim.unit}"
+    return f"unknown, at most {high} {claim.unit}" if claim.upper else "unknown"
+
+
+def ends_of(claim: Claim) -> tuple[str, str]:
+    """The ends of a claim's interval as text."""
+    ends = claim.lower, claim.upper
+    low, high = (f"{end:.0f}" if claim.unit == "users" else number(end) for end in ends)
+    return low, high
 
 
 def claim_lines(claim: Claim) -> Iterator[str]:
@@ -196,10 +214,11 @@ def claim_lines(claim: Claim) -> Iterator[str]:
         case "impossible":
             answer, limit = "none: a single request exceeds the bound", claim.limit
         case "above":
-            highest = "before the deployment is saturated" if claim.upper else "at the highest rate that was tried"
-            answer, limit = f"more than {number(claim.lower)} requests/s", f"no bound is exceeded {highest}"
+            highest = "before the deployment is saturated" if claim.upper else "at the highest load that was tried"
+            answer, limit = f"more than {ends_of(claim)[0]} {claim.unit}", f"no bound is exceeded {highest}"
         case "confirmed":
-            answer, sure = f"{number(claim.lower)} requests/s ({interval_text(claim)})", f"{RISK}; "
+            interval = f" ({interval_text(claim)})" if claim.lower < claim.upper else ""
+            answer, sure = f"{ends_of(claim)[0]} {claim.unit}{interval}", f"{RISKS[claim.unit]}; "
         case _:
             answer, sure = interval_text(claim), f"the search ended early: {claim.ended or 'its budget is spent'}; "
     sure += f"valid for this launch at this time; {count(claim.probes, 'probe')}, {duration_text(claim.seconds)}"

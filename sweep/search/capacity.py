@@ -86,15 +86,16 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """The answer: this launch sustained the rate `lower` within the bounds while it was measured."""
+    """The answer: this launch sustained the load `lower` within the bounds while it was measured."""
 
     status: Literal["confirmed", "interval", "above", "impossible", "drift", "refused"]
-    lower: float  # requests/s; 0: none was shown
+    lower: float  # in `unit`; 0: none was shown
     upper: float  # 0: unknown
     limit: str = ""  # the bound that is exceeded first, in words
     probes: int = 0
     seconds: float = 0.0  # of measurement
     ended: str = ""  # why an interval ended early, if not by its budget
+    unit: str = "requests/s"  # or users
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Connects a search with trials: the question for a plan's point, and the result of a probe that ran as a trial."""
+"""Connects a search with trials: the search for a plan's point, and the result of a probe that ran as a trial."""
 
 from pathlib import Path
 
@@ -9,22 +9,24 @@ from sweep.base.config import ConfigError, Settings, split_bound
 from sweep.disk.tables import read_table
 from sweep.inputs.workload import Draw
 from sweep.plan.plan import Trial
-from sweep.search.capacity import CapacityQuestion, LatencyBound, Probe, ProbeResult
+from sweep.search.capacity import Capacity, CapacityQuestion, LatencyBound, Probe, ProbeResult
 from sweep.search.twin import Integers, Replay
+from sweep.search.users import UserCapacity
 
 WARM_UP = 4  # requests
 STAMPS = ["scheduled", "sent", "ended", "ttft", "tpot", "e2el"]
 LENGTH_COLUMNS = ["input_tokens", "output_tokens", "asked_input_tokens", "asked_output_tokens"]
 
 
-def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
-    """Return the question for a trial's point. Raises ConfigError if it has no bounds, or a load without a rate."""
+def proposer_of(trial: Trial, settings: Settings) -> Capacity | UserCapacity:
+    """Return the search for a trial's point. Raises ConfigError if it has no bounds, or a load that cannot vary."""
     search = settings.capacity
     assert search is not None
     if not settings.slo:
         raise ConfigError("slo=null: expected the bounds that define the capacity, e.g. slo=ttft=200ms,tpot=50ms")
-    if not trial.load.open_loop or getattr(trial.load, "rate", None) is None:
-        raise ConfigError(f"load={trial.load.name}: expected a load with a rate, e.g. load=poisson, for a search")
+    closed = trial.load.name == "closed"
+    if not closed and (not trial.load.open_loop or getattr(trial.load, "rate", None) is None):
+        raise ConfigError(f"load={trial.load.name}: expected closed, or a load with a rate, e.g. poisson, for a search")
     if getattr(trial.load, "duration", None) is not None:
         raise ConfigError(f"load.duration={trial.load.duration:g}: expected null; a search decides how long a probe is")
     percentiles = ", ".join(f"p{percentile:g}" for percentile in settings.percentiles)
@@ -32,7 +34,7 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
         if split_bound(name)[1] not in (None, *settings.percentiles):
             raise ConfigError(f"slo={name}: expected one of {percentiles}; percentiles=[...] sets them")
     bounds = [_bound(name, limit) for name, limit in settings.slo.items()]
-    workload, load = trial.workload, trial.load.model_copy(update={"rate": 1.0})
+    workload = trial.workload
 
     def lengths(count: int, seed: int) -> tuple[Integers, Integers]:
         inputs, outputs = np.array(workload.lengths(Draw(seed, "measured", count)), np.int64).T
@@ -41,7 +43,10 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
     drawn = lengths if hasattr(workload, "lengths") else None
     if drawn and any(bound.quantity == "tpot" for bound in bounds) and drawn(1000, 0)[1].max() < 2:
         raise ConfigError("workload.output_tokens=1: a request of one token has no tpot; expected at least 2")
-    return CapacityQuestion(bounds, load.arrivals, drawn, budget=search.budget)
+    if closed:
+        return UserCapacity(bounds, search.budget)
+    load = trial.load.model_copy(update={"rate": 1.0})
+    return Capacity(CapacityQuestion(bounds, load.arrivals, drawn, budget=search.budget))
 
 
 def _bound(name: str, limit: float) -> LatencyBound:

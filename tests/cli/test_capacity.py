@@ -70,6 +70,19 @@ def test_the_interval_of_a_search_holds_the_capacity_and_the_command_goes_on(url
 
 
 @pytest.mark.slow
+def test_the_users_of_a_closed_loop_that_an_endpoint_sustains(url, capsys):
+    """Four slots of 0.2 s each: with N users the TTFT is 0.1 s + 0.05 s * (N - 4), and 0.3 s allow eight users."""
+    for _ in range(3):
+        (claim,) = claims_of(url, "load=closed", slo="ttft=0.33s", budget="60s").values()
+        if not claim["ended"]:
+            break
+    assert (claim["unit"], claim["limit"]) == ("users", "ttft.p90 <= 0.33 s")
+    assert 4 <= claim["lower"] <= 8 <= claim["upper"] <= 10, claim
+    assert re.search(r"^capacity: .* users", capsys.readouterr().out, re.M)
+    assert {row["num_requests"] for row in rows(Path("run")).values() if row["concurrency"] == 4} >= {80}
+
+
+@pytest.mark.slow
 def test_a_probe_whose_requests_failed_counts_once(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with simulated(faults={"status_429": 0.3}) as (url, _):
@@ -184,7 +197,8 @@ def test_the_usual_slo_leaves_room_above_a_single_request(ttft, tpot, slo):
     [
         (["--slo", "tpop=1s"], "tpop: expected ttft"),
         (["--slo", "ttft=1s", "--budget", "soon"], "capacity.budget='soon'"),
-        (["--slo", "ttft=1s", "load=closed"], "load=closed: expected a load with a rate"),
+        (["--slo", "ttft=1s", "load=batch"], "load=batch: expected closed, or a load with a rate"),
+        (["--slo", "ttft=1s", "load=closed", "load.concurrency=4"], "load.concurrency: expected no setting"),
         (["--slo", "ttft=1s", "load.rate=1,2"], "load.rate: expected no setting"),
         (["--slo", "ttft=1s", "load.duration=9"], "load.duration=9: expected null"),
         (["--slo", "ttft=1s", "replicates=3"], "replicates=3: expected 1"),

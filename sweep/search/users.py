@@ -1,0 +1,194 @@
+"""A search for the highest number of users of a closed loop: a curve through all probes decides, without a twin.
+
+A closed loop slows down with its deployment, so that probes of one number of users differ little.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from sweep.search.capacity import (
+    ALONE,
+    BATCH_SIZE,
+    MOST_USERS,
+    SHARE_OF_BUDGET,
+    Claim,
+    LatencyBound,
+    Probe,
+    ProbeResult,
+)
+from sweep.search.twin import Floats, Integers
+
+LEVEL, OWN_LEVEL = 0.005, 0.001  # risk of a decision on one side: by the curve, and by a number's own probes alone
+LONGEST = 60.0  # s of a first probe
+SETTLING, MEASURED = 6, 3  # requests of each user: before the queue is as full as it gets, and after that at least
+LOOKS = 4  # most probes of one number of users
+CLOSE = 0.05  # relative width of an interval that is narrow enough, if it is wider than one user
+NEAR = math.log(2.5)  # of the numbers of users that the curve goes through
+STEEPEST = 30.0  # standard deviation of the slope before anything is measured
+
+
+class Batches(NamedTuple):
+    """The shares of good requests in batches of requests, for a bound."""
+
+    users: Floats
+    good: Floats
+    sizes: Floats  # requests
+
+
+class UserCapacity:
+    """A proposer: `tell` it a probe's result, `ask` it for the next probe, and call `claim` at any time."""
+
+    def __init__(self, bounds: Sequence[LatencyBound], budget: float = math.inf) -> None:
+        self.bounds, self.budget = bounds, budget
+        self.measured: list[ProbeResult] = []
+        self.impossible: LatencyBound | None = None
+        self.sustained, self.failing = 0, MOST_USERS + 1  # numbers of users that are decided
+        self.likely = 1, MOST_USERS  # numbers of users that the curve decides, measured or not
+        self.limiting_bound: LatencyBound | None = None  # the bound that is exceeded by the fewest users
+
+    def ask(self) -> Probe | None:
+        """Return the next probe; None when the search has ended."""
+        if not self.measured:
+            return Probe(ALONE, users=1)
+        for users in () if self.impossible else self._undecided():
+            rate, unit = self._rate(users), min(LONGEST, SHARE_OF_BUDGET * self.budget) * 2 ** self._looks(users) / 2
+            least = (SETTLING + MEASURED + 1) * users + BATCH_SIZE
+            count = min(max(least, round(rate * unit)), rate * (self.budget - self._spent))
+            if count >= least:
+                return Probe(int(count), users=users)
+        return None
+
+    def _rate(self, users: int) -> float:
+        """Return the throughput to expect of these users, in requests/s, from the closest probe and its growth."""
+        rates = sorted((probed.probe.users, probed.probe.requests / probed.seconds) for probed in self.measured)
+        fewer = [pair for pair in rates if pair[0] <= users] or rates[:1]
+        slower = next((pair for pair in reversed(fewer) if pair[0] < fewer[-1][0]), (0, 0.0))
+        growth = math.log(fewer[-1][1] / slower[1]) / math.log(fewer[-1][0] / slower[0]) if slower[0] else 1.0
+        return float(fewer[-1][1] * max(1.0, users / fewer[-1][0]) ** np.clip(growth, 0.0, 1.0))
+
+    def _looks(self, users: int) -> int:
+        return sum(probed.probe.users == users for probed in self.measured[1:])
+
+    @property
+    def _spent(self) -> float:
+        return sum(probed.seconds for probed in self.measured)
+
+    @property
+    def _narrow(self) -> bool:
+        return self.failing - self.sustained <= max(1, (1 + CLOSE) * self.sustained - self.sustained)
+
+    def _undecided(self) -> Sequence[int]:
+        """Return the numbers of users to probe next, the best first; none if what is left to decide is too close."""
+        most = max((probed.probe.users for probed in self.measured[1:]), default=1)
+        if self.failing > MOST_USERS:
+            return sorted({min(4 * most, MOST_USERS), min(2 * most, MOST_USERS)} - {most}, reverse=True)
+        if self._narrow:
+            return ()
+        if self.failing > 2 * max(1, self.sustained):
+            middle = round(math.sqrt(max(0.5, self.sustained) * self.failing))
+            if not self._looks(middle):
+                return (middle,)
+        for users in self.likely:
+            if self.sustained < users < self.failing and not self._looks(users):
+                return (users,)
+        low = self.sustained or min(math.ceil(self.failing / 4), self.failing - 1)
+        within = range(max(1, low), self.failing + 1)
+        looks = {users: self._looks(users) for users in within}
+        fresh = [users for users in within if not looks[users]]
+        if fresh and all(count != 1 for count in looks.values()):  # the ends do not narrow the interval
+            return (fresh[len(fresh) // 2],)
+        return sorted((users for users in within if 0 < looks[users] < LOOKS), key=looks.__getitem__)
+
+    def tell(self, measured: ProbeResult) -> None:
+        """Process the result of the probe that `ask` returned."""
+        self.measured.append(measured)
+        if len(self.measured) == 1:
+            missed = (bound for bound in self.bounds if np.nanmean(bound.good(measured.run)) == 0)
+            self.impossible = next(missed, None)
+            return
+        probed = sorted({probed.probe.users for probed in self.measured[1:]})
+        every = np.arange(probed[0], probed[-1] + 1)
+        decided = np.array([self._decided(bound, every) for bound in self.bounds])
+        exceeded, met = (decided == -1).any(axis=0), (decided == 1).all(axis=0)
+        self.failing = next((n for n in probed if exceeded[n - probed[0]]), MOST_USERS + 1)
+        if self.failing <= MOST_USERS:
+            self.limiting_bound = self.bounds[int(decided[:, self.failing - probed[0]].argmin())]
+        self.sustained = max((n for n in probed if met[n - probed[0]] and n < self.failing), default=0)
+        above = every[exceeded & (every > self.sustained)]
+        below = every[met & (every < (above[0] if len(above) else self.failing))]
+        self.likely = int(below[-1]) if len(below) else 0, int(above[0]) if len(above) else MOST_USERS
+
+    def _decided(self, bound: LatencyBound, every: Integers) -> Integers:
+        """Return the decisions by the curve. A number's own probes may decide it, and none is against them."""
+        batches = self._batches(bound)
+        decided = decisions(batches, every, bound.share)
+        for users in sorted({*batches.users.astype(int)}):
+            own = Batches(*(column[batches.users == users] for column in batches))
+            (alone,) = decisions(own, every[users - every[0] :][:1], bound.share, OWN_LEVEL)
+            margin = np.average(own.good, weights=own.sizes) - bound.share
+            agreed = decided[users - every[0]] if margin * decided[users - every[0]] > 0 else 0
+            decided[users - every[0]] = alone or agreed
+        return decided
+
+    def _batches(self, bound: LatencyBound) -> Batches:
+        rows = []
+        for probed in self.measured[1:]:
+            users = probed.probe.users
+            good = bound.good(probed.run.section(slice(SETTLING * users, -users)))  # all users are served
+            good = good[~np.isnan(good)]
+            number = max(len(good) // BATCH_SIZE, min(4, len(good) // 10), 1)
+            for batch in np.array_split(good, number) if len(good) else ():
+                rows.append((users, batch.mean(), len(batch)))
+        return Batches(*np.array(rows, np.float64).T) if rows else Batches(*np.zeros((3, 0)))
+
+    def claim(self) -> Claim:
+        """Return what the probes so far show."""
+        sustained, limit = self.sustained, self.impossible or self.limiting_bound
+        highest = self.failing - 1 if self.failing <= MOST_USERS else 0
+        words = limit.describe() if limit else ""
+        claim = Claim("interval", sustained, highest, words, len(self.measured), self._spent, unit="users")
+        if self.impossible or self.failing == 1:
+            return replace(claim, status="impossible", upper=0)
+        if sustained == MOST_USERS:
+            return replace(claim, status="above")
+        return replace(claim, status="confirmed") if sustained and self._narrow else claim
+
+
+def decisions(batches: Batches, every: Integers, share: float, level: float = LEVEL) -> Integers:
+    """Return for each number of users 1 if more than this share of all requests is good, -1 if less, 0 if unclear.
+
+    A logistic curve in the logarithm of the users goes through the batches near each number. The interval's variance is
+    the sandwich (White 1982), which has the correlation of requests within batches. The interval is at least as wide as
+    that of independent requests. The risk is `level` on each side.
+    """
+    from scipy import stats  # here, since a run without a search imports this module too
+
+    found = np.zeros(len(every), np.int64)
+    logs, goal = np.log(batches.users), math.log(share / (1 - share))
+    for index, users in enumerate(every):
+        near = np.abs(logs - math.log(users)) <= NEAR
+        number = int(near.sum())
+        if number < 4:
+            continue
+        x = np.column_stack([np.ones(number), logs[near] - math.log(users)])
+        size = batches.sizes[near]
+        good = (size * batches.good[near] + 0.5 / number) / (size + 1 / number)  # neither all nor none
+        prior = np.diag([0.0, STEEPEST**-2])
+        curve = np.array([math.log(good.mean() / (1 - good.mean())), 0.0])
+        for _ in range(25):
+            expected = 1 / (1 + np.exp(-np.clip(x @ curve, -30, 30)))
+            bread = (x.T * (size * expected * (1 - expected))) @ x + prior + 1e-9 * np.eye(2)
+            curve = curve + np.clip(np.linalg.solve(bread, x.T @ (size * (good - expected)) - prior @ curve), -2, 2)
+        errors = x.T * (size * (good - expected))
+        inverse = np.linalg.inv(bread)
+        sandwich = (inverse @ (errors @ errors.T) @ inverse)[0, 0] * number / (number - 2)
+        spread = max(
+            float(stats.t.ppf(1 - level, number - 2)) * math.sqrt(sandwich),
+            float(stats.norm.ppf(1 - level)) * math.sqrt(inverse[0, 0]),
+        )
+        found[index] = 1 if curve[0] - spread > goal else -1 if curve[0] + spread < goal else 0
+    return found
