@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import special
 
 from analysis.compare.matching import Match, match
-from analysis.compare.noise import MachineNoise, apart_text, figure_of, pause_between, took_turns
+from analysis.compare.noise import MachineNoise, apart_text, figure_of
 from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
@@ -138,12 +138,11 @@ def point_comparison(
     level = CONFIDENCE ** (1 / max(of_all, contest.compared))
     error = contest.error(second, first)
     intervals = [contest.ratios([second], [first], all_of)[:, 0] for all_of in (0, of_all)]
-    apart = apart_text(each.first, each.second)
+    apart = apart_text(each)
     if noise is not None:
-        pause = pause_between(each.first, each.second)
-        covered = noise.covers(pause, error.launches, quantity.column)
+        covered = noise.covers(each.pause, error.launches, quantity.column)
         apart = "" if covered else f"{apart}; in {noise.text} the pauses are shorter"
-        of_machine = noise.error(error.launches, quantity.column, took_turns(each.first, each.second))
+        of_machine = noise.error(error.launches, quantity.column, each.took_turns)
         intervals, error = _widened(intervals, error, of_machine, level)
     (ratio, low, high), of_all_sides = (tuple(map(float, interval)) for interval in intervals)
     all_low, all_high = _one_sided(of_all_sides, error.freedom, CONFIDENCE ** (1 / max(1, of_all)))
