@@ -90,6 +90,22 @@ def test_what_fails_a_build_is_one_sided_and_holds_for_all_configurations_at_onc
         assert width == pytest.approx(special.stdtrit(4, 0.95 ** (1 / count)) / two_sided)
 
 
+def test_what_fails_a_build_among_several_engines_does_not_cover_their_other_pairs(tmp_path):
+    """The interval of three engines is Tukey's; the bound is Student's, of eight degrees of freedom."""
+    logs = np.array([[0.01, 0.02, -0.03, 0.0, 0.0], [-0.02, 0.0, 0.0, 0.03, -0.01], [0.0, -0.01, 0.02, -0.01, 0.0]])
+    rows = [
+        trial(name, 1, i, 100 * float(np.exp(logs[engine, i])), launch=f"{name}{i}", seed=i)
+        | {"config": json.dumps({**CONFIG, "backend": {"name": name}})}
+        for engine, name in enumerate("abc")
+        for i in range(5)
+    ]
+    run_of(tmp_path, rows)
+    (compared,) = comparisons([side(f"{tmp_path}@backend={name}") for name in "ab"], ["output_throughput"])
+    residuals = logs - logs.mean(axis=1, keepdims=True) - logs.mean(axis=0)
+    error = np.sqrt(2 / 5 * (residuals**2).sum() / 8)
+    assert np.log(compared.all_high / compared.ratio) == pytest.approx(special.stdtrit(8, 0.95) * error)
+
+
 def test_small_differences_are_equal_within_the_margin_and_noise_is_not_told_apart(tmp_path):
     reference = launches(tmp_path / "a", 100, 0.002)
     assert {each[0] for each in verdicts(reference, launches(tmp_path / "b", 101, 0.002)).values()} == {"equal"}
