@@ -185,11 +185,12 @@ def launch_order(run: Run, layout: Layout) -> Iterator[Evidence]:
         trials = trials.assign(log=logs - logs.groupby(trials["point"]).transform("mean"))
         by_launch = trials.groupby(["line", "launch"]).agg({"log": "mean", "started_at": "min"})
         ordered = by_launch.sort_values("started_at", kind="stable")["log"].groupby(level="line")
-        series = [each.to_numpy(np.float64) for _, each in ordered if len(each) >= FEWEST_IN_ORDER]
-        series = [each for each in series if each.std() > SMALL_SPREAD]
-        if series and (resemblance := order_resemblance(series)) is not None:
+        series = {line: each.to_numpy(np.float64) for line, each in ordered if len(each) >= FEWEST_IN_ORDER}
+        series = {line: launches for line, launches in series.items() if launches.std() > SMALL_SPREAD}
+        if series and (resemblance := order_resemblance([*series.values()])) is not None:
             message = f"successive launches resemble each other (correlation {resemblance:.2f})"
-            yield Evidence(resemblance, message, points=tuple(trials["point"].unique()))
+            points = trials.loc[trials["line"].isin(series.keys()), "point"]
+            yield Evidence(resemblance, message, points=tuple(points.unique()))
             return
 
 

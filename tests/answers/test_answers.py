@@ -460,18 +460,19 @@ def test_the_launches_asked_for_do_tell_nine_times_in_ten():
 
 
 def test_launches_that_drift_are_named_and_few_launches_say_what_they_cannot_show(tmp_path):
-    """Engines gain 2 % with each of 20 launches; of engines whose launches are independent nothing is said."""
-    chance = np.random.default_rng(4).normal(0, 0.02, (2, 20))
+    """Two engines gain 2 % with each of 20 launches; of a third's few, and of independent launches, nothing is said."""
+    chance = np.random.default_rng(4).normal(0, 0.02, (3, 20))
     found = {}
     for name, step, count in (("trend", 0.02, 20), ("independent", 0.0, 20), ("few", 0.02, 3)):
         rows = [
             trial(backend, 1, i, speed * float(np.exp(chance[engine, i] + step * i)), launch=f"{backend}{i}")
             | {"started_at": f"2026-11-25T{i:02}:00:00"}
-            for engine, (backend, speed) in enumerate((("vllm", 100), ("tgi", 50)))
-            for i in range(count)
+            for engine, (backend, speed) in enumerate((("vllm", 100), ("tgi", 50), ("sglang", 20)))
+            for i in range(count if engine < 2 else 3)
         ]
         found[name] = warnings_of(run_of(tmp_path / name, rows))
     assert found["trend"]["launch-order"].startswith("successive launches resemble each other (correlation 0.")
+    assert found["trend"]["launch-order"].endswith("[2 of 3 points: vllm, qa; tgi, qa]")
     assert not {"launch-order", "few-launches"} & {*found["independent"]}
     assert "launch-order" not in found["few"]
     assert found["few"]["few-launches"].startswith("3 launches of each hardly show a trend")
