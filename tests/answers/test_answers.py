@@ -378,6 +378,18 @@ def test_the_lead_says_where_one_alone_meets_the_slo(tmp_path, capsys):
     )
 
 
+def test_a_configuration_that_the_race_dropped_at_one_point_is_not_said_to_be_dropped_at_all(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 200, "tgi": 100})
+    rows = pq.read_table(tmp_path / "a" / "trials.parquet").to_pylist()
+    dropped = {"outcome": "dropped", "output_throughput": None, "reason": "surely not the best"}
+    lasts = [("vllm", 1, 3), ("tgi", 1, 3)]
+    keys = ("backend", "batch_size", "replicate")
+    run_of(tmp_path / "a", [row | (dropped if tuple(row[key] for key in keys) in lasts else {}) for row in rows])
+    lead, *answered = summary(capsys, run).splitlines()
+    assert lead == "vllm is the fastest at 2 of 2 points; dropped by the race: tgi (1 of 2 points)"
+    assert ["dropped by the race: tgi" in answer for answer in answered] == [True, False]
+
+
 def test_a_configuration_of_several_runs_is_named_with_its_run_and_their_slos_must_agree(tmp_path, capsys):
     runs = [
         engines(tmp_path / name, {"vllm": speed}, slo=json.dumps({"ttft": limit}))
