@@ -29,24 +29,14 @@ LATENCIES = ("ttft_p50", "ttft_p90", "ttft_p95", "ttft_p99")
 def engines(folder: Path, speeds: dict[str, float], launched: int = 4, spread: float = 0.01, **other: Any) -> str:
     """A run of engines at two batch sizes, a launch for each replicate; what a launch adds is known."""
     factors = np.exp(spread * np.array([1, -1, 1, -1, 1, -1]))
+    common = {"config": json.dumps(CONFIG), "startup_seconds": 60.0, "wall_seconds": 60.0}
     rows = [
-        trial(
-            backend,
-            batch,
-            replicate,
-            speed * batch * float(factors[replicate] if index % 2 else factors[(replicate * 3 + 1) // 2 % 6]),
-            launch=f"{backend}-{replicate}",
-            **{
-                "config": json.dumps(CONFIG),
-                "startup_seconds": 60.0,
-                "wall_seconds": 60.0,
-                **dict.fromkeys(LATENCIES, 0.05 * batch * 100 / speed),
-                **other,
-            },
-        )
+        trial(backend, batch, replicate, speed * batch * float(factors[order]), launch=f"{backend}-{replicate}")
+        | {**common, **dict.fromkeys(LATENCIES, 0.05 * batch * 100 / speed), **other}
         for index, (backend, speed) in enumerate(speeds.items())
         for batch in (1, 8)
         for replicate in range(launched)
+        for order in [replicate if index % 2 else (replicate * 3 + 1) // 2 % 6]
     ]
     run_of(folder, rows)
     return str(folder)

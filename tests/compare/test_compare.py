@@ -27,18 +27,9 @@ def launches(folder: Path, speed: float, spread: float, launched: int = 5, confi
     draws = np.random.default_rng(ord(folder.name)).normal(0, spread, (launched, 2))
     draws -= draws.mean(axis=0)  # so that its mean is known
     rows = [
-        trial(
-            "vllm",
-            batch,
-            replicate,
-            speed * batch * float(np.exp(draws[replicate][index])),
-            launch=f"{folder.name}-{replicate}",
-            config=json.dumps(config or CONFIG),
-            seed=replicate,
-            startup_seconds=30.0,
-            wall_seconds=30.0,
-            **other,
-        )
+        trial("vllm", batch, replicate, speed * batch * float(np.exp(draws[replicate][index])), seed=replicate, **other)
+        | {"launch": f"{folder.name}-{replicate}", "config": json.dumps(config or CONFIG)}
+        | {"startup_seconds": 30.0, "wall_seconds": 30.0}
         for replicate in range(launched)
         for index, batch in enumerate((1, 8))
     ]
@@ -231,18 +222,15 @@ def test_the_launches_asked_for_are_the_fewest_that_find_a_change():
     assert smallest_change(error, needed, 0.95) <= 0.1 < smallest_change(error, needed - 1, 0.95)
 
 
-def repeated(folder: Path, speeds: list[float], **other: object) -> str:
+def repeated(folder: Path, speeds: list[float], hour: str = "", **other: object) -> str:
     """A run of one configuration, launched again and again, with prompts that no other run has."""
-    run_of(
-        folder,
-        [
-            trial(
-                "vllm", 1, index, speed, launch=f"{folder.name}-{index}", seed=100 * ord(folder.name) + index, **other
-            )
-            | {"config": json.dumps(CONFIG), "started_at": f"2026-01-{ord(folder.name) % 30:02}T00:{index:02}:00"}
-            for index, speed in enumerate(speeds)
-        ],
-    )
+    begin = hour or f"2026-01-{ord(folder.name) % 30:02}T00"
+    rows = [
+        trial("vllm", 1, index, speed, launch=f"{folder.name}-{index}", seed=100 * ord(folder.name) + index, **other)
+        | {"config": json.dumps(CONFIG), "started_at": f"{begin}:{index:02}:00"}
+        for index, speed in enumerate(speeds)
+    ]
+    run_of(folder, rows)
     return str(folder)
 
 
@@ -306,24 +294,16 @@ def test_noise_of_blocks_in_a_row_does_not_cover_an_hour(tmp_path, capsys, launc
 
 def test_sides_measured_apart_say_so_and_a_small_change_is_a_tie(tmp_path, capsys):
     """Half an hour apart, 2 % is no more than what the machine may have changed; 10 % is, by a guess."""
-    runs = []
-    for name, hour, speed in (("a", 10, 100.0), ("b", 11, 98.0), ("c", 11, 90.0)):
-        rows = [row | {"started_at": f"2026-11-25T{hour}:0{row['replicate']}:00"} for row in repeated_rows(name, speed)]
-        run_of(tmp_path / name, rows)
-        runs.append(str(tmp_path / name))
+    runs = [
+        repeated(tmp_path / name, [speed * (1 + 0.0005 * index) for index in range(5)], hour=f"2026-11-25T{hour}")
+        for name, hour, speed in (("a", 10, 100.0), ("b", 11, 98.0), ("c", 11, 90.0))
+    ]
     assert main(["compare", *runs[:2], "--fail-if", "output_throughput < -1%", "--margin", "1"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "did not take turns (measured 56 min apart)" in output
     assert "tie: a change below 3% may come from the machine (a guess)" in output
     assert main(["compare", *runs[::2], "--fail-if", "output_throughput < -1%"]) == 1
     assert "slower in 1 of 1" in capsys.readouterr().out
-
-
-def repeated_rows(name, speed):
-    """Five launches that hardly differ."""
-    config = json.dumps(CONFIG)
-    figures = [speed * (1 + 0.0005 * index) for index in range(5)]
-    return [trial("vllm", 1, i, value, launch=f"{name}{i}", config=config) for i, value in enumerate(figures)]
 
 
 def test_sides_that_took_turns_have_the_noise_of_single_launches(tmp_path):
