@@ -31,7 +31,8 @@ UNEQUAL_INPUTS = 1.05  # ratio of most to fewest tokens in a prompt; a chat temp
 LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and their change, that give a warning
 BY_AGE = ("output_throughput", "e2el_p50")
 FEWEST_IN_ORDER, ENOUGH_IN_ORDER = 5, 20  # launches whose order is tested, and that show more than a strong trend
-SMALL_SPREAD, CHANCE, SHUFFLES = 0.01, 0.025, 2000  # spread whose order is ignored; of a false alarm; permutations
+SMALL_SPREAD = 0.01  # standard deviation of the launches' logarithms, up to which their order is ignored
+CHANCE, SHUFFLES = 0.025, 2000  # chance of a false alarm about a quantity, from this many permutations of the launches
 MOST_NAMED = 3  # maximum points named in a sentence
 OF_FIGURES = ("few-requests", "few-steady-requests")  # about trials' columns that the point may lack
 CHECKS: list[Check] = []
@@ -185,11 +186,12 @@ def launch_order(run: Run, layout: Layout) -> Iterator[Evidence]:
         trials = trials.assign(log=logs - logs.groupby(trials["point"]).transform("mean"))
         by_launch = trials.groupby(["line", "launch"]).agg({"log": "mean", "started_at": "min"})
         ordered = by_launch.sort_values("started_at", kind="stable")["log"].groupby(level="line")
-        series = [each.to_numpy(np.float64) for _, each in ordered if len(each) >= FEWEST_IN_ORDER]
-        series = [each for each in series if each.std() > SMALL_SPREAD]
-        if series and (resemblance := order_resemblance(series)) is not None:
+        series = {line: each.to_numpy(np.float64) for line, each in ordered if len(each) >= FEWEST_IN_ORDER}
+        series = {line: launches for line, launches in series.items() if launches.std() > SMALL_SPREAD}
+        if series and (resemblance := order_resemblance([*series.values()])) is not None:
             message = f"successive launches resemble each other (correlation {resemblance:.2f})"
-            yield Evidence(resemblance, message, points=tuple(trials["point"].unique()))
+            points = trials.loc[trials["line"].isin(series.keys()), "point"]
+            yield Evidence(resemblance, message, points=tuple(points.unique()))
             return
 
 

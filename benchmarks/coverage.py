@@ -11,7 +11,9 @@ import argparse
 import csv
 import itertools
 import multiprocessing
+import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -432,8 +434,10 @@ def write(results: Sequence[Cell]) -> None:
     """Replace the cells of these scenarios in coverage.csv, and the tables of coverage.md."""
     path, measured = DOCUMENT.with_suffix(".csv"), {cell.key for cell in results}
     with path.open(newline="") as file:
-        cells = map(_read, csv.DictReader(file))
-        earlier = [cell for cell in cells if cell.key not in measured and cell.rule in GROUPS]
+        earlier = [cell for cell in map(_read, csv.DictReader(file)) if cell.key not in measured]
+    for rule, cells in Counter(cell.rule for cell in earlier if cell.rule not in GROUPS).items():
+        print(f"{path.name}: {cells} cells of the unknown rule {rule!r} are left out", file=sys.stderr)
+    earlier = [cell for cell in earlier if cell.rule in GROUPS]
     results = sorted(
         [*earlier, *results],
         key=lambda cell: (list(GROUPS).index(cell.rule), SCENARIOS.index(cell.scenario), cell.requests),
@@ -442,13 +446,15 @@ def write(results: Sequence[Cell]) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(Cell._fields)
         rows.writerows([f"{value:.4g}" if isinstance(value, float) else value for value in cell] for cell in results)
-    sources = ", ".join(
-        dict.fromkeys(f"{cell.commit[:12]} ({cell.repetitions:,} repetitions a cell)" for cell in results)
+    commits: dict[int, dict[str, None]] = {}
+    for cell in results:
+        commits.setdefault(cell.repetitions, {})[cell.commit] = None
+    sources = " ".join(
+        f"Measured at commit {', '.join(names)} ({repetitions:,} repetitions a cell)."
+        for repetitions, names in commits.items()
     )
     before, mark, _ = DOCUMENT.read_text().partition("<!-- tables: python -m benchmarks.coverage -->\n")
-    DOCUMENT.write_text(
-        f"{before}{mark}\n{textwrap.fill(f'Measured at commit {sources}.', 120)}\n\n{document(results)}\n"
-    )
+    DOCUMENT.write_text(f"{before}{mark}\n{textwrap.fill(sources, 120)}\n\n{document(results)}\n")
 
 
 def _read(row: Mapping[str, str]) -> Cell:

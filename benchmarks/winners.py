@@ -1,6 +1,6 @@
 """Measures how often the analysis names a winner, rightly and wrongly, over simulated sweeps with a known truth.
 
-    python -m benchmarks.winners [--sweeps 1000] [--uneven 3] [--unlike]
+    python -m benchmarks.winners [--sweeps 1000] [--uneven 3 | --unlike]
 
 Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate share a drift of
 DRIFT. `false winners`: all engines are equal, and one is named the only best. `false ratios`: all are equal, and some
@@ -96,9 +96,10 @@ def study(engines: int, replicates: int, sweeps: int, seed: int, uneven: float =
     spread = np.where(np.arange(engines) == 1, uneven * SPREAD, SPREAD)[:, None]
     counts = np.zeros(4)
     for _ in range(sweeps):
-        logs = random.normal(0, 1, (engines, replicates)) * spread + random.normal(0, DRIFT, replicates)
+        logs, drift = random.normal(0, 1, (engines, replicates)) * spread, random.normal(0, DRIFT, replicates)
         if unlike:
             logs = logs * (unlike == ODD) - np.log(launch_factors(unlike, logs.shape, random))
+        logs = logs + drift
         counts += [
             _winner(logs, trials) is not None,
             _ratio_without_one(logs, trials),
@@ -108,13 +109,38 @@ def study(engines: int, replicates: int, sweeps: int, seed: int, uneven: float =
     return Cell(engines, replicates, *(counts / sweeps))
 
 
-def unlike_table(sweeps: int, seed: int) -> list[str]:
-    """The shares of sweeps with a false winner, and with the faster engine named, where launches are not alike."""
+def unlike_cells(sweeps: int, seed: int) -> list[dict[str, object]]:
+    """Publish and return the shares of outcomes where launches are not alike or not independent."""
+    cells = [
+        (design, study(engines, replicates, sweeps, seed, unlike=design)) for design, engines, replicates in UNLIKE
+    ]
+    rows = [
+        [design, cell.engines, cell.replicates, f"{cell.false_winners:.1%}", f"{cell.named:.1%}"]
+        for design, cell in cells
+    ]
+    publish(markdown_table("launches | engines | replicates | false winners | 10% faster, named", rows))
+    return [{"launches": design, **cell._asdict()} for design, cell in cells]
+
+
+def alike_cells(sweeps: int, seed: int, uneven: float) -> list[dict[str, object]]:
+    """Publish and return the shares of outcomes: with one load of each engine, and with the best of several."""
+    cells = [study(*sizes, sweeps=sweeps, seed=seed, uneven=uneven) for sizes in CELLS]
     rows = []
-    for design, engines, replicates in UNLIKE:
-        cell = study(engines, replicates, sweeps, seed, unlike=design)
-        rows.append([design, engines, replicates, f"{cell.false_winners:.1%}", f"{cell.named:.1%}"])
-    return markdown_table("launches | engines | replicates | false winners | 10% faster, named", rows)
+    for cell in cells:
+        of_two = f"{cell.false_of_two:.1%}" if cell.engines > 2 else "the same"
+        rates = f"{cell.false_winners:.1%}", of_two, f"{cell.false_ratios:.1%}", f"{cell.named:.1%}"
+        rows.append([cell.engines, cell.replicates, *rates])
+    headings = "engines | replicates | false winners | of two far ahead | false ratios | 10% faster, named"
+    publish([*markdown_table(headings, rows), ""])
+    of_loads = [study_of_loads(loads, replicates, sweeps, seed) for loads in LOADS for replicates in LOAD_REPLICATES]
+    rows = [
+        [", ".join(map(str, cell.loads)), cell.replicates]
+        + [f"{share:.1%}" for share in (cell.uncorrected, cell.false_winners, cell.named)]
+        for cell in of_loads
+    ]
+    headings = "loads of each engine | replicates | false winners, uncorrected | false winners | 10% faster, named"
+    publish(markdown_table(headings, rows))
+    return [cell._asdict() for cell in cells] + [cell._asdict() for cell in of_loads]
 
 
 def _winner(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials, choices: int = 0) -> int | None:
@@ -137,27 +163,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--uneven", type=float, default=1.0, help="one engine's spread, in units of the others'")
     parser.add_argument("--unlike", action="store_true", help="launches that are not alike or not independent")
     chosen = parser.parse_args(arguments)
+    if chosen.unlike and chosen.uneven != 1:
+        parser.error("argument --uneven: not allowed with argument --unlike")
     began = time.perf_counter()
     if chosen.unlike:
-        publish(unlike_table(chosen.sweeps, chosen.seed))
-        return
-    cells = [study(*cell, sweeps=chosen.sweeps, seed=chosen.seed, uneven=chosen.uneven) for cell in CELLS]
-    rows = []
-    for cell in cells:
-        of_two = f"{cell.false_of_two:.1%}" if cell.engines > 2 else "the same"
-        rates = f"{cell.false_winners:.1%}", of_two, f"{cell.false_ratios:.1%}", f"{cell.named:.1%}"
-        rows.append([cell.engines, cell.replicates, *rates])
-    headings = "engines | replicates | false winners | of two far ahead | false ratios | 10% faster, named"
-    publish([*markdown_table(headings, rows), ""])
-    of_loads = [study_of_loads(loads, each, chosen.sweeps, chosen.seed) for loads in LOADS for each in LOAD_REPLICATES]
-    rows = [
-        [", ".join(map(str, each.loads)), each.replicates]
-        + [f"{share:.1%}" for share in (each.uncorrected, each.false_winners, each.named)]
-        for each in of_loads
-    ]
-    headings = "loads of each engine | replicates | false winners, uncorrected | false winners | 10% faster, named"
-    publish(markdown_table(headings, rows))
-    results: list[dict[str, object]] = [cell._asdict() for cell in cells] + [each._asdict() for each in of_loads]
+        results = unlike_cells(chosen.sweeps, chosen.seed)
+    else:
+        results = alike_cells(chosen.sweeps, chosen.seed, chosen.uneven)
     print(json.dumps([*results, {"seconds": time.perf_counter() - began}]))
 
 

@@ -20,7 +20,7 @@ def lead(answers: Sequence[TaskAnswer]) -> str:
     """Return the sentence that covers all answers: what leads, and on which tasks; empty if there are no answers."""
     if len(answers) == 1:
         return sentence(answers[0])
-    noun = "task" if answers and answers[0].criterion.bounds else "point"
+    noun = _noun(answers)
     contested = [answer for answer in answers if len(answer.meeting) > 1]
     alone = Counter(
         answer.meeting[0].name for answer in answers if len(answer.meeting) == 1 < len(answer.configurations)
@@ -37,6 +37,10 @@ def lead(answers: Sequence[TaskAnswer]) -> str:
         parts.append(f"at {unranked} of {count(len(answers), noun)} none can be ranked")
     text = "; ".join(parts) + caveats(answers)
     return f"A{text[1:]}" if text.startswith("at ") else text
+
+
+def _noun(answers: Sequence[TaskAnswer]) -> str:
+    return "task" if answers and answers[0].criterion.bounds else "point"
 
 
 def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
@@ -80,9 +84,13 @@ def caveats(answers: Sequence[TaskAnswer]) -> str:
     barred = [f"{each.full_name} ({', '.join(each.codes)})" for answer in answers for each in answer.barred]
     named = [each for answer in answers for each in (*answer.configurations[:1], *(answer.tied or answer.meeting[1:2]))]
     codes = dict.fromkeys(code for each in named for code in each.codes)
-    dropped = {each.name: None for answer in answers for each in answer.configurations[1:] if each.dropped}
+    # The first is left out: its later trials are dropped if it has won.
+    dropped = Counter(each.full_name for answer in answers for each in answer.configurations[1:] if each.dropped)
     parts = {"not compared, since answers were shorter": shorter, "not ranked": list(dict.fromkeys(barred))}
-    parts["dropped by the race"] = list(dropped)
+    of_answers = f" of {count(len(answers), _noun(answers))}"
+    parts["dropped by the race"] = [
+        f"{name} ({times}{of_answers})" if len(answers) > 1 else name for name, times in dropped.items()
+    ]
     parts["warnings"] = list(codes)
     return "".join(f"; {label}: {listed(items)}" for label, items in parts.items() if items)
 

@@ -192,7 +192,7 @@ class TaskAnswer:
 
     @property
     def suggested(self) -> Remedy | None:
-        """The remedy for a tie, if it takes fewer than ten times the launches that ran."""
+        """The remedy for a tie, if it takes fewer than MOST_SUGGESTED times the launches that ran."""
         affordable = self.remedy and self.best and self.remedy.launches < MOST_SUGGESTED * self.best.figure.n
         return self.remedy if affordable else None
 

@@ -1,9 +1,11 @@
 """Matches the configurations of two sides, and gives the reasons if they cannot be compared."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -24,6 +26,8 @@ FACTS = {name: name for name in ("engine_version", "dtype", "driver", "commit")}
     "client_stamp_source": "measured by"  # the clock, or an imported row's tool
 }
 UNPOOLED = next(check.kind for check in CHECKS if check.kind.code == "unpooled-statistics")
+LONGEST_TURN = 2  # launches of one side in a row, if each replicate has both sides in random order
+LEAST_PAUSE = 60  # s from one side to the other, if they did not take turns
 BY_INPUT = ("total_throughput", "ttft")  # quantities that depend on the length of prompts
 
 
@@ -58,6 +62,30 @@ class Match:
         kinds = dict.fromkeys(warning.kind for warnings in alike for warning in warnings)
         return [*kinds, *([replace(UNPOOLED, quantities=tuple(self.unpooled))] if self.unpooled else [])]
 
+    @cached_property
+    def pause(self) -> float:
+        """Seconds from one side's last launch to the other's first; NaN if unknown, negative if they overlap."""
+        begins = [begin.dropna() for begin in self._begins]
+        if not all(map(len, begins)):
+            return math.nan
+        earlier, later = sorted(begins, key=min)
+        return float((later.min() - earlier.max()).total_seconds())
+
+    @cached_property
+    def took_turns(self) -> bool:
+        """True if the launches of both sides alternated within minutes, so that a drift of the machine affects both."""
+        if not self.pause < LEAST_PAUSE or any(begin.isna().any() for begin in self._begins):
+            return False
+        sides = zip(self._begins, (self.first, self.second), strict=True)
+        launches = [begin.groupby(launch_of(trials)).min() for begin, trials in sides]
+        order = sorted((begin, number) for number, of_side in enumerate(launches) for begin in of_side)
+        return max(len(list(turn)) for _, turn in groupby(number for _, number in order)) <= LONGEST_TURN
+
+    @cached_property
+    def _begins(self) -> "list[pd.Series[pd.Timestamp]]":
+        """The start of each side's trials."""
+        return [begins_of(trials) for trials in (self.first, self.second)]
+
 
 def match(first: Side, second: Side) -> list[Match]:
     """Match the sides' configurations that have equal names and axes, ignoring the keys that selected a side.
@@ -78,6 +106,17 @@ def match(first: Side, second: Side) -> list[Match]:
         _match(label, grouped[0].get(cells, []), grouped[1].get(cells, []), (first, second))
         for label, cells in zip(_labels(settings), configurations, strict=True)
     ]
+
+
+def begins_of(trials: pd.DataFrame) -> "pd.Series[pd.Timestamp]":
+    """Return the start of each trial; NaT if unknown."""
+    return pd.to_datetime(trials.get("started_at", pd.Series(pd.NaT, trials.index)), utc=True)
+
+
+def launch_of(trials: pd.DataFrame) -> "pd.Series[str]":
+    """Return the launch of each trial, or its replicate if sweep did not launch the engine."""
+    replicate = trials["replicate"].astype(str)
+    return trials["launch"].fillna(replicate) if "launch" in trials else replicate
 
 
 def configurations(side: Side) -> list[pd.DataFrame]:

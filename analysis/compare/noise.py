@@ -9,21 +9,18 @@ Unlike the spread within a side, it includes the machine's drift between two blo
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
-from analysis.compare.matching import configurations, machines
+from analysis.compare.matching import LEAST_PAUSE, Match, begins_of, configurations, launch_of, machines
 from analysis.compare.sides import Side, side
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error
 from sweep.base.config import ConfigError
 from sweep.base.wording import count, duration_text
 
-LONGEST_TURN = 2  # launches of one side in a row, if each replicate has both sides in random order
-LEAST_PAUSE = 60  # s between the launches of the two sides
 SIMILAR_PAUSE = 2  # factor by which a pause may exceed the pauses of the A/A comparisons
 FEWEST_COMPARISONS = 3  # minimum comparisons of blocks for a reliable error
 
@@ -55,7 +52,7 @@ class MachineNoise:
         return Error(error, float(len(differences)), launches, known=True)
 
     def covers(self, pause: float, launches: int, column: str) -> bool:
-        """Return whether half of the A/A comparisons of blocks this large had a pause as long between the blocks."""
+        """Return whether half of the comparisons of such blocks had a pause at least half as long (SIMILAR_PAUSE)."""
         if not pause >= LEAST_PAUSE:
             return True
         pauses = self._blocks(column, launches)["pause"]
@@ -87,8 +84,7 @@ class MachineNoise:
 
 def _pairs_of_blocks(trials: pd.DataFrame, column: str, size: int) -> pd.DataFrame:
     ordered = trials.sort_values("started_at" if "started_at" in trials else "replicate", kind="stable")
-    begin = pd.to_datetime(ordered.get("started_at", pd.Series(pd.NaT, ordered.index)), utc=True)
-    figures = pd.DataFrame({"log": logarithms(ordered, column), "begin": begin})
+    figures = pd.DataFrame({"log": logarithms(ordered, column), "begin": begins_of(ordered)})
     launches = figures.groupby(launch_of(ordered), sort=False).agg({"log": "mean", "begin": "min"})
     launches = launches[launches["log"].notna()]
     launches = launches.iloc[: len(launches) // (2 * size) * 2 * size]
@@ -97,30 +93,11 @@ def _pairs_of_blocks(trials: pd.DataFrame, column: str, size: int) -> pd.DataFra
     return pd.DataFrame({"difference": means[:, 1] - means[:, 0], "pause": pause})
 
 
-def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
-    """Return whether the launches of both sides alternated, so that a drift of the machine affects both."""
-    if not all("started_at" in trials and trials["started_at"].notna().all() for trials in (first, second)):
-        return False
-    begins = [trials.groupby(launch_of(trials))["started_at"].min() for trials in (first, second)]
-    order = sorted((begin, side_number) for side_number, each in enumerate(begins) for begin in each)
-    return max(len(list(turn)) for _, turn in groupby(number for _, number in order)) <= LONGEST_TURN
-
-
-def apart_text(first: pd.DataFrame, second: pd.DataFrame) -> str:
+def apart_text(match: Match) -> str:
     """Return `20 min apart` or `one after the other`; empty for sides that took turns, or if unknown."""
-    pause = pause_between(first, second)
-    if took_turns(first, second) or math.isnan(pause):
+    if match.took_turns or math.isnan(match.pause):
         return ""
-    return f"{duration_text(pause)} apart" if pause >= LEAST_PAUSE else "one after the other"
-
-
-def pause_between(first: pd.DataFrame, second: pd.DataFrame) -> float:
-    """Return the seconds from one side's last launch to the other's first; NaN if unknown, negative if they overlap."""
-    begins = [pd.to_datetime(each.get("started_at", pd.Series(dtype=str)).dropna()) for each in (first, second)]
-    if not all(map(len, begins)):
-        return math.nan
-    earlier, later = sorted(begins, key=min)
-    return float((later.min() - earlier.max()).total_seconds())
+    return f"{duration_text(match.pause)} apart" if match.pause >= LEAST_PAUSE else "one after the other"
 
 
 def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:
@@ -138,12 +115,6 @@ def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:
             names = (", ".join(sorted(each)) for each in (noise_machines, side_machines))
             raise ConfigError(f"--noise {text}: measured on {', not on '.join(names)}")
     return MachineNoise(text, configurations(measured))
-
-
-def launch_of(trials: pd.DataFrame) -> "pd.Series[str]":
-    """Return the launch of each trial, or its replicate if sweep did not launch the engine."""
-    replicate = trials["replicate"].astype(str)
-    return trials["launch"].fillna(replicate) if "launch" in trials else replicate
 
 
 def logarithms(trials: pd.DataFrame, column: str) -> "pd.Series[float]":

@@ -16,12 +16,12 @@ import pandas as pd
 from scipy import special
 
 from analysis.compare.matching import Match, match
-from analysis.compare.noise import MachineNoise, apart_text, figure_of, pause_between, took_turns
+from analysis.compare.noise import MachineNoise, apart_text, figure_of
 from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, compared_column
-from analysis.statistics.comparison import MARGIN
+from analysis.statistics.comparison import MARGIN, Contest
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error, launches_for, smallest_change
 
@@ -137,16 +137,14 @@ def point_comparison(
     contest, first, second = field.contest(each, places, quantity) if field else (alone(each, quantity), 0, 1)
     level = CONFIDENCE ** (1 / max(of_all, contest.compared))
     error = contest.error(second, first)
-    intervals = [contest.ratios([second], [first], all_of)[:, 0] for all_of in (0, of_all)]
-    apart = apart_text(each.first, each.second)
-    if noise is not None:
-        pause = pause_between(each.first, each.second)
-        covered = noise.covers(pause, error.launches, quantity.column)
+    interval, apart = contest.ratios([second], [first])[:, 0], apart_text(each)
+    of_machine = noise.error(error.launches, quantity.column, each.took_turns) if noise else None
+    one_sided = _one_sided(contest, (first, second), CONFIDENCE ** (1 / max(1, of_all)), of_machine)
+    if noise and of_machine:
+        covered = noise.covers(each.pause, error.launches, quantity.column)
         apart = "" if covered else f"{apart}; in {noise.text} the pauses are shorter"
-        of_machine = noise.error(error.launches, quantity.column, took_turns(each.first, each.second))
-        intervals, error = _widened(intervals, error, of_machine, level)
-    (ratio, low, high), of_all_sides = (tuple(map(float, interval)) for interval in intervals)
-    all_low, all_high = _one_sided(of_all_sides, error.freedom, CONFIDENCE ** (1 / max(1, of_all)))
+        interval, error = _widened(interval, error, of_machine, level)
+    ratio, low, high = map(float, interval)
     cost = minutes_a_launch(each.first, each.second)
     comparison = PointComparison(
         *names,
@@ -158,8 +156,8 @@ def point_comparison(
         ratio=ratio,
         low=low,
         high=high,
-        all_low=all_low,
-        all_high=all_high,
+        all_low=ratio * math.exp(-one_sided),
+        all_high=ratio * math.exp(one_sided),
         units=error.launches,
         smallest=smallest_change(error, error.launches, level),
         in_minutes=tuple(smallest_change(error, int(minutes / cost), level) for minutes in MINUTES) if cost else (),
@@ -176,27 +174,24 @@ def point_comparison(
     return comparison
 
 
-def _widened(
-    intervals: Sequence[FloatArray], error: Error, of_machine: Error, level: float
-) -> tuple[list[FloatArray], Error]:
-    """Return the intervals, widened to the machine's noise where it is larger, and the larger error."""
+def _widened(interval: FloatArray, error: Error, of_machine: Error, level: float) -> tuple[FloatArray, Error]:
+    """Return the interval and its error, or those of the machine's noise if they are larger."""
+    ratio, _, high = interval
     half = of_machine.half_width(level)
-    widened = [
-        np.array([ratio, ratio * math.exp(-half), ratio * math.exp(half)])
-        if not math.log(high / ratio) > half
-        else np.array([ratio, low, high])
-        for ratio, low, high in intervals
-    ]
-    return widened, of_machine if widened[0][2] != intervals[0][2] else error
+    if math.log(high / ratio) > half:
+        return interval, error
+    return np.array([ratio, ratio * math.exp(-half), ratio * math.exp(half)]), of_machine
 
 
-def _one_sided(interval: Sequence[float], freedom: float, level: float) -> tuple[float, float]:
-    """Return the one-sided bounds at the level of this two-sided interval of a ratio, by Student's t."""
-    ratio, low, high = interval
-    narrower = (
-        float(special.stdtrit(freedom, level) / special.stdtrit(freedom, (1 + level) / 2)) if freedom > 0 else 1.0
-    )
-    return ratio * (low / ratio) ** narrower, ratio * (high / ratio) ** narrower
+def _one_sided(contest: Contest, pair: tuple[int, int], level: float, of_machine: Error | None) -> float:
+    """Return how far the one-sided bounds at this level are from the logarithm of a ratio; NaN if unknown.
+
+    The widest counts: by the variance pooled over the contest, by the pair's own (Welch), or by the machine's noise.
+    """
+    pooled, own, freedom = contest.model.errors(contest.model.pairs(pair[1:], pair[:1]))
+    errors = [(contest.model.freedom, float(pooled[0])), (float(freedom[0]), float(own[0]))]
+    errors += [(of_machine.freedom, of_machine.error)] if of_machine else []
+    return float(np.fmax.reduce([special.stdtrit(freedom, level) * error for freedom, error in errors]))
 
 
 def verdict(low: float, high: float, margin: float, better: Literal["higher", "lower"]) -> Finding:

@@ -193,11 +193,10 @@ class Contest(NamedTuple):
     won: bool = False
     choices: int = 0  # number of choices over all points, if a point is the best of several
 
-    def gains(self, weights: FloatArray, comparisons: int = 1, widest: bool = False) -> FloatArray:
+    def gains(self, weights: FloatArray, comparisons: int = 1) -> FloatArray:
         """Return these weighted sums of logarithms as factors, with the ends of their intervals. Shape (3, sums).
 
         A sum that is a ratio of two points has the ratio's interval. Other intervals hold for `comparisons` at once.
-        With `widest`, the intervals of ratios are at least as wide as those.
         """
         is_ratio = (np.abs(weights) > WEIGHTLESS).sum(axis=1) == 2
         is_ratio &= (np.abs(weights).max(axis=1) - 1 < WEIGHTLESS) & (np.abs(weights.sum(axis=1)) < WEIGHTLESS)
@@ -207,8 +206,6 @@ class Contest(NamedTuple):
             critical[is_ratio & of_best] = self.model.sidak(self.compared)
         if (is_ratio & ~of_best).any():
             critical[is_ratio & ~of_best] = self.model.tukey(max(count, self.choices))
-        if widest:
-            critical = np.maximum(critical, self.model.sidak(comparisons))
         sums, half = self.model.contrasts(weights, critical)
         return np.asarray(np.exp([sums, sums - half, sums + half]), np.float64)
 
@@ -217,12 +214,9 @@ class Contest(NamedTuple):
         """The number of comparisons made in a test of the best point, or of any other single point."""
         return comparisons_with_best(int((self.model.n > 0).sum()), self.choices)
 
-    def ratios(self, above: Sequence[int] | Positions, below: Sequence[int] | Positions, all_of: int = 0) -> FloatArray:
-        """Return the ratios of pairs of points and the ends of their intervals. Shape (3, pairs).
-
-        With `all_of`, the intervals also hold for that many comparisons at once, across contests.
-        """
-        return self.gains(self.model.pairs(above, below), max(1, all_of), widest=all_of > 0)
+    def ratios(self, above: Sequence[int] | Positions, below: Sequence[int] | Positions) -> FloatArray:
+        """Return the ratios of pairs of points and the ends of their intervals. Shape (3, pairs)."""
+        return self.gains(self.model.pairs(above, below))
 
     def error(self, above: int, below: int) -> Error:
         """Return the standard error of a pair's difference, from the pooled variance."""

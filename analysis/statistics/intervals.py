@@ -41,8 +41,8 @@ LONGEST_DRAIN = 0.15  # standard deviation / a replicate's duration, for the int
 LAUNCHES_FOR_INTERVAL = 3  # minimum launches for an interval from their values; two that are 1% apart would give ±9%
 FEWEST_IN_ALL = 50  # requests for a throughput's or mean's interval, since fewer may miss one slow in fifty
 FEWEST_CARRIERS = 5.0  # requests that make up the latencies' variance; with fewer a mean is chance
-CARRIERS_OF_A_TAIL = 0.01  # share of the requests, which falls with their number where the tail is heavy
-CARRIERS_OF_A_HEAVY_TAIL = 0.004  # with fewer the variance may be infinite
+LEAST_CARRYING_SHARE = 0.01  # least share of the requests that must make up the variance, if the slowest matters
+SHARE_OF_INFINITE_VARIANCE = 0.004  # share of the requests that make up the variance, below which it may be infinite
 SMALLEST_GROWTH = 1e-6  # of a share within a step; less is treated as flat
 RARE = 0.15  # share of a replicate's total; a slowest request that adds less never matters
 
@@ -282,8 +282,8 @@ def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray
         squares = (flat - (np.nansum(flat, -1) / n)[..., None]) ** 2
         carriers = np.nansum(squares, -1) ** 2 / np.nansum(squares**2, -1)
         excess = np.fmax.reduce(flat, -1) - _medians(flat, n)
-    few = (carriers < np.maximum(FEWEST_CARRIERS, n * CARRIERS_OF_A_TAIL)) & (excess > RARE * total)
-    return np.asarray(few | (carriers < n * CARRIERS_OF_A_HEAVY_TAIL), np.bool_)
+    few = (carriers < np.maximum(FEWEST_CARRIERS, n * LEAST_CARRYING_SHARE)) & (excess > RARE * total)
+    return np.asarray(few | (carriers < n * SHARE_OF_INFINITE_VARIANCE), np.bool_)
 
 
 def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArray[np.int64]) -> Iterable[FloatArray]:
@@ -336,12 +336,13 @@ def _at_least(
     if count < FEWEST_REPLICATES:
         return nothing, nothing
     error = _error(parts)
+    of_replicates = t(count - 1.0) * error
     normal = special.ndtri((1 + CONFIDENCE) / 2) * error
     if count >= LAUNCHES_FOR_INTERVAL:  # replicates that refute the batches are all that is known
-        normal = np.where(normal > half, t(count - 1.0) * error, normal)
+        normal = np.where(normal > half, of_replicates, normal)
     half = np.maximum(half, normal)
     if count >= ENOUGH:
-        half = np.where(doubtful, np.maximum(half, t(count - 1.0) * _error(parts)), half)
+        half = np.where(doubtful, np.maximum(half, of_replicates), half)
     members = _members(launches, count)
     if members.shape[-1] < 2:
         return half, nothing

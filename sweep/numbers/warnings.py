@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
+from sweep.base.wording import count
 from sweep.numbers.quantities.answers import MERGED
 from sweep.numbers.quantities.latency import MOSTLY
 from sweep.numbers.quantities.load import GROWING
@@ -33,7 +34,7 @@ HIDDEN = 0.1  # of the output tokens
 LEAST_DEVIATION = 0.001  # of the requested tokens: less is rounding
 CACHED = 0.05  # of the input: the single token that begins all prompts is less
 REPLAY = 0.005  # of the input
-TOO_EARLY = 1e-5  # s: stamps are in ns, and their differences in floats
+TIME_ROUNDING = 1e-5  # s: stamps are in ns, and their differences in floats
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # share of the engine's cores
 LIMITED = 0.01  # share of the time
@@ -304,22 +305,23 @@ def other_turns(replay_exact_turns: float) -> Evidence | None:
 @_severe()
 def other_schedule(replay_schedule_error: float) -> Evidence | None:
     """Sessions of a replay were scheduled at other times than recorded."""
-    late = replay_schedule_error
-    return Evidence(late, f"a session was scheduled {late:.3g} s from its recorded time") if late > TOO_EARLY else None
+    error = replay_schedule_error
+    message = f"a session was scheduled {error:.3g} s from its recorded time"
+    return Evidence(error, message) if error > TIME_ROUNDING else None
 
 
 @_severe(lowest_is_worst=True)
 def early_turns(earliest_turn: float) -> Evidence | None:
     """A turn was sent before its parent's answer and its gap were over."""
     early = -earliest_turn
-    return Evidence(earliest_turn, f"a turn was sent {early * 1e3:.2f} ms early") if early > TOO_EARLY else None
+    return Evidence(earliest_turn, f"a turn was sent {early * 1e3:.2f} ms early") if early > TIME_ROUNDING else None
 
 
 @_warning()
 def cut_sessions(sessions_cut: int, sessions_not_begun: int | None = None) -> Evidence | None:
     """Sessions were cut short or never began, so later turns, with the longest histories, are missing."""
     cut = sessions_cut + (sessions_not_begun or 0)
-    return Evidence(cut, f"{cut} sessions were cut short or never began") if cut else None
+    return Evidence(cut, f"{count(cut, 'session')} cut short, or never begun") if cut else None
 
 
 @_warning()
@@ -565,7 +567,7 @@ def cpu_throttled(cpu_throttled_share: float) -> Evidence | None:
 @_warning()
 def cpu_thermal_limit(cpu_thermal_limits: int) -> Evidence | None:
     """Cores of the engine were slowed down because of their temperature."""
-    message = f"temperature slowed down the engine's cores {cpu_thermal_limits} times"
+    message = f"temperature slowed down the engine's cores {count(cpu_thermal_limits, 'time')}"
     return Evidence(cpu_thermal_limits, message) if cpu_thermal_limits else None
 
 

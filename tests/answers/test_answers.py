@@ -29,24 +29,14 @@ LATENCIES = ("ttft_p50", "ttft_p90", "ttft_p95", "ttft_p99")
 def engines(folder: Path, speeds: dict[str, float], launched: int = 4, spread: float = 0.01, **other: Any) -> str:
     """A run of engines at two batch sizes, a launch for each replicate; what a launch adds is known."""
     factors = np.exp(spread * np.array([1, -1, 1, -1, 1, -1]))
+    common = {"config": json.dumps(CONFIG), "startup_seconds": 60.0, "wall_seconds": 60.0}
     rows = [
-        trial(
-            backend,
-            batch,
-            replicate,
-            speed * batch * float(factors[replicate] if index % 2 else factors[(replicate * 3 + 1) // 2 % 6]),
-            launch=f"{backend}-{replicate}",
-            **{
-                "config": json.dumps(CONFIG),
-                "startup_seconds": 60.0,
-                "wall_seconds": 60.0,
-                **dict.fromkeys(LATENCIES, 0.05 * batch * 100 / speed),
-                **other,
-            },
-        )
+        trial(backend, batch, replicate, speed * batch * float(factors[order]), launch=f"{backend}-{replicate}")
+        | {**common, **dict.fromkeys(LATENCIES, 0.05 * batch * 100 / speed), **other}
         for index, (backend, speed) in enumerate(speeds.items())
         for batch in (1, 8)
         for replicate in range(launched)
+        for order in [replicate if index % 2 else (replicate * 3 + 1) // 2 % 6]
     ]
     run_of(folder, rows)
     return str(folder)
@@ -378,6 +368,18 @@ def test_the_lead_says_where_one_alone_meets_the_slo(tmp_path, capsys):
     )
 
 
+def test_a_configuration_that_the_race_dropped_at_one_point_is_not_said_to_be_dropped_at_all(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 200, "tgi": 100})
+    rows = pq.read_table(tmp_path / "a" / "trials.parquet").to_pylist()
+    dropped = {"outcome": "dropped", "output_throughput": None, "reason": "surely not the best"}
+    lasts = [("vllm", 1, 3), ("tgi", 1, 3)]
+    keys = ("backend", "batch_size", "replicate")
+    run_of(tmp_path / "a", [row | (dropped if tuple(row[key] for key in keys) in lasts else {}) for row in rows])
+    lead, *answered = summary(capsys, run).splitlines()
+    assert lead == "vllm is the fastest at 2 of 2 points; dropped by the race: tgi (1 of 2 points)"
+    assert ["dropped by the race: tgi" in answer for answer in answered] == [True, False]
+
+
 def test_a_configuration_of_several_runs_is_named_with_its_run_and_their_slos_must_agree(tmp_path, capsys):
     runs = [
         engines(tmp_path / name, {"vllm": speed}, slo=json.dumps({"ttft": limit}))
@@ -460,18 +462,19 @@ def test_the_launches_asked_for_do_tell_nine_times_in_ten():
 
 
 def test_launches_that_drift_are_named_and_few_launches_say_what_they_cannot_show(tmp_path):
-    """Engines gain 2 % with each of 20 launches; of engines whose launches are independent nothing is said."""
-    chance = np.random.default_rng(4).normal(0, 0.02, (2, 20))
+    """Two engines gain 2 % with each of 20 launches; of a third's few, and of independent launches, nothing is said."""
+    chance = np.random.default_rng(4).normal(0, 0.02, (3, 20))
     found = {}
     for name, step, count in (("trend", 0.02, 20), ("independent", 0.0, 20), ("few", 0.02, 3)):
         rows = [
             trial(backend, 1, i, speed * float(np.exp(chance[engine, i] + step * i)), launch=f"{backend}{i}")
             | {"started_at": f"2026-11-25T{i:02}:00:00"}
-            for engine, (backend, speed) in enumerate((("vllm", 100), ("tgi", 50)))
-            for i in range(count)
+            for engine, (backend, speed) in enumerate((("vllm", 100), ("tgi", 50), ("sglang", 20)))
+            for i in range(count if engine < 2 else 3)
         ]
         found[name] = warnings_of(run_of(tmp_path / name, rows))
     assert found["trend"]["launch-order"].startswith("successive launches resemble each other (correlation 0.")
+    assert found["trend"]["launch-order"].endswith("[2 of 3 points: vllm, qa; tgi, qa]")
     assert not {"launch-order", "few-launches"} & {*found["independent"]}
     assert "launch-order" not in found["few"]
     assert found["few"]["few-launches"].startswith("3 launches of each hardly show a trend")

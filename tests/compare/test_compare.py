@@ -10,7 +10,7 @@ import pytest
 from scipy import special
 
 from analysis.compare import Finding, PointComparison, comparisons, noise_of, side
-from analysis.compare.noise import took_turns
+from analysis.compare.matching import Match
 from analysis.compare.output import verdict_text
 from analysis.compare.verdicts import verdict
 from analysis.quantities import labelled_column
@@ -27,18 +27,9 @@ def launches(folder: Path, speed: float, spread: float, launched: int = 5, confi
     draws = np.random.default_rng(ord(folder.name)).normal(0, spread, (launched, 2))
     draws -= draws.mean(axis=0)  # so that its mean is known
     rows = [
-        trial(
-            "vllm",
-            batch,
-            replicate,
-            speed * batch * float(np.exp(draws[replicate][index])),
-            launch=f"{folder.name}-{replicate}",
-            config=json.dumps(config or CONFIG),
-            seed=replicate,
-            startup_seconds=30.0,
-            wall_seconds=30.0,
-            **other,
-        )
+        trial("vllm", batch, replicate, speed * batch * float(np.exp(draws[replicate][index])), seed=replicate, **other)
+        | {"launch": f"{folder.name}-{replicate}", "config": json.dumps(config or CONFIG)}
+        | {"startup_seconds": 30.0, "wall_seconds": 30.0}
         for replicate in range(launched)
         for index, batch in enumerate((1, 8))
     ]
@@ -88,6 +79,22 @@ def test_what_fails_a_build_is_one_sided_and_holds_for_all_configurations_at_onc
     for count, compared in ((1, alone), (2, of_two)):
         width = np.log(compared.all_high / compared.all_low) / np.log(compared.high / compared.low)
         assert width == pytest.approx(special.stdtrit(4, 0.95 ** (1 / count)) / two_sided)
+
+
+def test_what_fails_a_build_among_several_engines_does_not_cover_their_other_pairs(tmp_path):
+    """The interval of three engines is Tukey's; the bound is Student's, of eight degrees of freedom."""
+    logs = np.array([[0.01, 0.02, -0.03, 0.0, 0.0], [-0.02, 0.0, 0.0, 0.03, -0.01], [0.0, -0.01, 0.02, -0.01, 0.0]])
+    rows = [
+        trial(name, 1, i, 100 * float(np.exp(logs[engine, i])), launch=f"{name}{i}", seed=i)
+        | {"config": json.dumps({**CONFIG, "backend": {"name": name}})}
+        for engine, name in enumerate("abc")
+        for i in range(5)
+    ]
+    run_of(tmp_path, rows)
+    (compared,) = comparisons([side(f"{tmp_path}@backend={name}") for name in "ab"], ["output_throughput"])
+    residuals = logs - logs.mean(axis=1, keepdims=True) - logs.mean(axis=0)
+    error = np.sqrt(2 / 5 * (residuals**2).sum() / 8)
+    assert np.log(compared.all_high / compared.ratio) == pytest.approx(special.stdtrit(8, 0.95) * error)
 
 
 def test_small_differences_are_equal_within_the_margin_and_noise_is_not_told_apart(tmp_path):
@@ -215,18 +222,15 @@ def test_the_launches_asked_for_are_the_fewest_that_find_a_change():
     assert smallest_change(error, needed, 0.95) <= 0.1 < smallest_change(error, needed - 1, 0.95)
 
 
-def repeated(folder: Path, speeds: list[float], **other: object) -> str:
+def repeated(folder: Path, speeds: list[float], hour: str = "", **other: object) -> str:
     """A run of one configuration, launched again and again, with prompts that no other run has."""
-    run_of(
-        folder,
-        [
-            trial(
-                "vllm", 1, index, speed, launch=f"{folder.name}-{index}", seed=100 * ord(folder.name) + index, **other
-            )
-            | {"config": json.dumps(CONFIG), "started_at": f"2026-01-{ord(folder.name) % 30:02}T00:{index:02}:00"}
-            for index, speed in enumerate(speeds)
-        ],
-    )
+    begin = hour or f"2026-01-{ord(folder.name) % 30:02}T00"
+    rows = [
+        trial("vllm", 1, index, speed, launch=f"{folder.name}-{index}", seed=100 * ord(folder.name) + index, **other)
+        | {"config": json.dumps(CONFIG), "started_at": f"{begin}:{index:02}:00"}
+        for index, speed in enumerate(speeds)
+    ]
+    run_of(folder, rows)
     return str(folder)
 
 
@@ -248,9 +252,9 @@ def test_a_drift_from_run_to_run_is_no_alarm_where_the_noise_of_the_machine_is_k
     assert main(["compare", sides[0], halved, "--fail-if", "output_throughput < -3%", "--noise", noise]) == 1
 
 
-def hourly(folder: Path, moods: np.ndarray, hour: int = 0, apart: int = 60) -> str:
-    """Three launches in each hour, whose speeds differ by 0.5 %, and by the moods of each configuration's hours."""
-    logs = moods[..., None] + np.random.default_rng(ord(folder.name)).normal(0, 0.005, (*moods.shape, 3))
+def hourly(folder: Path, moods: np.ndarray, hour: int = 0, apart: int = 60, launched: int = 3) -> str:
+    """Some launches in each hour, whose speeds differ by 0.5 %, and by the moods of each configuration's hours."""
+    logs = moods[..., None] + np.random.default_rng(ord(folder.name)).normal(0, 0.005, (*moods.shape, launched))
     begin = pd.Timestamp("2026-11-25") + pd.Timedelta(hours=hour)
     rows = [
         trial("vllm", batch + 1, 3 * block + i, 100 * float(np.exp(log)), launch=f"{folder.name}{block}{i}")
@@ -275,24 +279,25 @@ def test_runs_an_hour_apart_are_equal_where_the_noise_of_hours_is_known(tmp_path
     assert 0.1 < sum(each.verdict in (Finding.FASTER, Finding.SLOWER) for each in apart) / len(apart) < 0.4
 
 
-def test_noise_of_blocks_in_a_row_does_not_cover_an_hour(tmp_path, capsys):
+@pytest.mark.parametrize(("launched", "pause"), [(1, "60 min"), (2, "59 min"), (3, "58 min")])
+def test_noise_of_blocks_in_a_row_does_not_cover_an_hour(tmp_path, capsys, launched, pause):
     """The launches of the noise run follow each other by minutes: a change of 2 % an hour later is no alarm."""
-    sides = [hourly(tmp_path / name, np.array([[mood]]), hour) for name, mood, hour in (("a", 0.0, 1), ("b", -0.02, 2))]
+    moods = (("a", 0.0, 1), ("b", -0.02, 2))
+    sides = [hourly(tmp_path / name, np.array([[mood]]), hour, launched=launched) for name, mood, hour in moods]
     command = ["compare", *sides, "--fail-if", "output_throughput < -1%", "--margin", "1", "--noise"]
     for name, apart, said in (("s", 3, True), ("l", 60, False)):
-        noise = hourly(tmp_path / name, np.array([[0.0, 0.015] * 4]), apart=apart)
+        noise = hourly(tmp_path / name, np.array([[0.0, 0.02] * 4]), apart=apart, launched=launched)
         assert main([*command, noise]) == 0
         output = " ".join(capsys.readouterr().out.split())
-        assert ("58 min apart; in" in output) == said == ("is attributed to the machine" in output), name
+        assert (f"{pause} apart; in" in output) == said == ("is attributed to the machine" in output), name
 
 
 def test_sides_measured_apart_say_so_and_a_small_change_is_a_tie(tmp_path, capsys):
     """Half an hour apart, 2 % is no more than what the machine may have changed; 10 % is, by a guess."""
-    runs = []
-    for name, hour, speed in (("a", 10, 100.0), ("b", 11, 98.0), ("c", 11, 90.0)):
-        rows = [row | {"started_at": f"2026-11-25T{hour}:0{row['replicate']}:00"} for row in repeated_rows(name, speed)]
-        run_of(tmp_path / name, rows)
-        runs.append(str(tmp_path / name))
+    runs = [
+        repeated(tmp_path / name, [speed * (1 + 0.0005 * index) for index in range(5)], hour=f"2026-11-25T{hour}")
+        for name, hour, speed in (("a", 10, 100.0), ("b", 11, 98.0), ("c", 11, 90.0))
+    ]
     assert main(["compare", *runs[:2], "--fail-if", "output_throughput < -1%", "--margin", "1"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "did not take turns (measured 56 min apart)" in output
@@ -301,20 +306,13 @@ def test_sides_measured_apart_say_so_and_a_small_change_is_a_tie(tmp_path, capsy
     assert "slower in 1 of 1" in capsys.readouterr().out
 
 
-def repeated_rows(name, speed):
-    """Five launches that hardly differ."""
-    config = json.dumps(CONFIG)
-    figures = [speed * (1 + 0.0005 * index) for index in range(5)]
-    return [trial("vllm", 1, i, value, launch=f"{name}{i}", config=config) for i, value in enumerate(figures)]
-
-
 def test_sides_that_took_turns_have_the_noise_of_single_launches(tmp_path):
     """Blocks of two launches differ, and those within a block do not."""
     noise = noise_of(repeated(tmp_path / "n", [100 * mood for mood in (1, 1.1, 1, 0.9) * 3 for _ in range(2)]), [])
     sides = [side(repeated(tmp_path / name, [100 * each for each in STEADY])) for name in "ab"]
-    assert not took_turns(*(each.trials for each in sides))
+    assert not Match("", *(each.trials for each in sides)).took_turns
     later = sides[1].trials.assign(started_at=[f"{begin}.5" for begin in sides[0].trials["started_at"]])
-    assert took_turns(sides[0].trials, later)
+    assert Match("", sides[0].trials, later).took_turns
     single, blocks = (noise.error(2, "output_throughput", turns) for turns in (True, False))
     assert (single.error, single.freedom) == (0, 12)
     assert blocks.error == pytest.approx(np.sqrt((np.log(1.1) ** 2 + np.log(0.9) ** 2) / 2))

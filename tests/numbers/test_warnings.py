@@ -51,7 +51,7 @@ def test_the_document_lists_every_code() -> None:
         ({"gpu_thermal_share": 0.2}, "gpu-thermal-limit", 0.2),
         ({"gpu_power_share": 0.2}, "gpu-power-limit", 0.2),
         ({"cpu_throttled_share": 0.2}, "cpu-throttled", 0.2),
-        ({"cpu_thermal_limits": 3}, "cpu-thermal-limit", 3),
+        ({"cpu_thermal_limits": 1}, "cpu-thermal-limit", 1),
         ({"agreement": 0.42}, "low-agreement", 0.42),
         ({"agreement": 0.42, "coarser_format": "Q4_0"}, "low-agreement-of-coarser-format", 0.42),
         ({"agreement": 0.97}, "inexact-agreement", 0.97),
@@ -62,7 +62,8 @@ def test_the_document_lists_every_code() -> None:
         ({"cache_hit_difference": 0.02}, "unrecorded-hits", 0.02),
         ({"replay_exact_lengths": 0.75}, "other-recorded-lengths", 0.75),
         ({"earliest_turn": -0.003}, "early-turns", -0.003),
-        ({"sessions_cut": 3}, "cut-sessions", 3),
+        ({"sessions_cut": 1}, "cut-sessions", 1),
+        ({"sessions_cut": 1, "sessions_not_begun": 2}, "cut-sessions", 3),
         ({"client_offered": 100, "client_sent": 88}, "unsent-requests", 0.12),
         ({"startup_transient": True, "startup_share": 0.3}, "startup-transient", 0.3),
         ({"client_stamp_source": "user", "client_loop_lag_p99": 0.002}, "client-timestamps", 0.002),
@@ -85,6 +86,7 @@ def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure
     (warning,) = trial_warnings(trial("a", 1, 0, 10.0, **columns))
     assert (warning.code, warning.figure) == (code, pytest.approx(figure))
     assert warning.message
+    assert not re.search(r"\b1 \w+s\b", warning.message)
     assert warning.kind.remedy
     assert warning_codes({**trial("a", 1, 0, None), **columns}) == []  # its outcome says more
 
