@@ -2,11 +2,12 @@
 
 import json
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 from sweep.base.config import ConfigError, shortened
 from sweep.base.records import UNKNOWN
-from sweep.inputs.rows import FileRow, TraceColumns, TraceRows
+from sweep.inputs.rows import FileRow, TraceColumns, TraceRows, seconds_of
 from sweep.inputs.sessions.turns import Piece, Turn
 
 HASHES = "hash_ids"
@@ -35,7 +36,10 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
         gap = 0.0
         if before != UNKNOWN:
             seconds = _time(row, columns, where) - _time(rows[before][1], columns, where)
-            gap = max(0.0, seconds - tpot * turns[before].output_tokens)
+            if seconds < 0:
+                problem = f"{columns.time}={row[columns.time]!r} is before that of the turn it follows"
+                raise ConfigError(f"{where}: {problem}; expected a later time")
+            gap = max(0.0, float(seconds) - tpot * turns[before].output_tokens)
         inputs, outputs = trace.lengths[index]
         turns.append(Turn(outputs, before, gap, _pieces(row, inputs, block or _block(row), where)))
     return turns
@@ -60,8 +64,9 @@ def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, .
     return tuple(Piece(each, min(block, tokens - index * block)) for index, each in enumerate(hashes))
 
 
-def _time(row: FileRow, columns: TraceColumns, where: str) -> float:
+def _time(row: FileRow, columns: TraceColumns, where: str) -> Decimal:
+    time = row.get(columns.time)
     try:
-        return float(row[columns.time]) * (1e-3 if columns.unit == "ms" else 1.0)
-    except (KeyError, TypeError, ValueError):
-        raise ConfigError(f"{where}: {columns.time}={row.get(columns.time)!r}; expected a number") from None
+        return seconds_of(time, columns.unit)
+    except ValueError:
+        raise ConfigError(f"{where}: {columns.time}={time!r}; expected a number or an ISO 8601 time") from None

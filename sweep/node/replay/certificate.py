@@ -15,7 +15,7 @@ from sweep.base.exits import Cause, Exit
 from sweep.base.records import UNKNOWN, Outcome, Records, Request, prompt_text
 from sweep.disk.row import Verdict
 from sweep.inputs.load import Trace
-from sweep.inputs.rows import fault_of_lengths, read_rows, trace_columns
+from sweep.inputs.rows import FileRow, TraceColumns, fault_of_lengths, read_rows, seconds_of, trace_columns
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.sessions.turns import (
     CACHE_BLOCK,
@@ -34,13 +34,13 @@ from sweep.numbers.quantities.sessions import ReplayProof
 from sweep.numbers.selection import measured, succeeded, was_sent
 from sweep.plan.plan import Trial
 
-PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)  # errors of a file that has changed
 SAME_GAP = 1e-6  # s
 
 
 def replay_inputs(work: Work, trial: Trial, requests: Sequence[Request], records: Records, salt: str) -> dict[str, Any]:
-    """Return the certificate of a trial that replays prompts, as an input of the quantities; else, or if the file has
-    become unreadable, nothing.
+    """Return the certificate of a trial that replays prompts, as an input of the quantities; if the file has become
+    unreadable, why it is `uncertified`; otherwise nothing.
     """
     workload = trial.workload.fetched(work.cache)
     if not isinstance(workload, SessionWorkload) or not workload.replays:
@@ -49,34 +49,51 @@ def replay_inputs(work: Work, trial: Trial, requests: Sequence[Request], records
     arrivals: list[float] = []
     try:
         if isinstance(workload, Recorded) and workload.needs_token_ids:
-            turns, arrivals = recorded_turns(workload, len(requests), getattr(trial.load, "unit", None))
+            turns = recorded_turns(workload, len(requests))
+            if isinstance(trial.load, Trace) and trial.load.path == workload.file:
+                arrivals = recorded_arrivals(workload, len(requests), trial.load)
         else:
             turns = workload.session_turns(len(requests), trial.seed, tokenizer)
-    except (OSError, ValueError, KeyError):
-        return {}
+    except UNREADABLE as error:
+        return {"uncertified": f"{type(error).__name__} {error}".strip()}
     header = PieceTexts(tokenizer, trial.seed, "measured", salt).header()
     proof = certificate(turns, requests, records, tokenizer, header)
-    if arrivals and isinstance(trial.load, Trace) and trial.load.path == workload.file:
+    if arrivals:
         proof = proof._replace(schedule_error=_schedule_error(arrivals, requests, records))
     return {"certificate": proof}
 
 
-def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any]) -> Verdict:
+def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], inputs: Mapping[str, Any]) -> Verdict:
     """Return the verdict, or `invalid` for a replay without a certificate."""
     certified = columns.get("recorded_prefix_hit_rate") is not None
     if verdict.outcome is not Outcome.OK or not trial.workload.replays or certified:
         return verdict
-    reason = "the replay has no certificate: its file could not be read again after the trial"
+    reason = (
+        f"the replay has no certificate: reading its file again gave {inputs.get('uncertified', 'nothing to replay')}"
+    )
     return replace(verdict, outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.NO_CERTIFICATE))
 
 
-def recorded_turns(workload: Recorded, count: int, unit: str | None) -> tuple[list[Turn], list[float]]:
-    """Return the first turns of a trace, and the time of each since the first one, in s."""
+def _first_rows(workload: Recorded, count: int) -> tuple[list[FileRow], TraceColumns]:
     rows = read_rows(workload.path, f"workload.file={workload.file}")
     columns = trace_columns(rows[0])
-    assert columns is not None
-    rows = [row for row in rows if fault_of_lengths(row, columns) is None][:count]
-    turns, times, chats = list[Turn](), list[float](), dict[Any, int]()
+    if columns is None:
+        raise ValueError("no columns with lengths")
+    return [row for row in rows if fault_of_lengths(row, columns) is None][:count], columns
+
+
+def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float]:
+    """Return the times of a trace's first turns since the first of all, in s, as its load reads them."""
+    rows, columns = _first_rows(workload, count)
+    column, unit = (load.column, "s") if load.column else (columns.time, columns.unit)
+    times = [seconds_of(row[column], load.unit or unit) for row in rows]
+    return [float(time - times[0]) for time in times]
+
+
+def recorded_turns(workload: Recorded, count: int) -> list[Turn]:
+    """Return the first turns of a trace."""
+    rows, columns = _first_rows(workload, count)
+    turns, chats = list[Turn](), dict[Any, int]()
     for number, row in enumerate(rows):
         parent = chats.get(row.get("parent_chat_id"), UNKNOWN)
         chats[row.get("chat_id", (number,))] = number
@@ -85,11 +102,12 @@ def recorded_turns(workload: Recorded, count: int, unit: str | None) -> tuple[li
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes
         block = workload.block_tokens or (512 if "chat_id" not in row and "parent_chat_id" not in row else 16)
         pieces = tuple(Piece(key, min(block, inputs - block * i)) for i, key in enumerate(hashes))
-        times.append(float(row.get(columns.time, 0)) / PER_SECOND[unit or columns.unit])
-        answer = workload.recorded_tpot * turns[parent].output_tokens if parent >= 0 else 0.0
-        gap = max(0.0, times[number] - times[parent] - answer) if parent >= 0 else 0.0
+        gap = 0.0
+        if parent != UNKNOWN:
+            time, before = (seconds_of(turn[columns.time], columns.unit) for turn in (row, rows[parent]))
+            gap = max(0.0, float(time - before) - workload.recorded_tpot * turns[parent].output_tokens)
         turns.append(Turn(outputs, parent, gap, pieces))
-    return turns, [time - times[0] for time in times]
+    return turns
 
 
 def certificate(
