@@ -1,6 +1,7 @@
 """Turns from the rows of traces with `hash_ids`: Mooncake's, and Qwen-Bailian's, whose turns name their parents."""
 
 import json
+from collections.abc import Hashable
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -24,6 +25,9 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
     columns, rows = trace.columns, list(trace.rows.items())
     turns: list[Turn] = []
     indices: dict[Any, int] = {}  # of a chat's turn
+    for number, row in rows:
+        if odd := next((name for name in (CHAT, PARENT) if not isinstance(row.get(name), Hashable)), None):
+            raise ConfigError(f"{key}: row {number}: {odd}={shortened(repr(row[odd]))}; expected a number or text")
     chats = {row[CHAT] for _, row in rows if CHAT in row}
     for index, (number, row) in enumerate(rows):
         where = f"{key}: row {number}"
@@ -52,7 +56,7 @@ def _block(row: FileRow) -> int:
 def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, ...]:
     """Return a prompt's blocks, of which the last may be shorter."""
     hashes = row.get(HASHES)
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes  # in a table's cell
     if not isinstance(hashes, list) or not all(isinstance(each, int | str) for each in hashes):
         problem = f"{HASHES}={shortened(repr(hashes))}; expected a list of hashes"
