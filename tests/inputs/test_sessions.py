@@ -13,6 +13,7 @@ from sweep.__main__ import main
 from sweep.base.config import ROOT
 from sweep.base.records import Message
 from sweep.inputs.load import Trace
+from sweep.inputs.sessions.generated import Conversations
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.node.replay.certificate import recorded_arrivals, recorded_turns
@@ -197,6 +198,15 @@ def test_texts_depend_on_seed_and_hash_alone(tmp_path: Path) -> None:
     assert all(a[:16] != b[:16] for a, b in ((first[0], salted[0]), (first[0], other[0])))
     assert [len(prompt) for prompt in first] == [len(prompt) for prompt in other]
     assert all(isinstance(token, int) for prompt in first for token in prompt)
+
+
+def test_each_session_talks_to_one_model() -> None:
+    workload = Conversations(name="c", models={"base": 1, "adapter": 3})
+    requests = workload.requests(None, 64, 1)
+    begun = [request.model for request in requests if request.parent < 0]
+    assert set(begun) == {"base", "adapter"}
+    assert begun.count("adapter") > begun.count("base")
+    assert all(request.model == requests[request.parent].model for request in requests if request.parent >= 0)
 
 
 def test_the_documented_table_is_a_trace(tmp_path: Path) -> None:

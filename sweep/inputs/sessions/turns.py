@@ -7,6 +7,7 @@ that neither a tokenizer nor a template moves the boundary of a block. Messages 
 
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 
 from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, prompt_text
 from sweep.base.wording import count as counted
-from sweep.inputs.workload import HEADER_WORDS, Workload, header_words
+from sweep.inputs.workload import HEADER_WORDS, Draw, Workload, header_words
 
 CACHE_BLOCK = 16  # tokens in a block of an engine's prefix cache: vLLM's default
 RECENT_PIECES = 20_000  # whose tokens are kept while requests are made
@@ -139,7 +140,14 @@ class SessionWorkload(Workload):
         turns = self.session_turns(count, seed, tokenizer)
         if phase == "warmup":  # nobody waits for its gaps
             turns = [turns[i % len(turns)]._replace(parent=UNKNOWN, gap=0.0) for i in range(count)]
-        return session_requests(turns, tokenizer, seed, phase, salt)
+        requests = session_requests(turns, tokenizer, seed, phase, salt)
+        if not self.models:
+            return requests
+        models = list(self._models(Draw(seed, phase, len(turns))))
+        for number, turn in enumerate(turns):
+            if turn.parent != UNKNOWN:  # a session talks to one model
+                models[number] = models[turn.parent]
+        return [replace(request, model=model) for request, model in zip(requests, models, strict=True)]
 
 
 # What a prefix cache could answer -------------------------------------------------------------------------------------
