@@ -135,7 +135,7 @@ def few_requests_note(plan: Plan) -> list[str]:
         if load.duration is None or (id(load), count) in checked:
             continue
         checked.add((id(load), count))
-        last = load.mode(count, trial.seed, trial.workload.starts(count)).last_arrival()
+        last = trial.mode().last_arrival()
         if last is not None and last < FEW_REQUESTS * load.duration:
             few = f"all {count} requests are due within {last:.1f} s; raise workload.num_requests to fill the time"
             warnings.setdefault(f"load.duration={load.duration:g}: {load.describe()}: {few}")

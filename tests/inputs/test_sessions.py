@@ -12,6 +12,7 @@ from benchmarks.replay import FAULTS, alarms, caught_by, hit_rate, replay, trace
 from sweep.__main__ import main
 from sweep.base.config import ROOT
 from sweep.base.records import Message
+from sweep.cli.selfcheck import plan_load
 from sweep.inputs.load import Trace
 from sweep.inputs.sessions.generated import Conversations
 from sweep.inputs.sessions.recorded import Recorded
@@ -165,6 +166,24 @@ def test_a_turn_longer_than_the_context_is_refused(tmp_path: Path, capsys: Any) 
         "a turn of 5000 input and 2 output tokens exceeds the context of tiny-llama; expected at most 2048 together"
     )
     assert message in capsys.readouterr().err
+
+
+def test_a_plan_counts_sessions_and_their_branches(tmp_path: Path, capsys: Any) -> None:
+    rows = [*pair(parent_chat_id=1), pair(parent_chat_id=1, chat_id=3)[1]]
+    line = ["workload=recorded", f"workload.file={write(tmp_path / 't.jsonl', rows)}", "workload.num_requests=3"]
+    line = [*QUICK, *line, "load=closed"]
+    assert main([*line, "load.concurrency=3", "dry_run=true", f"out={tmp_path / 'out'}"]) == 0
+    assert "1 session for 3 users" in capsys.readouterr().out
+    assert plan_load([*line, "load.concurrency=1"], ()) == 2
+
+
+def test_a_plan_refuses_the_longest_turn_of_any_seed(tmp_path: Path, capsys: Any) -> None:
+    """The context fits the turns that seed 0 draws, but not those of the trials' seeds."""
+    longest = sum(Conversations(name="c").longest_request())
+    line = ["backend=vllm", "model=tiny-llama", "hardware=cpu", "load=closed", "workload=conversations"]
+    line += ["replicates=12", f"model.max_model_len={longest}"]
+    assert main([*line, "dry_run=true", f"out={tmp_path / 'out'}"]) == 2
+    assert f"exceeds the context of tiny-llama; expected at most {longest} together" in capsys.readouterr().err
 
 
 @pytest.mark.slow

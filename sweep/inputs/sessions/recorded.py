@@ -66,9 +66,9 @@ class Recorded(SessionWorkload, ExactLengths):
     def digest(self, cache_dir: Path) -> str:
         return content_digest(self.path)
 
-    def longest_request(self) -> tuple[int, int]:
+    def longest_request(self, seed: int = 0) -> tuple[int, int]:
         if self.replays:
-            return super().longest_request()
+            return super().longest_request(seed)
         return max(self._trace().lengths[: None if self.order == "random" else self.num_requests], key=sum)
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, prompt_text
+from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, most_at_once, prompt_text
 from sweep.base.wording import count as counted
 from sweep.inputs.workload import HEADER_WORDS, Draw, Workload, header_words
 
@@ -123,13 +123,17 @@ class SessionWorkload(Workload):
         """Return the first turns, at most `count`; each turn's parent precedes it."""
         raise NotImplementedError
 
-    def starts(self, count: int) -> Sequence[int]:
+    def starts(self, count: int, seed: int = 0) -> Sequence[int]:
         if not self.replays:
             return super().starts(count)
-        return [number for number, turn in enumerate(self.session_turns(count)) if turn.parent == UNKNOWN]
+        return [number for number, turn in enumerate(self.session_turns(count, seed)) if turn.parent == UNKNOWN]
 
-    def longest_request(self) -> tuple[int, int]:
-        lengths = ((turn.input_tokens, turn.output_tokens) for turn in self.session_turns(self.num_requests))
+    def branches(self, count: int, seed: int) -> int:
+        turns = self.session_turns(count, seed) if self.replays else ()
+        return most_at_once([Request("", "", 0, parent=turn.parent) for turn in turns])
+
+    def longest_request(self, seed: int = 0) -> tuple[int, int]:
+        lengths = ((turn.input_tokens, turn.output_tokens) for turn in self.session_turns(self.num_requests, seed))
         return max(lengths, key=sum) if self.needs_token_ids else (0, 0)
 
     def requests(
