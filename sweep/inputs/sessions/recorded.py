@@ -1,5 +1,6 @@
 """Recorded requests: a trace's lengths, its prefixes and sessions where it has them, or whole conversations."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -91,7 +92,8 @@ class Recorded(SessionWorkload, ExactLengths):
     def _all_turns(self, tokenizer: Tokenizer | None) -> list[Turn]:
         if self._is_conversation():
             return conversation_turns(self._conversations(), tokenizer)
-        return trace_turns(self._trace(), self.block_tokens, self.recorded_tpot, f"workload.file={self.file}")
+        options = self.skip_unsendable, self.block_tokens, self.recorded_tpot
+        return _turns_of_trace(self.path, f"workload.file={self.file}", self.path.stat().st_mtime_ns, *options)
 
     def _trace(self) -> TraceRows:
         return read_trace(self.path, f"workload.file={self.file}", self.skip_unsendable)
@@ -101,3 +103,8 @@ class Recorded(SessionWorkload, ExactLengths):
         if self.order == "random":
             return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
         return [pairs[i % len(pairs)] for i in range(draw.count)]
+
+
+@lru_cache(maxsize=4)
+def _turns_of_trace(path: Path, key: str, changed: int, skip: bool, block: int | None, tpot: float) -> list[Turn]:
+    return trace_turns(read_trace(path, key, skip), block, tpot, key)

@@ -121,10 +121,13 @@ def certificate(
     sent = [sent_ids(requests[number].prompt, tokenizer) for number in order]
     if any(turn.messages for turn in turns):
         texts = recorded_texts(turns, header)
-        recorded = [sent_ids(texts[number], tokenizer) for number in order]
+        alike = [prompt_text(requests[number].prompt) == texts[number] for number in order]
+        recorded = [
+            ids if same else sent_ids(texts[number], tokenizer)
+            for ids, same, number in zip(sent, alike, order, strict=True)
+        ]
         lengths = [len(ids) for ids in recorded]
         recorded_hits = ideal_hits((len(ids), blocks_of_ids(ids)) for ids in recorded)
-        alike = [prompt_text(requests[number].prompt) == texts[number] for number in order]
     else:
         lengths = [turns[number].input_tokens for number in order]
         recorded_hits = ideal_hits((turns[number].input_tokens, blocks_of_turn(turns[number])) for number in order)
