@@ -169,11 +169,13 @@ def test_a_turn_longer_than_the_context_is_refused(tmp_path: Path, capsys: Any) 
 
 
 def test_a_plan_counts_sessions_and_their_branches(tmp_path: Path, capsys: Any) -> None:
-    rows = [*pair(parent_chat_id=1), pair(parent_chat_id=1, chat_id=3)[1]]
+    rows = [*pair(parent_chat_id=1), pair(parent_chat_id=1, chat_id=3)[1], pair(parent_chat_id=7, chat_id=4)[1]]
     line = ["workload=recorded", f"workload.file={write(tmp_path / 't.jsonl', rows)}", "workload.num_requests=3"]
     line = [*QUICK, *line, "load=closed"]
     assert main([*line, "load.concurrency=3", "dry_run=true", f"out={tmp_path / 'out'}"]) == 0
-    assert "1 session for 3 users" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 session for 3 users" in printed
+    assert "the parent of 1 turn is missing or skipped; each begins a session" in printed
     assert plan_load([*line, "load.concurrency=1"], ()) == 2
 
 

@@ -16,7 +16,7 @@ from sweep.inputs.sessions.conversations import (
     conversation_turns,
     read_conversations,
 )
-from sweep.inputs.sessions.traces import HASHES, PARENT, trace_turns
+from sweep.inputs.sessions.traces import HASHES, PARENT, orphans, trace_turns
 from sweep.inputs.sessions.turns import SessionWorkload, Turn, replay_note
 from sweep.inputs.workload import Draw, ExactLengths, content_digest
 
@@ -60,9 +60,15 @@ class Recorded(SessionWorkload, ExactLengths):
             raise ConfigError(f"workload.file={self.file}: {problem}; workload.num_requests may be at most {turns}")
 
     def notes(self, cache_dir: Path) -> list[str]:
-        rows, faults, *_ = self._conversations() if self._is_conversation() else self._trace()
+        read = self._conversations() if self._is_conversation() else self._trace()
+        rows, faults, *_ = read
         lines = omissions(self.file, len(rows) + len(faults), faults)
-        return [*lines, f"{self.file}: {replay_note(self.session_turns(self.num_requests))}"] if self.replays else lines
+        if not self.replays:
+            return lines
+        if isinstance(read, TraceRows) and (number := orphans(read)):
+            problem = f"the parent of {counted(number, 'turn')} is missing or skipped"
+            lines.append(f"{self.file}: {problem}; each begins a session")
+        return [*lines, f"{self.file}: {replay_note(self.session_turns(self.num_requests))}"]
 
     def digest(self, cache_dir: Path) -> str:
         return content_digest(self.path)

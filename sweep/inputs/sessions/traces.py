@@ -13,6 +13,7 @@ from sweep.inputs.sessions.turns import Piece, Turn
 
 HASHES = "hash_ids"
 CHAT, PARENT = "chat_id", "parent_chat_id"
+ROOTS = (-1, "-1", None, "")  # the parents of turns that begin a session
 LENGTHS_ALONE = "workload.prefixes=false replays only the lengths"
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # tokens that one hash stands for
 
@@ -47,6 +48,12 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
         inputs, outputs = trace.lengths[index]
         turns.append(Turn(outputs, before, gap, _pieces(row, inputs, block or _block(row), where)))
     return turns
+
+
+def orphans(trace: TraceRows) -> int:
+    """Return how many turns follow one that is missing or skipped: each begins a session."""
+    chats = {*ROOTS, *(row[CHAT] for row in trace.rows.values() if CHAT in row)}
+    return sum(row.get(PARENT) not in chats for row in trace.rows.values())
 
 
 def _block(row: FileRow) -> int:
