@@ -143,10 +143,7 @@ class Workload(Strict):
         return {}
 
     def longest_request(self, seed: int = 0) -> tuple[int, int]:
-        """Return the input and output tokens of the longest request, as far as known without a tokenizer.
-
-        Only drawn sessions depend on the seed.
-        """
+        """Return the input and output tokens of the longest request, as far as known without a tokenizer."""
         return getattr(self, "input_tokens", 0), getattr(self, "output_tokens", None) or 0
 
     def requests(

@@ -32,9 +32,8 @@ class Trial:
     def mode(self) -> Any:
         """Return the mode that sends its requests: a sweep.client.modes object."""
         count, seed = self.num_requests, self.seed
-        return self.load.mode(count, seed, self.workload.starts(count, seed)).branching(
-            self.workload.branches(count, seed)
-        )
+        mode = self.load.mode(count, seed, self.workload.starts(count, seed))
+        return mode.branching(self.workload.branches(count, seed))
 
     def load_columns(self) -> dict[str, Any]:
         """The load's columns in a trials row: batch_size, concurrency (users) and rate (requests/s)."""

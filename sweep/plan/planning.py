@@ -225,9 +225,8 @@ def _check_context(workload: Workload, deployment: Deployment, seed: int) -> Non
     if workload.replays and context and backend.launches and backend.traits.computes_model:
         inputs, outputs = workload.longest_request(seed)
         if inputs + outputs > context:
-            problem = (
-                f"a turn of {inputs} input and {outputs} output tokens exceeds the context of {deployment.model.name}"
-            )
+            turn = f"a turn of {inputs} input and {outputs} output tokens"
+            problem = f"{turn} exceeds the context of {deployment.model.name}"
             raise ConfigError(f"workload={workload.name}: {problem}; expected at most {context} together")
 
 

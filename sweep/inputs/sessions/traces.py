@@ -46,7 +46,8 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
                 raise ConfigError(f"{where}: {problem}; expected a later time")
             gap = max(0.0, float(seconds) - tpot * turns[before].output_tokens)
         inputs, outputs = trace.lengths[index]
-        turns.append(Turn(outputs, before, gap, _pieces(row, inputs, block or _block(row), where)))
+        size = block or (BAILIAN_BLOCK if CHAT in row or PARENT in row else MOONCAKE_BLOCK)
+        turns.append(Turn(outputs, before, gap, _pieces(row, inputs, size, where)))
     return turns
 
 
@@ -54,10 +55,6 @@ def orphans(trace: TraceRows) -> int:
     """Return how many turns follow one that is missing or skipped: each begins a session."""
     chats = {*ROOTS, *(row[CHAT] for row in trace.rows.values() if CHAT in row)}
     return sum(row.get(PARENT) not in chats for row in trace.rows.values())
-
-
-def _block(row: FileRow) -> int:
-    return BAILIAN_BLOCK if CHAT in row or PARENT in row else MOONCAKE_BLOCK
 
 
 def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, ...]:

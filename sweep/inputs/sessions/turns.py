@@ -7,9 +7,8 @@ that neither a tokenizer nor a template moves the boundary of a block. Messages 
 
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,12 +77,12 @@ def _single_tokens(tokenizer: Tokenizer, lead: str, words: Sequence[str]) -> lis
 
 
 def session_requests(
-    turns: Sequence[Turn], tokenizer: Tokenizer | None, seed: int, phase: Phase, salt: str
+    turns: Sequence[Turn], tokenizer: Tokenizer | None, seed: int, phase: Phase, salt: str, models: Sequence[str | None]
 ) -> list[Request]:
-    """Return the requests of these turns; each turn's parent precedes it."""
+    """Return the requests of these turns; each turn's parent precedes it, and a session talks to its first model."""
     texts = PieceTexts(tokenizer, seed, phase, salt)
     histories: dict[int, tuple[Message, ...]] = {}
-    requests = []
+    requests: list[Request] = []
     for number, turn in enumerate(turns):
         if turn.pieces:
             prompt: Prompt = texts.prompt(turn.pieces)
@@ -93,19 +92,11 @@ def session_requests(
                 first = turn.messages[0]
                 prompt = (first._replace(content=f"{texts.header()}\n\n{first.content}"), *turn.messages[1:])
             histories[number] = (*prompt, Message("assistant", turn.answer))
-        tokens = _tokens_of(prompt, tokenizer)
+        tokens = UNKNOWN if tokenizer is None else len(sent_ids(prompt, tokenizer))
+        model = models[number] if turn.parent == UNKNOWN else requests[turn.parent].model
         request_id = f"{phase}-{seed:x}-{number}"
-        requests.append(
-            Request(request_id, prompt, turn.output_tokens, tokens, phase, parent=turn.parent, gap=turn.gap)
-        )
+        requests.append(Request(request_id, prompt, turn.output_tokens, tokens, phase, model, turn.parent, turn.gap))
     return requests
-
-
-def _tokens_of(prompt: Prompt, tokenizer: Tokenizer | None) -> int:
-    text = prompt_text(prompt)
-    if text is None:
-        return len(prompt)
-    return UNKNOWN if tokenizer is None else len(tokenizer.encode(text).ids)
 
 
 class SessionWorkload(Workload):
@@ -144,14 +135,7 @@ class SessionWorkload(Workload):
         turns = self.session_turns(count, seed, tokenizer)
         if phase == "warmup":  # nobody waits for its gaps
             turns = [turns[i % len(turns)]._replace(parent=UNKNOWN, gap=0.0) for i in range(count)]
-        requests = session_requests(turns, tokenizer, seed, phase, salt)
-        if not self.models:
-            return requests
-        models = list(self._models(Draw(seed, phase, len(turns))))
-        for number, turn in enumerate(turns):
-            if turn.parent != UNKNOWN:  # a session talks to one model
-                models[number] = models[turn.parent]
-        return [replace(request, model=model) for request, model in zip(requests, models, strict=True)]
+        return session_requests(turns, tokenizer, seed, phase, salt, self._models(Draw(seed, phase, len(turns))))
 
 
 # What a prefix cache could answer -------------------------------------------------------------------------------------
@@ -208,7 +192,7 @@ def sent_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:
     """Return the token ids of a prompt; the text of one is encoded, or cut into words without a tokenizer."""
     text = prompt_text(prompt)
     if text is None:
-        return [token for token in prompt if isinstance(token, int)]
+        return cast(tuple[int, ...], prompt)
     return [hash(word) for word in text.split()] if tokenizer is None else list(tokenizer.encode(text).ids)
 
 

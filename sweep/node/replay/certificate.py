@@ -68,9 +68,8 @@ def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], i
     certified = columns.get("recorded_prefix_hit_rate") is not None
     if verdict.outcome is not Outcome.OK or not trial.workload.replays or certified:
         return verdict
-    reason = (
-        f"the replay has no certificate: reading its file again gave {inputs.get('uncertified', 'nothing to replay')}"
-    )
+    problem = inputs.get("uncertified", "nothing to replay")
+    reason = f"the replay has no certificate: reading its file again gave {problem}"
     return replace(verdict, outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.NO_CERTIFICATE))
 
 
@@ -140,7 +139,10 @@ def certificate(
         and (bool(turns[number].messages) or records.input_tokens[row] in (UNKNOWN, length))
         for row, number, length, ids in zip(rows, order, lengths, sent, strict=True)
     ]
-    recorded_turn = [same and _follows(requests[i], turns[i]) for same, i in zip(alike, order, strict=True)]
+    recorded_turn = [
+        same and requests[i].parent == turns[i].parent and abs(requests[i].gap - turns[i].gap) < SAME_GAP
+        for same, i in zip(alike, order, strict=True)
+    ]
     return ReplayProof(
         sessions=sum(turn.parent == UNKNOWN for turn in turns),
         recorded_tokens=sum(lengths),
@@ -172,10 +174,6 @@ def _same_pieces(turns: Sequence[Turn], prompts: Sequence[Sequence[int]]) -> lis
                 same &= keys.setdefault(tuple(tokens[:CACHE_BLOCK]), key) == key
         alike.append(same)
     return alike
-
-
-def _follows(request: Request, turn: Turn) -> bool:
-    return request.parent == turn.parent and abs(request.gap - turn.gap) < SAME_GAP
 
 
 def _earliest(turns: Sequence[Turn], rows: Mapping[int, int], records: Records) -> float | None:
