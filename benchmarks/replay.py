@@ -173,7 +173,18 @@ CHANGES: dict[str, Change] = {
     "a wrong parent": one(lambda request, _: replace(request, parent=0 if request.parent else 1)),
     "a salted prefix": salted,
 }
-FAULTS = ("block 512 for 16", "seconds read as ms", *CHANGES)
+FAULTS = {  # what must catch each: a warning of its trial, or the words of a refusal
+    "block 512 for 16": "expected 1 blocks of 512",
+    "seconds read as ms": "`other-schedule`",
+    "truncated history": "`other-recorded-lengths`",
+    "swapped sessions": "`other-turns`",
+    "dropped gaps": "`other-turns`",
+    "a template that moves a boundary": "`other-recorded-lengths`",
+    "a lost system prompt": "`other-prefixes`",
+    "a doubled turn": "`other-recorded-lengths`",
+    "a wrong parent": "`other-turns`",
+    "a salted prefix": "`other-prefixes`",
+}
 
 
 def caught_by(name: str, rows: list[Row], out: Path) -> str:
@@ -234,9 +245,8 @@ def tables(sessions: int, requests: int, replicates: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         rows = true_replays(trace(sessions, requests, seconds=20), Path(folder))
         yield from markdown_table(headings, rows)
-        faults = [
-            [name, caught_by(name, small, Path(folder) / f"fault{n}") or "**missed**"] for n, name in enumerate(FAULTS)
-        ]
+        caught = {name: caught_by(name, small, Path(folder) / f"fault{n}") for n, name in enumerate(FAULTS)}
+        faults = [[name, caught[name] if words in caught[name] else "**missed**"] for name, words in FAULTS.items()]
         yield from ["", *markdown_table("planted fault | caught by", faults)]
         trials, _ = replay(small, Path(folder) / "true", "load=recorded", f"replicates={replicates}")
         false = sum(bool(alarms(trial)) for trial in trials)

@@ -106,8 +106,9 @@ def prompt_text(prompt: Prompt) -> str | None:
     """Return a prompt as one text, with a conversation's messages joined; None for token ids."""
     if isinstance(prompt, str):
         return prompt
-    messages = [part.content for part in prompt if isinstance(part, Message)]
-    return "\n\n".join(messages) if messages else None
+    if not prompt or not isinstance(prompt[0], Message):
+        return None
+    return "\n\n".join(part.content for part in prompt if isinstance(part, Message))
 
 
 @dataclass(frozen=True, slots=True)

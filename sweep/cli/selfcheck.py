@@ -94,7 +94,7 @@ def plan_load(overrides: Sequence[str], options: ConfigPath) -> int:
     streams = 1
     for deployment in make_plan(composition, anywhere).deployments:
         for trial in deployment.trials:
-            limit = trial.load.mode(trial.num_requests, trial.seed).most_in_flight()
+            limit = trial.mode().most_in_flight()
             streams = max(streams, min(limit or trial.num_requests, trial.num_requests))
     return streams
 

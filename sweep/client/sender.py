@@ -222,6 +222,7 @@ class Sender:
         failed = [dispatch.number] if self.stopped is None else []
         while failed:
             for number, _ in self.job.followers.get(failed.pop(), ()):
+                self.offered += self.job.prompts[number]
                 self._write_unsent(self._dispatch(dispatch.index, number, UNKNOWN), "unsent: the turn before it failed")
                 failed.append(number)
 

@@ -107,8 +107,10 @@ class GatewayApp:
     async def _tell(self, scope: Scope, exchange: Exchange) -> None:
         """Handle a request from start to end, including errors, and log it."""
         decision = Decision("")
+        limits = self.settings.largest_body, self.settings.request_timeout
         try:
-            await self._answer(scope, exchange, decision)
+            async with self.memory.read_call(scope, exchange.receive, *limits) as call:
+                await self._answer(call, exchange, decision)
         except (Refused, RecursionError) as error:
             deep = "the request's body is nested too deeply"  # it could be parsed, but not serialized
             refusal = error if isinstance(error, Refused) else Refused(400, deep)
@@ -123,12 +125,7 @@ class GatewayApp:
             decision.status = 499 if exchange.gone or not exchange.status else exchange.status
             self.metrics.decided(decision)
 
-    async def _answer(self, scope: Scope, exchange: Exchange, decision: Decision) -> None:
-        limits = self.settings.largest_body, self.settings.request_timeout
-        async with self.memory.read_call(scope, exchange.receive, *limits) as call:
-            await self._answer_call(call, exchange, decision)
-
-    async def _answer_call(self, call: Call, exchange: Exchange, decision: Decision) -> None:
+    async def _answer(self, call: Call, exchange: Exchange, decision: Decision) -> None:
         decision.request_id = call.request_id
         call, clipped = self.clipper.clip(call)
         decision.input_before, decision.input_after, decision.output_before, decision.output_after = clipped

@@ -37,8 +37,7 @@ def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
             load_tokenizer(arguments.tokenizer)
         except ValueError as error:
             raise ConfigError(f"--tokenizer {arguments.tokenizer}: {error}") from None
-    key = os.environ.get(RESET_VARIABLE, "")
-    to = tuple(arguments.to)
+    to, key = tuple(arguments.to), os.environ.get(RESET_VARIABLE, "")
     return Service(settings, to, arguments.host, arguments.port, arguments.tokenizer, arguments.log, key)
 
 

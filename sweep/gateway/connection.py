@@ -265,12 +265,18 @@ class EngineConnections:
             if not self._tunnel:
                 _, connection = await loop.create_connection(EngineConnection, *self._address, ssl=self._tls)
                 return connection
-            found = await loop.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
-            family, kind, protocol, _, address = found[0]
-            sock = socket.socket(family, kind, protocol)
+            addresses = await loop.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
+            for number, (family, kind, protocol, _, address) in enumerate(addresses, 1):
+                sock = socket.socket(family, kind, protocol)
+                try:
+                    sock.setblocking(False)
+                    await loop.sock_connect(sock, address)
+                    break
+                except BaseException as error:
+                    sock.close()
+                    if number == len(addresses) or not isinstance(error, OSError):
+                        raise
             try:
-                sock.setblocking(False)
-                await loop.sock_connect(sock, address)
                 await open_tunnel(loop, sock, self._tunnel)
                 _, connection = await loop.create_connection(
                     EngineConnection, sock=sock, ssl=self._tls, server_hostname=self._server[0]

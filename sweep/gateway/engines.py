@@ -146,7 +146,7 @@ class Engines:
         return answer
 
     async def _first_answer(self, call: Call) -> EngineAnswer:
-        prompt = call.opening if self.settings.routing == "prefix" else ""
+        prompt = call.opening if self.settings.routing == "prefix" and len(self.states) > 1 else ""
         tried: set[EngineState] = set()
         problem = "no engine is configured"
         for attempt in range(self.settings.retries + 1):

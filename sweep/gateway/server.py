@@ -109,14 +109,11 @@ class Service:
 
     def listen(self) -> socket.socket:
         """Return the listening socket."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
-            return socket.create_server((self.host, self.port), family=self._family, backlog=BACKLOG)
+            return socket.create_server((self.host, self.port), family=family, backlog=BACKLOG)
         except OSError as error:
             raise ConfigError(f"--host {self.host} --port {self.port}: {error.strerror or error}") from None
-
-    @property
-    def _family(self) -> socket.AddressFamily:
-        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     @contextlib.asynccontextmanager
     async def _application(self) -> AsyncIterator[GatewayApp]:

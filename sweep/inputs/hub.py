@@ -32,10 +32,7 @@ from sweep.base.whole_file import write_whole
 from sweep.drive import policy
 
 RepoType = Literal["model", "dataset"]
-KEYS: dict[RepoType, tuple[str, str]] = {
-    "model": ("model", "repo"),
-    "dataset": ("workload", "dataset"),
-}  # kind of repository -> config group and key
+KEYS: dict[RepoType, tuple[str, str]] = {"model": ("model", "repo"), "dataset": ("workload", "dataset")}  # group, key
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # files that engines load from a repository besides weights
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
 NOT_NEEDED = ["*/*", "consolidated*"]  # other formats of the same weights

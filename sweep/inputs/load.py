@@ -11,9 +11,7 @@ import hashlib
 import random
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,12 +22,11 @@ from pydantic import Field, field_validator
 from sweep.base.config import ConfigError, Strict
 from sweep.base.whole_file import read_bounded
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
-from sweep.inputs.rows import READERS, fault_of_lengths, read_rows, trace_columns
+from sweep.inputs.rows import DIGITS, READERS, fault_of_lengths, parse_time, read_rows, trace_columns
 
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # power of ten of each unit, in s
 LATEST = 100_000_000_000  # s since 1970, i.e. the year 5138: a larger number must be in a smaller unit
 WARMUP = 4  # requests, if it is unknown how many will be in flight
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -311,20 +308,15 @@ class Trace(_ArrivalProcess):
         return times
 
     def _instants(self) -> Iterator[Decimal]:
-        """Yield the exact times in s from the file, as Decimal: a float cannot hold a date with ns."""
+        """Yield the exact times in s from the file."""
         column, unit, cells = self._cells()
         for number, cell in cells:
-            where, text = f"load.path={self.path}: row {number}: {column}={cell!r}", str(cell).strip()
+            where = f"load.path={self.path}: row {number}: {column}={cell!r}"
             try:
-                with suppress(InvalidOperation):
-                    yield self._seconds(Decimal(text), unit, where)
-                    continue
-                moment = datetime.fromisoformat(text)
-                yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-            except ConfigError:
-                raise
+                time, is_date = parse_time(cell)
             except ValueError:
                 raise ConfigError(f"{where}; expected a number or an ISO 8601 time") from None
+            yield time if is_date else self._seconds(time, unit, where)
 
     def _seconds(self, number: Decimal, unit: str, where: str) -> Decimal:
         """Return a time in s. Raises ConfigError if the unit is uncertain: a replay could be 1,000 times as fast."""

@@ -4,6 +4,9 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -17,6 +20,8 @@ from sweep.base.whole_file import LARGEST_FILE
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # maximum number of reasons for skipped rows that a plan lists
+DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # power of ten of each unit of time, in s
+MOST_DIGITS = 21  # of a time before its decimal point
 MOST_TOKENS_OF_A_TEXT = 10_000_000  # tokens of a prompt or an answer: more than any model accepts
 csv.field_size_limit(1 << 30)  # a prompt may be longer than the module's limit of 128 KiB
 
@@ -44,6 +49,28 @@ def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
     columns = next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
     bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id"))
     return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian: Mooncake's names, but seconds
+
+
+def parse_time(cell: Any) -> tuple[Decimal, bool]:
+    """Return a cell's time, exact since a float cannot hold a date with ns, and whether it is a date in ISO 8601.
+
+    A date becomes s since 1970; the unit of a number is its column's. Raises ValueError.
+    """
+    text = str(cell).strip()
+    with suppress(InvalidOperation):
+        if (number := Decimal(text)).is_finite() and number.adjusted() >= MOST_DIGITS:
+            raise ValueError(f"{text} has more than {MOST_DIGITS} digits")
+        return number, False
+    moment = datetime.fromisoformat(text)
+    return Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()), True
+
+
+def seconds_of(cell: Any, unit: str) -> Decimal:
+    """Return a cell's time in s; `unit` is that of a number. Raises ValueError."""
+    number, is_date = parse_time(cell)
+    if not number.is_finite():
+        raise ValueError(f"{cell} is not finite")
+    return number if is_date else number.scaleb(DIGITS[unit])
 
 
 def whole_number(cell: Any) -> int | None:

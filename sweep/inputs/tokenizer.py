@@ -8,16 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SHIPPED_TOKENIZER = Path(__file__).resolve().parent / "data" / "tokenizer"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
+TOKENIZER_FILES: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES += ("added_tokens.json", "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

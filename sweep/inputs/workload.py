@@ -111,9 +111,13 @@ class Workload(Strict):
     def check_count(self, count: int) -> None:
         """Raise ConfigError if the workload has fewer requests than that, and cannot repeat them."""
 
-    def starts(self, count: int) -> Sequence[int]:
+    def starts(self, count: int, seed: int = 0) -> Sequence[int]:
         """Return the indices of the requests, among the first `count`, that begin a session."""
         return range(count)
+
+    def branches(self, count: int, seed: int) -> int:
+        """Return the most requests, among the first `count`, that a session has in flight at once."""
+        return 1
 
     def check(self) -> None:
         """Raise ValueError if a file is invalid, in one line that names the key and what was expected."""
@@ -138,7 +142,7 @@ class Workload(Strict):
         """Return the label of each prompt's meaning; equal labels have equal answers. Empty if unknown."""
         return {}
 
-    def longest_request(self) -> tuple[int, int]:
+    def longest_request(self, seed: int = 0) -> tuple[int, int]:
         """Return the input and output tokens of the longest request, as far as known without a tokenizer."""
         return getattr(self, "input_tokens", 0), getattr(self, "output_tokens", None) or 0
 

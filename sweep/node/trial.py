@@ -96,7 +96,7 @@ def run_trial(
     verdict = or_disturbed(
         judge(work, trial, running, result, logged), work.settings.quiet, measured, observation.foreign_processes
     )
-    verdict = replace(or_uncertified(verdict, trial, measured), ended_at=code_version.now())
+    verdict = replace(or_uncertified(verdict, trial, measured, inputs), ended_at=code_version.now())
     engine = replace(facts, batch_form=result.report.batch_form)
     columns = replace(row, verdict=verdict, engine=engine, observation=observation, measured=measured).flat()
     _write(work, trial, columns, result, samples)

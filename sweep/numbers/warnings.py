@@ -222,7 +222,7 @@ def earlier_attempts(earlier_attempts: int, earlier_failed: int, earlier_reasons
 
 @_warning(LATENCIES)
 def unsent_requests(client_sent: int, client_offered: int) -> Evidence | None:
-    """Requests that were due had not been sent when the load's duration was over."""
+    """Requests that were due were not sent: the load's duration was over, or the turn before them failed."""
     share = 1 - _share(client_sent, client_offered)
     return Evidence(share, f"{share:.0%} of the requests that were due were never sent") if share > 0 else None
 

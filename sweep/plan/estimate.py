@@ -29,12 +29,7 @@ from sweep.plan.simulate import SimulatedRun, simulate
 HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
 HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
 BATCH = 4096  # rows
-REPEATABLE = (
-    Outcome.OOM_RUN,
-    Outcome.HUNG,
-    Outcome.INVALID,
-    Outcome.CLIENT_LIMITED,
-)  # outcomes that are likely to recur
+REPEATABLE = (Outcome.OOM_RUN, Outcome.HUNG, Outcome.INVALID, Outcome.CLIENT_LIMITED)  # likely to recur
 UNKNOWN_LAUNCH = 60.0  # s
 UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history; affects only the order of launches
 NAMED = 4  # maximum number of launches listed for a critical path
@@ -143,9 +138,8 @@ class Assumed(NamedTuple):
 
     def launch_of(self, deployment: Deployment) -> float:
         """Return the seconds assumed for launching this deployment."""
-        return (
-            self.launch if self.measured is None else self.measured.launches.get(deployment.backend.name, self.launch)
-        )
+        launches = self.measured.launches if self.measured else {}
+        return launches.get(deployment.backend.name, self.launch)
 
 
 class Expected(NamedTuple):
@@ -184,19 +178,8 @@ def expect(
         total = expected.launches.get(launch.launch_key, assumed.launch_of(launch))
         total += sum(expected.trials.get(trial.trial_id, assumed.trial) for trial in launch.trials)
         place = random.Random(f"{seed}/{launch.launch_key}").random()
-        block = launch.replicate or 0
-        expected.needs.append(
-            Need(
-                launch.launch_key,
-                launch.gpu_count,
-                launch.accelerator,
-                total,
-                block,
-                place,
-                endpoint=launch.backend.url,
-                gpu_keys=launch.backend.gpu_keys,
-            )
-        )
+        need = Need(launch.launch_key, launch.gpu_count, launch.accelerator, total, launch.replicate or 0, place)
+        expected.needs.append(need._replace(endpoint=launch.backend.url, gpu_keys=launch.backend.gpu_keys))
     unknown_launches = len(expected.needs) - len(expected.launches)
     return expected._replace(unknown_trials=number - len(expected.trials), unknown_launches=unknown_launches)
 
@@ -230,18 +213,15 @@ def estimate_run(
         prices = {hourly_price(launch.backend, hardware) for launch in launches}
         hardware = hardware.model_copy(update={"price_per_hour": prices.pop() if len(prices) == 1 else None})
     units = "GPUs" if hardware.platform == "cuda" else "nodes"
-    parts = _parts_from_empty(launches, expected, assumed, assumed.measured) if assumed and assumed.measured else {}
+    measured = assumed.measured if assumed else None
+    parts = _parts_from_empty(launches, expected, assumed, measured) if assumed and measured else {}
     from_empty = f"{sum(parts.values()) / 60:.1f} min from an empty folder and cache"
     longest = f" ({from_empty})" if parts and expected.unknown_launches else ""
     listed = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds)
     messages = [
         f"about {duration_text(simulated.makespan)}{longest} on {_cluster(nodes, simulated)}, "
         f"{_cost(simulated, hardware)}",
-        *(
-            [f"{from_empty}: {listed} (on {assumed.measured.machine})"]
-            if parts and assumed and assumed.measured
-            else []
-        ),
+        *([f"{from_empty}: {listed} (on {measured.machine})"] if measured else []),
         f"{count(len(simulated.spans), 'launch')}, {simulated.makespan / (simulated.bound or 1):.2f} times "
         f"the shortest possible: all {units} busy, or the longest launch",
         f"durations: {_sources(expected, assumed)}",

@@ -29,6 +29,12 @@ class Trial:
         """The number of measured requests: the workload's, rounded to whole batches if the load sends batches."""
         return int(self.load.count(self.workload.num_requests))
 
+    def mode(self) -> Any:
+        """Return the mode that sends its requests: a sweep.client.modes object."""
+        count, seed = self.num_requests, self.seed
+        mode = self.load.mode(count, seed, self.workload.starts(count, seed))
+        return mode.branching(self.workload.branches(count, seed))
+
     def load_columns(self) -> dict[str, Any]:
         """The load's columns in a trials row: batch_size, concurrency (users) and rate (requests/s)."""
         return {key: getattr(self.load, key, None) for key in LOAD_COLUMNS}

@@ -132,6 +132,7 @@ class _Builder:
             launch = "its own" if anew and replicate else "shared"
             trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
             if trial_id not in self.trial_ids:
+                _check_context(workload.built, deployment, seed)
                 self.trial_ids.add(trial_id)
                 trial = Trial(trial_id, workload.built, load.built, replicate, seed, coordinates, point, content)
                 deployment.trials.append(trial)
@@ -216,13 +217,16 @@ def _check_replay(workload: Workload, deployment: Deployment) -> None:
     if workload.needs_token_ids and (backend.api != "completions" or not backend.token_ids):
         problem = f"hash_ids are sent as token ids, which {backend.name} ({backend.api}) does not take"
         raise ConfigError(f"workload={workload.name}: {problem}; {LENGTHS_ALONE}")
-    context = getattr(deployment.model, "context", None)
+
+
+def _check_context(workload: Workload, deployment: Deployment, seed: int) -> None:
+    """Raise ConfigError if a turn of a trial with this seed is longer than the model's context."""
+    backend, context = deployment.backend, getattr(deployment.model, "context", None)
     if workload.replays and context and backend.launches and backend.traits.computes_model:
-        inputs, outputs = workload.longest_request()
+        inputs, outputs = workload.longest_request(seed)
         if inputs + outputs > context:
-            problem = (
-                f"a turn of {inputs} input and {outputs} output tokens exceeds the context of {deployment.model.name}"
-            )
+            turn = f"a turn of {inputs} input and {outputs} output tokens"
+            problem = f"{turn} exceeds the context of {deployment.model.name}"
             raise ConfigError(f"workload={workload.name}: {problem}; expected at most {context} together")
 
 

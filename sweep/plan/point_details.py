@@ -72,7 +72,7 @@ def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> I
     first = trials[0]
     workload, number = first.workload.fetched(cache), first.num_requests
     yield f"{count(number, 'request')} after {first.load.warmup(workload.warmup_requests)} of warm-up"
-    if (due := first.load.mode(number, first.seed, workload.starts(number)).last_arrival()) is not None:
+    if (due := first.mode().last_arrival()) is not None:
         yield f"the last one due after {due:g} s"
     try:
         tokenizer = deployment.model.load_tokenizer(cache)

@@ -69,15 +69,11 @@ def _headline(plan: Plan, runnable: Sequence[Deployment]) -> str:
     only_endpoints = plan.deployments and all(elsewhere(d.backend, hardware) for d in plan.deployments)
     where = "at an endpoint" if only_endpoints else f"on {hardware.name} ({price})"
     to_run = sum(len(deployment.trials) for deployment in runnable)
-    launches = _launches(sum(launch.backend.launches for launch in plan.launches))
+    launches = count(sum(launch.backend.launches for launch in plan.launches), "launch")
     return (
         f"plan {plan.settings.name}: {count(len(plan.deployments), 'deployment')}, {launches}, "
         f"{count(len(plan.trials), 'trial')}, {to_run} to run, {where}; results in {plan.settings.out}"
     )
-
-
-def _launches(number: int) -> str:
-    return count(number, "launch")
 
 
 def starts(pending: PendingWork) -> list[str]:
@@ -108,8 +104,8 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
     for deployment in plan.deployments:
         number = sum(trial.trial_id in to_run for trial in deployment.trials)
         summary = "unavailable" if deployment.unavailable else f"{number} to run"
-        number_of_launches = number_of[deployment.deployment_id]
-        launches = _launches(number_of_launches) if deployment.backend.launches else count(number_of_launches, "turn")
+        noun = "launch" if deployment.backend.launches else "turn"
+        launches = count(number_of[deployment.deployment_id], noun)
         trials = count(len(deployment.trials), "trial")
         yield f"{deployment.deployment_id}  {deployment.describe()}: {launches}, {trials}, {summary}"
         if len(state) > MOST_TRIALS_LISTED:
@@ -128,17 +124,13 @@ def _requests(trial: Trial) -> str:
 
 def few_requests_note(plan: Plan) -> list[str]:
     """Return warnings about timed loads whose requests are all sent long before the requested duration."""
-    checked: set[tuple[int, int]] = set()
     warnings: dict[str, None] = {}
-    for trial in plan.trials:
-        load, count = trial.load, trial.num_requests
-        if load.duration is None or (id(load), count) in checked:
-            continue
-        checked.add((id(load), count))
-        last = load.mode(count, trial.seed, trial.workload.starts(count)).last_arrival()
-        if last is not None and last < FEW_REQUESTS * load.duration:
-            few = f"all {count} requests are due within {last:.1f} s; raise workload.num_requests to fill the time"
-            warnings.setdefault(f"load.duration={load.duration:g}: {load.describe()}: {few}")
+    for trial in {(id(trial.load), id(trial.workload)): trial for trial in plan.trials}.values():
+        duration, requests = trial.load.duration, trial.num_requests
+        last = None if duration is None else trial.mode().last_arrival()
+        if last is not None and last < FEW_REQUESTS * duration:
+            few = f"all {requests} requests are due within {last:.1f} s; raise workload.num_requests to fill the time"
+            warnings[f"load.duration={duration:g}: {trial.load.describe()}: {few}"] = None
     return list(warnings)
 
 
@@ -216,13 +208,9 @@ def beyond_context(plan: Plan) -> list[str]:
         for workload in {id(trial.workload): trial.workload for trial in deployment.trials}.values():
             inputs, outputs = workload.longest_request()
             if inputs + outputs > max(context, longest.get(model.name, (0, ""))[0]):
-                longest[model.name] = (
-                    inputs + outputs,
-                    (
-                        f"workload {workload.name}: {inputs} input + {outputs} output tokens exceed the context of "
-                        f"{model.name}, {context}; engines reject such requests or truncate them"
-                    ),
-                )
+                excess = f"{inputs} input + {outputs} output tokens exceed the context of {model.name}, {context}"
+                problem = f"workload {workload.name}: {excess}; engines reject such requests or truncate them"
+                longest[model.name] = inputs + outputs, problem
     return [text for _, text in longest.values()]
 
 

@@ -65,7 +65,9 @@ def test_a_user_takes_the_next_session_once_its_tree_has_drained(tmp_path: Path)
 def test_turns_after_a_failed_one_are_recorded_and_not_sent(tmp_path: Path) -> None:
     limits = Timeouts(first_token=0.3)
     with simulated(faults={"hang": 1.0}) as (url, _):
-        records = send(url, tmp_path, ClosedLoop(3), turns([-1, 0, 1, -1]), timeouts=limits)
+        measured = measure(Target(url, "m"), [], turns([-1, 0, 1, -1]), ClosedLoop(3), folder=tmp_path, timeouts=limits)
+    records, report = list(measured.records), measured.report
+    assert (report.offered, report.sent) == (4, 2)
     failures = ["timeout_first_token", "unsent", "unsent", "timeout_first_token"]
     assert [str(record.error).partition(":")[0] for record in records] == failures
     assert [math.isnan(record.sent) for record in records] == [False, True, True, False]

@@ -8,6 +8,7 @@ import time
 import httpx
 import pytest
 
+from sweep.base.records import TunnelRefused
 from sweep.gateway.call import Refused
 from sweep.gateway.connection import MOST_UNREAD, EngineConnections, EngineFailed, StaleConnection
 from tests.gateway.test_gateway import read_to_the_end
@@ -250,6 +251,18 @@ def test_an_engine_behind_tls_is_verified_unless_told_otherwise(tmp_path):
             answer = httpx.post(f"{url}/v1/completions", json=ASK)
         assert answer.status_code in (502, 503)
         assert "SSLCertVerificationError" in json.loads(answer.text)["error"]["message"]
+
+
+def test_a_proxy_is_reached_at_any_of_its_addresses(monkeypatch):
+    """`localhost` may be ::1 first, while the proxy listens on 127.0.0.1."""
+    with engine(write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")) as proxy:
+        ports = (1, int(proxy.url.rpartition(":")[2]))
+        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)) for port in ports]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        monkeypatch.setenv("https_proxy", proxy.url)
+        connections = EngineConnections("https://engine.test", verify_tls=True, proxy="environment")
+        with pytest.raises(TunnelRefused, match="407"):
+            asyncio.run(connections.ask(b"POST", "/v1/completions", [], b"{}"))
 
 
 def test_a_large_request_reaches_an_engine_behind_a_stream():

@@ -12,9 +12,12 @@ from benchmarks.replay import FAULTS, alarms, caught_by, hit_rate, replay, trace
 from sweep.__main__ import main
 from sweep.base.config import ROOT
 from sweep.base.records import Message
+from sweep.cli.selfcheck import plan_load
+from sweep.inputs.load import Trace
+from sweep.inputs.sessions.generated import Conversations
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from sweep.node.replay.certificate import recorded_turns
+from sweep.node.replay.certificate import recorded_arrivals, recorded_turns
 from tests.inputs.test_prompts import QUICK, measure, write
 
 CACHED = [*QUICK, "backend.prefix_block=16", "backend.ttft.mean=0.05"]
@@ -75,6 +78,26 @@ def test_a_conversation_is_sent_turn_by_turn_with_its_roles(tmp_path: Path, caps
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cells", "load"),
+    [
+        ([{"timestamp": None}] * 2, "load=closed"),
+        ([{"timestamp": f"2026-01-02T03:04:05.{n}00"} for n in (1, 3)], "load=recorded"),
+        ([{"timestamp": 0.0}, {"timestamp": 0.3}], "load=trace load.path=FILE load.unit=ms"),
+    ],
+)
+def test_a_certificate_reads_only_the_times_that_a_replay_needs(tmp_path: Path, cells: Any, load: str) -> None:
+    rows = [
+        row | more for row, more in zip(pair(parent_chat_id=-1 if load == "load=closed" else 1), cells, strict=True)
+    ]
+    times = write(tmp_path / "times.txt", "0\n900\n")
+    line = ["workload=recorded", f"workload.file={write(tmp_path / 't.jsonl', rows)}", "workload.num_requests=2"]
+    row = measure(*CACHED, *line, *load.replace("FILE", str(times)).split(), f"out={tmp_path / 'out'}")
+    assert row["replay_exact_turns"] == 1
+    assert not alarms(row.dropna().to_dict())
+
+
+@pytest.mark.slow
 def test_nothing_is_shared_in_the_control(tmp_path: Path) -> None:
     line = ["workload=conversations", "workload.num_requests=40", "workload.prefix_tokens=48", "load=closed"]
     for shared, low, high in (("true", 0.5, 1), ("false", 0, 0.01)):
@@ -97,6 +120,13 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
         (pair(chat_id=1), "", "row 2: chat_id=1 appears twice"),
         (pair(), "workload.block_tokens=512", "row 1: 2 hash_ids for 20 tokens; expected 1 blocks of 512"),
         (pair(hash_ids=7), "", "row 2: hash_ids=7; expected a list of hashes"),
+        (pair(hash_ids="[" * 100_000), "", "row 2: hash_ids='[[[["),
+        (pair(chat_id=[2]), "", "row 2: chat_id=[2]; expected a number or text"),
+        (pair(parent_chat_id={"id": 1}), "", "row 2: parent_chat_id={'id': 1}; expected a number or text"),
+        ([{"messages": CHAT}, {"id": 2}], "workload.num_requests=3", "has 2 turns, and 3 are needed"),
+        (pair(parent_chat_id=1, timestamp=float("inf")), "", "row 2: timestamp=inf; expected a number or an ISO 8601"),
+        (pair(parent_chat_id=1, timestamp=1e300), "", "row 2: timestamp=1e+300; expected a number or an ISO 8601"),
+        (pair(parent_chat_id=1, timestamp=-1), "", "row 2: timestamp=-1 is before that of the turn it follows"),
         (
             [{"chat_id": 1, "parent_chat_id": -1, "timestamp": 0, "input_length": 9, "output_length": 1}],
             "",
@@ -138,20 +168,41 @@ def test_a_turn_longer_than_the_context_is_refused(tmp_path: Path, capsys: Any) 
     assert message in capsys.readouterr().err
 
 
+def test_a_plan_counts_sessions_and_their_branches(tmp_path: Path, capsys: Any) -> None:
+    rows = [*pair(parent_chat_id=1), pair(parent_chat_id=1, chat_id=3)[1], pair(parent_chat_id=7, chat_id=4)[1]]
+    line = ["workload=recorded", f"workload.file={write(tmp_path / 't.jsonl', rows)}", "workload.num_requests=3"]
+    line = [*QUICK, *line, "load=closed"]
+    assert main([*line, "load.concurrency=3", "dry_run=true", f"out={tmp_path / 'out'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 session for 3 users" in printed
+    assert "the parent of 1 turn is missing or skipped; each begins a session" in printed
+    assert plan_load([*line, "load.concurrency=1"], ()) == 2
+
+
+def test_a_plan_refuses_the_longest_turn_of_any_seed(tmp_path: Path, capsys: Any) -> None:
+    """The context fits the turns that seed 0 draws, but not those of the trials' seeds."""
+    longest = sum(Conversations(name="c").longest_request())
+    line = ["backend=vllm", "model=tiny-llama", "hardware=cpu", "load=closed", "workload=conversations"]
+    line += ["replicates=12", f"model.max_model_len={longest}"]
+    assert main([*line, "dry_run=true", f"out={tmp_path / 'out'}"]) == 2
+    assert f"exceeds the context of tiny-llama; expected at most {longest} together" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
-    assert caught_by(fault, trace(8, 40, seconds=0.3, gap=0.1), tmp_path / "out"), "no alarm"
+    assert FAULTS[fault] in caught_by(fault, trace(8, 40, seconds=0.3, gap=0.1), tmp_path / "out")
 
 
 @pytest.mark.slow
 def test_a_replay_without_a_certificate_is_invalid_also_after_a_resume(tmp_path: Path) -> None:
     rows, out = trace(8, 40, seconds=0.3, gap=0.1), tmp_path / "out"
     for _ in range(2):
-        with patch("sweep.node.replay.certificate.recorded_turns", side_effect=OSError):
+        with patch("sweep.node.replay.certificate.recorded_turns", side_effect=TypeError("no time")):
             ((row,), _) = replay(rows, out, "load=recorded")
         assert row["outcome"] == "invalid"
         assert row["reason"].startswith("the replay has no certificate")
+        assert row["reason"].endswith("gave TypeError no time")
     ((row,), _) = replay(rows, out, "load=recorded", "retry_failed=true")
     assert row["outcome"] in ("ok", "client_limited")
     assert row["replay_exact_turns"] == 1
@@ -170,6 +221,15 @@ def test_texts_depend_on_seed_and_hash_alone(tmp_path: Path) -> None:
     assert all(isinstance(token, int) for prompt in first for token in prompt)
 
 
+def test_each_session_talks_to_one_model() -> None:
+    workload = Conversations(name="c", models={"base": 1, "adapter": 3})
+    requests = workload.requests(None, 64, 1)
+    begun = [request.model for request in requests if request.parent < 0]
+    assert set(begun) == {"base", "adapter"}
+    assert begun.count("adapter") > begun.count("base")
+    assert all(request.model == requests[request.parent].model for request in requests if request.parent >= 0)
+
+
 def test_the_documented_table_is_a_trace(tmp_path: Path) -> None:
     document = (ROOT / "docs" / "experiments.md").read_text()
     table = document[document.index("    chat_id,") :].partition("\n\n")[0]
@@ -177,9 +237,8 @@ def test_the_documented_table_is_a_trace(tmp_path: Path) -> None:
     workload = Recorded(name="r", file=str(file), num_requests=4)
     requests = workload.requests(None, 4, 1)
     assert [(request.parent, round(request.gap, 3)) for request in requests] == [(-1, 0), (-1, 0), (0, 1.5), (0, 1.9)]
-    turns, arrivals = recorded_turns(workload, 4, None)
-    assert turns == workload.session_turns(4)
-    assert arrivals == [0, 0.4, 1.5, 1.9]
+    assert recorded_turns(workload, 4) == workload.session_turns(4)
+    assert recorded_arrivals(workload, 4, Trace(path=str(file))) == [0, 0.4, 1.5, 1.9]
 
 
 def test_a_conversation_keeps_its_history(tmp_path: Path) -> None:

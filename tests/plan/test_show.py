@@ -114,8 +114,7 @@ def test_what_cannot_run_here_is_not_to_run(ledger):
 )
 def test_requests_that_end_before_the_duration_are_told(requests, duration, expected):
     load = Poisson(name="poisson", rate=50, duration=duration)
-    workload = SimpleNamespace(starts=range)
-    trial = SimpleNamespace(load=load, num_requests=requests, seed=1, replicate=0, workload=workload)
+    trial = SimpleNamespace(load=load, num_requests=requests, workload=None, mode=lambda: load.mode(requests, 1))
     text = " ".join(show.few_requests_note(SimpleNamespace(trials=[trial, trial])))
     assert all(part in text for part in expected)
     assert bool(text) is bool(expected)

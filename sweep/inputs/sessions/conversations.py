@@ -62,7 +62,9 @@ def exchanges(row: FileRow) -> list[tuple[tuple[Message, ...], str]]:
     An unanswered question at the end is left out. Raises Unusable, e.g. for roles in an order that templates forbid.
     """
     column = conversation_column(row)
-    content: Any = row[column or ""]
+    if column is None:
+        raise Unusable("no conversation")
+    content: Any = row[column]
     content = turns_of(content) if isinstance(content, str) else content
     if not isinstance(content, list):
         raise Unusable(f"{column} is not a list of turns; expected {{role, content}} or {{from, value}}")

@@ -1,5 +1,6 @@
 """Recorded requests: a trace's lengths, its prefixes and sessions where it has them, or whole conversations."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from sweep.inputs.sessions.conversations import (
     conversation_turns,
     read_conversations,
 )
-from sweep.inputs.sessions.traces import HASHES, PARENT, trace_turns
+from sweep.inputs.sessions.traces import HASHES, PARENT, orphans, trace_turns
 from sweep.inputs.sessions.turns import SessionWorkload, Turn, replay_note
 from sweep.inputs.workload import Draw, ExactLengths, content_digest
 
@@ -59,16 +60,22 @@ class Recorded(SessionWorkload, ExactLengths):
             raise ConfigError(f"workload.file={self.file}: {problem}; workload.num_requests may be at most {turns}")
 
     def notes(self, cache_dir: Path) -> list[str]:
-        rows, faults, *_ = self._conversations() if self._is_conversation() else self._trace()
+        read = self._conversations() if self._is_conversation() else self._trace()
+        rows, faults, *_ = read
         lines = omissions(self.file, len(rows) + len(faults), faults)
-        return [*lines, f"{self.file}: {replay_note(self.session_turns(self.num_requests))}"] if self.replays else lines
+        if not self.replays:
+            return lines
+        if isinstance(read, TraceRows) and (number := orphans(read)):
+            problem = f"the parent of {counted(number, 'turn')} is missing or skipped"
+            lines.append(f"{self.file}: {problem}; each begins a session")
+        return [*lines, f"{self.file}: {replay_note(self.session_turns(self.num_requests))}"]
 
     def digest(self, cache_dir: Path) -> str:
         return content_digest(self.path)
 
-    def longest_request(self) -> tuple[int, int]:
+    def longest_request(self, seed: int = 0) -> tuple[int, int]:
         if self.replays:
-            return super().longest_request()
+            return super().longest_request(seed)
         return max(self._trace().lengths[: None if self.order == "random" else self.num_requests], key=sum)
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
@@ -91,7 +98,8 @@ class Recorded(SessionWorkload, ExactLengths):
     def _all_turns(self, tokenizer: Tokenizer | None) -> list[Turn]:
         if self._is_conversation():
             return conversation_turns(self._conversations(), tokenizer)
-        return trace_turns(self._trace(), self.block_tokens, self.recorded_tpot, f"workload.file={self.file}")
+        options = self.skip_unsendable, self.block_tokens, self.recorded_tpot
+        return _turns_of_trace(self.path, f"workload.file={self.file}", self.path.stat().st_mtime_ns, *options)
 
     def _trace(self) -> TraceRows:
         return read_trace(self.path, f"workload.file={self.file}", self.skip_unsendable)
@@ -101,3 +109,8 @@ class Recorded(SessionWorkload, ExactLengths):
         if self.order == "random":
             return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
         return [pairs[i % len(pairs)] for i in range(draw.count)]
+
+
+@lru_cache(maxsize=4)
+def _turns_of_trace(path: Path, key: str, changed: int, skip: bool, block: int | None, tpot: float) -> list[Turn]:
+    return trace_turns(read_trace(path, key, skip), block, tpot, key)

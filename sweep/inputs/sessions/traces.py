@@ -1,16 +1,19 @@
 """Turns from the rows of traces with `hash_ids`: Mooncake's, and Qwen-Bailian's, whose turns name their parents."""
 
 import json
+from collections.abc import Hashable
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 from sweep.base.config import ConfigError, shortened
 from sweep.base.records import UNKNOWN
-from sweep.inputs.rows import FileRow, TraceColumns, TraceRows
+from sweep.inputs.rows import FileRow, TraceColumns, TraceRows, seconds_of
 from sweep.inputs.sessions.turns import Piece, Turn
 
 HASHES = "hash_ids"
 CHAT, PARENT = "chat_id", "parent_chat_id"
+ROOTS = (-1, "-1", None, "")  # the parents of turns that begin a session
 LENGTHS_ALONE = "workload.prefixes=false replays only the lengths"
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # tokens that one hash stands for
 
@@ -23,6 +26,9 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
     columns, rows = trace.columns, list(trace.rows.items())
     turns: list[Turn] = []
     indices: dict[Any, int] = {}  # of a chat's turn
+    for number, row in rows:
+        if odd := next((name for name in (CHAT, PARENT) if not isinstance(row.get(name), Hashable)), None):
+            raise ConfigError(f"{key}: row {number}: {odd}={shortened(repr(row[odd]))}; expected a number or text")
     chats = {row[CHAT] for _, row in rows if CHAT in row}
     for index, (number, row) in enumerate(rows):
         where = f"{key}: row {number}"
@@ -35,20 +41,26 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
         gap = 0.0
         if before != UNKNOWN:
             seconds = _time(row, columns, where) - _time(rows[before][1], columns, where)
-            gap = max(0.0, seconds - tpot * turns[before].output_tokens)
+            if seconds < 0:
+                problem = f"{columns.time}={row[columns.time]!r} is before that of the turn it follows"
+                raise ConfigError(f"{where}: {problem}; expected a later time")
+            gap = max(0.0, float(seconds) - tpot * turns[before].output_tokens)
         inputs, outputs = trace.lengths[index]
-        turns.append(Turn(outputs, before, gap, _pieces(row, inputs, block or _block(row), where)))
+        size = block or (BAILIAN_BLOCK if CHAT in row or PARENT in row else MOONCAKE_BLOCK)
+        turns.append(Turn(outputs, before, gap, _pieces(row, inputs, size, where)))
     return turns
 
 
-def _block(row: FileRow) -> int:
-    return BAILIAN_BLOCK if CHAT in row or PARENT in row else MOONCAKE_BLOCK
+def orphans(trace: TraceRows) -> int:
+    """Return how many turns follow one that is missing or skipped: each begins a session."""
+    chats = {*ROOTS, *(row[CHAT] for row in trace.rows.values() if CHAT in row)}
+    return sum(row.get(PARENT) not in chats for row in trace.rows.values())
 
 
 def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, ...]:
     """Return a prompt's blocks, of which the last may be shorter."""
     hashes = row.get(HASHES)
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes  # in a table's cell
     if not isinstance(hashes, list) or not all(isinstance(each, int | str) for each in hashes):
         problem = f"{HASHES}={shortened(repr(hashes))}; expected a list of hashes"
@@ -60,8 +72,9 @@ def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, .
     return tuple(Piece(each, min(block, tokens - index * block)) for index, each in enumerate(hashes))
 
 
-def _time(row: FileRow, columns: TraceColumns, where: str) -> float:
+def _time(row: FileRow, columns: TraceColumns, where: str) -> Decimal:
+    time = row.get(columns.time)
     try:
-        return float(row[columns.time]) * (1e-3 if columns.unit == "ms" else 1.0)
-    except (KeyError, TypeError, ValueError):
-        raise ConfigError(f"{where}: {columns.time}={row.get(columns.time)!r}; expected a number") from None
+        return seconds_of(time, columns.unit)
+    except ValueError:
+        raise ConfigError(f"{where}: {columns.time}={time!r}; expected a number or an ISO 8601 time") from None

@@ -8,15 +8,15 @@ that neither a tokenizer nor a template moves the boundary of a block. Messages 
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, prompt_text
+from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, most_at_once, prompt_text
 from sweep.base.wording import count as counted
-from sweep.inputs.workload import HEADER_WORDS, Workload, header_words
+from sweep.inputs.workload import HEADER_WORDS, Draw, Workload, header_words
 
 CACHE_BLOCK = 16  # tokens in a block of an engine's prefix cache: vLLM's default
 RECENT_PIECES = 20_000  # whose tokens are kept while requests are made
@@ -77,12 +77,12 @@ def _single_tokens(tokenizer: Tokenizer, lead: str, words: Sequence[str]) -> lis
 
 
 def session_requests(
-    turns: Sequence[Turn], tokenizer: Tokenizer | None, seed: int, phase: Phase, salt: str
+    turns: Sequence[Turn], tokenizer: Tokenizer | None, seed: int, phase: Phase, salt: str, models: Sequence[str | None]
 ) -> list[Request]:
-    """Return the requests of these turns; each turn's parent precedes it."""
+    """Return the requests of these turns; each turn's parent precedes it, and a session talks to its first model."""
     texts = PieceTexts(tokenizer, seed, phase, salt)
     histories: dict[int, tuple[Message, ...]] = {}
-    requests = []
+    requests: list[Request] = []
     for number, turn in enumerate(turns):
         if turn.pieces:
             prompt: Prompt = texts.prompt(turn.pieces)
@@ -92,19 +92,11 @@ def session_requests(
                 first = turn.messages[0]
                 prompt = (first._replace(content=f"{texts.header()}\n\n{first.content}"), *turn.messages[1:])
             histories[number] = (*prompt, Message("assistant", turn.answer))
-        tokens = _tokens_of(prompt, tokenizer)
+        tokens = UNKNOWN if tokenizer is None else len(sent_ids(prompt, tokenizer))
+        model = models[number] if turn.parent == UNKNOWN else requests[turn.parent].model
         request_id = f"{phase}-{seed:x}-{number}"
-        requests.append(
-            Request(request_id, prompt, turn.output_tokens, tokens, phase, parent=turn.parent, gap=turn.gap)
-        )
+        requests.append(Request(request_id, prompt, turn.output_tokens, tokens, phase, model, turn.parent, turn.gap))
     return requests
-
-
-def _tokens_of(prompt: Prompt, tokenizer: Tokenizer | None) -> int:
-    text = prompt_text(prompt)
-    if text is None:
-        return len(prompt)
-    return UNKNOWN if tokenizer is None else len(tokenizer.encode(text).ids)
 
 
 class SessionWorkload(Workload):
@@ -122,13 +114,17 @@ class SessionWorkload(Workload):
         """Return the first turns, at most `count`; each turn's parent precedes it."""
         raise NotImplementedError
 
-    def starts(self, count: int) -> Sequence[int]:
+    def starts(self, count: int, seed: int = 0) -> Sequence[int]:
         if not self.replays:
             return super().starts(count)
-        return [number for number, turn in enumerate(self.session_turns(count)) if turn.parent == UNKNOWN]
+        return [number for number, turn in enumerate(self.session_turns(count, seed)) if turn.parent == UNKNOWN]
 
-    def longest_request(self) -> tuple[int, int]:
-        lengths = ((turn.input_tokens, turn.output_tokens) for turn in self.session_turns(self.num_requests))
+    def branches(self, count: int, seed: int) -> int:
+        turns = self.session_turns(count, seed) if self.replays else ()
+        return most_at_once([Request("", "", 0, parent=turn.parent) for turn in turns])
+
+    def longest_request(self, seed: int = 0) -> tuple[int, int]:
+        lengths = ((turn.input_tokens, turn.output_tokens) for turn in self.session_turns(self.num_requests, seed))
         return max(lengths, key=sum) if self.needs_token_ids else (0, 0)
 
     def requests(
@@ -139,7 +135,7 @@ class SessionWorkload(Workload):
         turns = self.session_turns(count, seed, tokenizer)
         if phase == "warmup":  # nobody waits for its gaps
             turns = [turns[i % len(turns)]._replace(parent=UNKNOWN, gap=0.0) for i in range(count)]
-        return session_requests(turns, tokenizer, seed, phase, salt)
+        return session_requests(turns, tokenizer, seed, phase, salt, self._models(Draw(seed, phase, len(turns))))
 
 
 # What a prefix cache could answer -------------------------------------------------------------------------------------
@@ -196,7 +192,7 @@ def sent_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:
     """Return the token ids of a prompt; the text of one is encoded, or cut into words without a tokenizer."""
     text = prompt_text(prompt)
     if text is None:
-        return [token for token in prompt if isinstance(token, int)]
+        return cast(tuple[int, ...], prompt)
     return [hash(word) for word in text.split()] if tokenizer is None else list(tokenizer.encode(text).ids)
 
 

@@ -15,7 +15,7 @@ from sweep.base.exits import Cause, Exit
 from sweep.base.records import UNKNOWN, Outcome, Records, Request, prompt_text
 from sweep.disk.row import Verdict
 from sweep.inputs.load import Trace
-from sweep.inputs.rows import fault_of_lengths, read_rows, trace_columns
+from sweep.inputs.rows import FileRow, TraceColumns, fault_of_lengths, read_rows, seconds_of, trace_columns
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.sessions.turns import (
     CACHE_BLOCK,
@@ -34,13 +34,13 @@ from sweep.numbers.quantities.sessions import ReplayProof
 from sweep.numbers.selection import measured, succeeded, was_sent
 from sweep.plan.plan import Trial
 
-PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)  # errors of a file that has changed
 SAME_GAP = 1e-6  # s
 
 
 def replay_inputs(work: Work, trial: Trial, requests: Sequence[Request], records: Records, salt: str) -> dict[str, Any]:
-    """Return the certificate of a trial that replays prompts, as an input of the quantities; else, or if the file has
-    become unreadable, nothing.
+    """Return the certificate of a trial that replays prompts, as an input of the quantities; if the file has become
+    unreadable, why it is `uncertified`; otherwise nothing.
     """
     workload = trial.workload.fetched(work.cache)
     if not isinstance(workload, SessionWorkload) or not workload.replays:
@@ -49,34 +49,50 @@ def replay_inputs(work: Work, trial: Trial, requests: Sequence[Request], records
     arrivals: list[float] = []
     try:
         if isinstance(workload, Recorded) and workload.needs_token_ids:
-            turns, arrivals = recorded_turns(workload, len(requests), getattr(trial.load, "unit", None))
+            turns = recorded_turns(workload, len(requests))
+            if isinstance(trial.load, Trace) and trial.load.path == workload.file:
+                arrivals = recorded_arrivals(workload, len(requests), trial.load)
         else:
             turns = workload.session_turns(len(requests), trial.seed, tokenizer)
-    except (OSError, ValueError, KeyError):
-        return {}
+    except UNREADABLE as error:
+        return {"uncertified": f"{type(error).__name__} {error}".strip()}
     header = PieceTexts(tokenizer, trial.seed, "measured", salt).header()
     proof = certificate(turns, requests, records, tokenizer, header)
-    if arrivals and isinstance(trial.load, Trace) and trial.load.path == workload.file:
+    if arrivals:
         proof = proof._replace(schedule_error=_schedule_error(arrivals, requests, records))
     return {"certificate": proof}
 
 
-def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any]) -> Verdict:
+def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], inputs: Mapping[str, Any]) -> Verdict:
     """Return the verdict, or `invalid` for a replay without a certificate."""
     certified = columns.get("recorded_prefix_hit_rate") is not None
     if verdict.outcome is not Outcome.OK or not trial.workload.replays or certified:
         return verdict
-    reason = "the replay has no certificate: its file could not be read again after the trial"
+    problem = inputs.get("uncertified", "nothing to replay")
+    reason = f"the replay has no certificate: reading its file again gave {problem}"
     return replace(verdict, outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.NO_CERTIFICATE))
 
 
-def recorded_turns(workload: Recorded, count: int, unit: str | None) -> tuple[list[Turn], list[float]]:
-    """Return the first turns of a trace, and the time of each since the first one, in s."""
+def _first_rows(workload: Recorded, count: int) -> tuple[list[FileRow], TraceColumns]:
     rows = read_rows(workload.path, f"workload.file={workload.file}")
     columns = trace_columns(rows[0])
-    assert columns is not None
-    rows = [row for row in rows if fault_of_lengths(row, columns) is None][:count]
-    turns, times, chats = list[Turn](), list[float](), dict[Any, int]()
+    if columns is None:
+        raise ValueError("no columns with lengths")
+    return [row for row in rows if fault_of_lengths(row, columns) is None][:count], columns
+
+
+def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float]:
+    """Return the times of a trace's first turns since the first of all, in s, as its load reads them."""
+    rows, columns = _first_rows(workload, count)
+    column, unit = (load.column, "s") if load.column else (columns.time, columns.unit)
+    times = [seconds_of(row[column], load.unit or unit) for row in rows]
+    return [float(time - times[0]) for time in times]
+
+
+def recorded_turns(workload: Recorded, count: int) -> list[Turn]:
+    """Return the first turns of a trace."""
+    rows, columns = _first_rows(workload, count)
+    turns, chats = list[Turn](), dict[Any, int]()
     for number, row in enumerate(rows):
         parent = chats.get(row.get("parent_chat_id"), UNKNOWN)
         chats[row.get("chat_id", (number,))] = number
@@ -85,11 +101,12 @@ def recorded_turns(workload: Recorded, count: int, unit: str | None) -> tuple[li
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes
         block = workload.block_tokens or (512 if "chat_id" not in row and "parent_chat_id" not in row else 16)
         pieces = tuple(Piece(key, min(block, inputs - block * i)) for i, key in enumerate(hashes))
-        times.append(float(row.get(columns.time, 0)) / PER_SECOND[unit or columns.unit])
-        answer = workload.recorded_tpot * turns[parent].output_tokens if parent >= 0 else 0.0
-        gap = max(0.0, times[number] - times[parent] - answer) if parent >= 0 else 0.0
+        gap = 0.0
+        if parent != UNKNOWN:
+            time, before = (seconds_of(turn[columns.time], columns.unit) for turn in (row, rows[parent]))
+            gap = max(0.0, float(time - before) - workload.recorded_tpot * turns[parent].output_tokens)
         turns.append(Turn(outputs, parent, gap, pieces))
-    return turns, [time - times[0] for time in times]
+    return turns
 
 
 def certificate(
@@ -103,10 +120,13 @@ def certificate(
     sent = [sent_ids(requests[number].prompt, tokenizer) for number in order]
     if any(turn.messages for turn in turns):
         texts = recorded_texts(turns, header)
-        recorded = [sent_ids(texts[number], tokenizer) for number in order]
+        alike = [prompt_text(requests[number].prompt) == texts[number] for number in order]
+        recorded = [
+            ids if same else sent_ids(texts[number], tokenizer)
+            for ids, same, number in zip(sent, alike, order, strict=True)
+        ]
         lengths = [len(ids) for ids in recorded]
         recorded_hits = ideal_hits((len(ids), blocks_of_ids(ids)) for ids in recorded)
-        alike = [prompt_text(requests[number].prompt) == texts[number] for number in order]
     else:
         lengths = [turns[number].input_tokens for number in order]
         recorded_hits = ideal_hits((turns[number].input_tokens, blocks_of_turn(turns[number])) for number in order)
@@ -119,7 +139,10 @@ def certificate(
         and (bool(turns[number].messages) or records.input_tokens[row] in (UNKNOWN, length))
         for row, number, length, ids in zip(rows, order, lengths, sent, strict=True)
     ]
-    recorded_turn = [same and _follows(requests[i], turns[i]) for same, i in zip(alike, order, strict=True)]
+    recorded_turn = [
+        same and requests[i].parent == turns[i].parent and abs(requests[i].gap - turns[i].gap) < SAME_GAP
+        for same, i in zip(alike, order, strict=True)
+    ]
     return ReplayProof(
         sessions=sum(turn.parent == UNKNOWN for turn in turns),
         recorded_tokens=sum(lengths),
@@ -151,10 +174,6 @@ def _same_pieces(turns: Sequence[Turn], prompts: Sequence[Sequence[int]]) -> lis
                 same &= keys.setdefault(tuple(tokens[:CACHE_BLOCK]), key) == key
         alike.append(same)
     return alike
-
-
-def _follows(request: Request, turn: Turn) -> bool:
-    return request.parent == turn.parent and abs(request.gap - turn.gap) < SAME_GAP
 
 
 def _earliest(turns: Sequence[Turn], rows: Mapping[int, int], records: Records) -> float | None:

@@ -82,8 +82,7 @@ def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
 
 def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, flags: Mapping[str, Any]) -> Demand:
     """Return the demand of a trial on a deployment of these sizes; `hardware` needs bandwidth and FLOP/s."""
-    load = trial.load
-    mode = load.mode(trial.num_requests, trial.seed, trial.workload.starts(trial.num_requests))
+    load, mode = trial.load, trial.mode()
     sequences = min(mode.most_in_flight() or trial.num_requests, trial.num_requests)
     sequences = -(-sequences // sizes.replicas)
     if load.size is None:  # all requests of a lockstep batch arrive at once

@@ -118,14 +118,15 @@ def _too_slow(points: list[PlanPoint], settings: Settings) -> Iterator[str]:
 
 
 def _idle_users(plan: Plan) -> list[str]:
-    """Warn of loads with more users than requests: some users would stay idle."""
-    loads = dict.fromkeys((getattr(trial.load, "concurrency", None) or 0, trial.num_requests) for trial in plan.trials)
-    return [
-        f"load.concurrency={users}: {count(requests, 'request')} for {users} users; the other users would be idle: "
-        "raise workload.num_requests"
-        for users, requests in loads
-        if users > requests
-    ]
+    """Warn of loads with more users than requests, or sessions: some users would stay idle."""
+    lines: dict[str, None] = {}
+    for trial in {(id(trial.load), id(trial.workload)): trial for trial in plan.trials}.values():
+        users = getattr(trial.load, "concurrency", 0)
+        if users and users > (sessions := len(trial.workload.starts(trial.num_requests, trial.seed))):
+            work = count(sessions, "session" if sessions < trial.num_requests else "request")
+            idle = f"{work} for {users} users; the other users would be idle"
+            lines[f"load.concurrency={users}: {idle}: raise workload.num_requests"] = None
+    return list(lines)
 
 
 def _single_batches(plan: Plan) -> list[str]:
