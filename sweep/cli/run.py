@@ -71,6 +71,10 @@ from sweep.plan.point_details import point_details
 from sweep.plan.show import PIPE_WIDTH, check_disk, print_plan
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+STUDIED = {  # experiments with a study's findings, listed since importing `analysis` takes a second
+    *("completion_batches", "latency_bound", "throughput_bound", "batch_size", "sequence_length", "request_count"),
+    "serving_ladder",
+}
 LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
 
 
@@ -156,6 +160,8 @@ def _halted_by_full_disk(out: Path) -> Iterator[None]:
 
 def _print_findings(console: Console, plan: Plan) -> None:
     """Print how many findings of its study the plan can decide."""
+    if plan.settings.name not in STUDIED:
+        return
     from analysis.studies.decidable import decidable_findings  # imports pandas, which a command may not need
 
     configurations = [
