@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from sweep.base.config import PERCENTILES, ConfigError, did_you_mean
-from sweep.base.records import Outcome
 from sweep.base.wording import count, number
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, trials_table
 from sweep.drive.row_writer import TableRows
 from sweep.numbers.quantity import columns
 from sweep.plan.axes import LADDER_AXES
+from sweep.plan.pending import pending_launches
 from sweep.plan.plan import Plan, launched_per_replicate
 from sweep.search.race import FEWEST_BLOCKS, Race
 
@@ -25,8 +25,9 @@ class PlannedRace(Race):
         self.names = [f"{deployment.describe()} {trials[0].describe_point()}" for deployment, trials in points]
         self.numbers = {trial.trial_id: point for point, (_, trials) in enumerate(points) for trial in trials}
         super().__init__([[trial.trial_id for trial in trials] for _, trials in points], self._judge)
-        rows = ledger.rows.items()
-        self.settle(trial_id for trial_id, row in rows if row["outcome"] != Outcome.DROPPED)
+        launches = pending_launches(plan, ledger)
+        awaited = {trial.trial_id for launch in launches if not launch.unavailable for trial in launch.trials}
+        self.settle(self.numbers.keys() - awaited)
 
     def _judge(self, counted: list[str]) -> Mapping[int, str]:
         from analysis.load import run_of_rows  # imports pandas, which a run without a race does not need

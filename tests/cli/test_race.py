@@ -1,12 +1,15 @@
 """Races through the whole command: what is dropped, what the answer says about it, and how a race goes on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from analysis.load import open_run, requests
 from sweep.__main__ import main
+from sweep.cli.race import PlannedRace
 from sweep.disk.run_files import RunPaths, read_trials
+from tests.drive.test_driver import Scripted, drive, make_plan, replicated
 
 ENGINE = ["backend=simulated", "model=tiny-llama", "workload=synthetic", "cluster=inline", "tracking=none"]
 ENGINE += ["agreement=false", "report=false"]
@@ -87,3 +90,14 @@ def test_the_plan_advises_a_race_of_many_configurations(capsys, tmp_path):
         assert main([*command, f"replicates={replicates}"]) == 0
         advice = "race=true would save up to 8 of 24 launches"
         assert (advice in capsys.readouterr().out) == advised
+
+
+def test_a_look_waits_for_trials_that_run_again_but_not_for_what_cannot_run_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(PlannedRace, "_judge", lambda race, counted: {})
+    engines = [replicated("a", [1], 4), replicated("b", [1], 4), replace(replicated("c", [1], 4), unavailable="no GPU")]
+    plan = make_plan(*engines, relaunch="per_replicate")
+    looks = []
+    for outcomes in ([["ok"], ["disturbed"], ["ok"], ["ok"]], [["ok"]]):
+        paths, ledger = drive(plan, tmp_path, Scripted({"a": [["ok"]] * 4, "b": outcomes}))
+        looks.append(PlannedRace(plan, ledger, paths).complete)
+    assert looks == [1, 3]
