@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from sweep.base.config import LARGEST_NUMBER, NAMED_GROUPS, ConfigError, DamagedFile, Halted, first_line, shortened
 from sweep.base.records import LOAD_COLUMNS, UNMEASURED, Outcome
-from sweep.base.setting_labels import dotted
 from sweep.base.wording import duration_text
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import run_files
@@ -56,11 +55,8 @@ class MeasuredTable:
 
     def row(self, deployment: Deployment, trial: Trial) -> dict[str, Any] | None:
         """Return the row of a trial's point and replicate, if it was measured."""
-        facts = dotted(trial.config) | trial.coordinates | trial.load_columns()
-        parts = {"backend": deployment.backend, "model": deployment.model, "workload": trial.workload}
-        facts |= {group: part.name for group, part in parts.items()} | {"load": trial.load.name}
-        facts |= {"accelerator": deployment.accelerator, "gpu_count": deployment.gpu_count}
-        return self.points.get(self._key(facts | {"config": config_text(trial.config)}), {}).get(trial.replicate)
+        facts = deployment.facts(trial) | {"config": config_text(trial.config)}
+        return self.points.get(self._key(facts), {}).get(trial.replicate)
 
     def _key(self, facts: Mapping[str, Any]) -> Any:
         return facts["config"] if self.keys is None else tuple(_comparable(facts.get(key)) for key in self.keys)

@@ -99,6 +99,11 @@ def test_a_replayed_run_is_a_table_too_and_what_was_not_measured_has_no_result(t
     for point, row in second.items():
         assert row["output_throughput"] == first[point]["output_throughput"]
         assert row["trial_id"] != first[point]["trial_id"], "another table"
+    again = [f"cluster.replay={tmp_path / 'rows.csv'}", "cluster.simulate={nodes: 1, gpus: 1, accelerator: H100}"]
+    again += ["tracking=none", "report=false", "--out", str(tmp_path / "again")]
+    main(["rerun", f"{tmp_path / 'second'}#{second[8, 0]['trial_id']}", *again])
+    (row,) = read_trials(RunPaths(tmp_path / "again").trials)
+    assert row["trial_id"] == first[8, 0]["trial_id"], "the same table"
 
 
 def test_rows_of_users_show_their_throughput_unless_most_time_passes_in_the_queue(tmp_path, capsys):
