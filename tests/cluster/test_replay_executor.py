@@ -70,7 +70,8 @@ def test_a_plan_runs_on_simulated_gpus_and_a_race_goes_on_from_its_rows(tmp_path
     assert outcomes(tmp_path / "grid") == every(["ok"] * 5)
     rows = read_trials(RunPaths(tmp_path / "grid").trials)
     assert {(row["accelerator"], row["client_stamp_source"]) for row in rows} == {("H100", "table")}
-    assert all("replayed" in row["engine_facts"] for row in rows)
+    assert all("replayed" in row["engine_facts"] and "replayed" in row["warnings"] for row in rows)
+    assert "! replayed from a table, not measured here (all points)" in printed
 
     race = ("replicates=5", "race=true")
     assert replay(source, tmp_path / "race", *race, nodes=1, gpus=1) == 0
