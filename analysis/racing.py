@@ -24,7 +24,7 @@ def retired(contest: Contest, racing: Collection[int], looks: int) -> Iterator[R
     """Yield the points still `racing` (positions in the contest) that need no more trials.
 
     A point is beaten if its difference from the best exceeds the interval of the winners' test, with as many
-    comparisons for each of the `looks`. So over all looks the best point is dropped at most once in 20 races.
+    comparisons for each of the `looks`. So the contest's best point is dropped at most once in 20 races.
     """
     if contest.best is None:
         return

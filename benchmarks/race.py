@@ -3,9 +3,9 @@
     python -m benchmarks.race [--sweeps 1000] [--engines 31]
 
 Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate have a drift of
-DRIFT in common. The race (`sweep.search.race`) is told the trials of one block after another, and compares them as
-`sweep run` does. Then the winner is named by the summary's test, from the trials that ran; beside it stands the winner
-of the full grid. The last line of the output is JSON.
+DRIFT in common. The race (`sweep.search.race`) is told the trials of one block after another. Its looks use the test of
+`sweep run` (`analysis.racing.retired`), but read no rows. Then the winner is named by the summary's test, from the
+trials that ran; beside it stands the winner of the full grid. The last line of the output is JSON.
 """
 
 import argparse
@@ -135,9 +135,10 @@ def main(arguments: Sequence[str]) -> None:
         for replicates in chosen.replicates
         for scenario in SCENARIOS
     ]
-    headings = "engines | replicates | launches of the grid | best dropped | false winners, race | false winners, grid"
-    headings += " | best named, race | best named, grid | 95% lose at most, race | 95% lose at most, grid"
-    publish(markdown_table(headings, [[*cell[:2], *(f"{share:.1%}" for share in cell[2:])] for cell in cells]))
+    headings = "engines | replicates | launches of the grid | best dropped | false winners: race, grid"
+    headings += " | best named: race, grid | 95% lose at most: race, grid"
+    rows = [[*map(str, cell[:2]), *(f"{share:.1%}" for share in cell[2:])] for cell in cells]
+    publish(markdown_table(headings, [[*row[:4], *map(", ".join, (row[4:6], row[6:8], row[8:]))] for row in rows]))
     print(json.dumps([*(cell._asdict() for cell in cells), {"cpu_seconds": time.process_time() - began}]))
 
 

@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -46,7 +46,7 @@ class Raced(NamedTuple):
     configurations: int
     points: int
     trials: float  # that ran, as a share of the grid's
-    right: float  # share of the loads whose best configuration was not dropped
+    right: float  # share of the loads whose best configuration was not dropped before another
     hours: float  # of the GPU, as a share of the grid's
 
 
@@ -103,10 +103,11 @@ def run(name: str, speeds: Speeds, spread: float, folder: Path) -> Raced:
     if status:
         raise SystemExit(f"{name}: status {status}")
     rows = read_trials(RunPaths(out).trials)
-    dropped = {(row[AXIS], row["concurrency"]): row["reason"] for row in rows if row["outcome"] == "dropped"}
-    best = [max((c for c in configurations if (c, u) in speeds), key=lambda c: speeds[c, u]) for u in loads]
-    wrong = sum("not the best" in dropped.get(point, "") for point in zip(best, loads, strict=True))
     ran = [row for row in rows if row["outcome"] == "ok"]
+    counts = Counter((row[AXIS], row["concurrency"]) for row in ran)
+    best = [max((c for c in configurations if (c, u) in speeds), key=lambda c: speeds[c, u]) for u in loads]
+    longest = [max(counts[c, u] for c in configurations) for u in loads]
+    wrong = sum(counts[c, u] < most for c, u, most in zip(best, loads, longest, strict=True))
     launches = len({row["launch"] for row in ran})
     hours = (launches * LAUNCH + len(ran) * TRIAL) / (REPLICATES * len(configurations) * LAUNCH + len(rows) * TRIAL)
     return Raced(name, len(configurations), len(speeds), len(ran) / len(rows), 1 - wrong / len(loads), hours)

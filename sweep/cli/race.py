@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 
 from sweep.base.config import PERCENTILES, ConfigError, did_you_mean
-from sweep.base.records import Outcome
 from sweep.base.wording import count, number
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, trials_table
 from sweep.drive.row_writer import TableRows
 from sweep.numbers.quantity import columns
+from sweep.numbers.warnings import AS_OFFERED
 from sweep.plan.axes import LADDER_AXES
-from sweep.plan.plan import Plan, launched_per_replicate
+from sweep.plan.pending import pending_launches
+from sweep.plan.plan import Plan, hourly_price, launched_per_replicate
 from sweep.search.race import FEWEST_BLOCKS, Race
 
+PRICED = "cost_per_million_tokens"  # the quantity that needs prices
 ADVISED = 8  # deployments from which a plan with enough replicates mentions the race
 
 
@@ -25,8 +27,9 @@ class PlannedRace(Race):
         self.names = [f"{deployment.describe()} {trials[0].describe_point()}" for deployment, trials in points]
         self.numbers = {trial.trial_id: point for point, (_, trials) in enumerate(points) for trial in trials}
         super().__init__([[trial.trial_id for trial in trials] for _, trials in points], self._judge)
-        rows = ledger.rows.items()
-        self.settle(trial_id for trial_id, row in rows if row["outcome"] != Outcome.DROPPED)
+        launches = pending_launches(plan, ledger)
+        awaited = {trial.trial_id for launch in launches if not launch.unavailable for trial in launch.trials}
+        self.settle(self.numbers.keys() - awaited)
 
     def _judge(self, counted: list[str]) -> Mapping[int, str]:
         from analysis.load import run_of_rows  # imports pandas, which a run without a race does not need
@@ -75,10 +78,14 @@ def race_lines(plan: Plan) -> list[str]:
         most = f"up to {launches - 2 * len(plan.deployments)} of {count(launches, 'launch')}"
         return [f"advice: race=true would save {most}, if few configurations are near the best"] if fits else []
     declared = {name for name, statistic in columns(settings.percentiles).items() if statistic.quantity.better}
+    declared -= {"goodput", "steady_goodput", "goodput_share"}  # they need an SLO
     usual = {name for name, statistic in columns(PERCENTILES).items() if statistic.quantity.headline}
     names = did_you_mean(settings.race, usual & declared)
+    backends = [deployment.backend for deployment in plan.deployments]
+    prices = [hourly_price(backend, settings.hardware) or backend.price_per_million_tokens for backend in backends]
     problems = {
         f"expected true, or a quantity by which configurations can be ranked; {names}": settings.race not in declared,
+        "expected a price, e.g. hardware.price_per_hour=4": settings.race == PRICED and None in prices,
         "expected no capacity, which is a search of its own": settings.capacity is not None,
         "expected slo=null; a configuration that loses at one load may be best within an SLO": settings.slo is not None,
         "expected no ladder; the shares of its steps need all of them": LADDER_AXES[0] in plan.axes,
@@ -90,5 +97,8 @@ def race_lines(plan: Plan) -> list[str]:
             raise ConfigError(f"race={settings.race}: {problem}")
     last = f" to {settings.replicates - 1}" if settings.replicates > FEWEST_BLOCKS else ""
     between = f"{2 * len(plan.deployments)} to {count(launches, 'launch')}"
-    drops = f"after replicate 2{last}, points that are surely not the best by {settings.race} are dropped"
-    return [f"race: {drops}; {between}; the best is dropped in at most 5% of races"]
+    drops = f"after 2{last} replicates, points that are surely not the best by {settings.race} are dropped"
+    lines = [f"race: {drops}; {between}; the best of a task and load is dropped in at most 5% of races"]
+    if settings.race in AS_OFFERED and any(trial.load.open_loop for trial in plan.trials):
+        lines.append(f"advice: no point is dropped where an open loop determines {settings.race}; e.g. race=ttft_p50")
+    return lines

@@ -32,13 +32,12 @@ from sweep.base.exits import Outage
 from sweep.base.masking import masked_here, masked_message, secret_values
 from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
-from sweep.base.setting_labels import dotted
 from sweep.base.wording import count
 from sweep.cli.capacity import Search, check_search
 from sweep.cli.output import make_console
 from sweep.cli.race import PlannedRace, race_lines, race_of
 from sweep.cluster.inline_executor import InlineExecutor
-from sweep.cluster.replay_executor import ReplayExecutor, open_table
+from sweep.cluster.replay_executor import MeasuredTable, ReplayExecutor
 from sweep.disk import object_store
 from sweep.disk.compaction import compact
 from sweep.disk.folder_lock import sole_driver
@@ -71,6 +70,10 @@ from sweep.plan.point_details import point_details
 from sweep.plan.show import PIPE_WIDTH, check_disk, print_plan
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+STUDIED = {  # experiments with a study's findings, listed since importing `analysis` takes a second
+    *("completion_batches", "latency_bound", "throughput_bound", "batch_size", "sequence_length", "request_count"),
+    "serving_ladder",
+}
 LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
 
 
@@ -156,19 +159,12 @@ def _halted_by_full_disk(out: Path) -> Iterator[None]:
 
 def _print_findings(console: Console, plan: Plan) -> None:
     """Print how many findings of its study the plan can decide."""
+    if plan.settings.name not in STUDIED:
+        return
     from analysis.studies.decidable import decidable_findings  # imports pandas, which a command may not need
 
     configurations = [
-        [
-            {
-                **dotted(trial.config),
-                **trial.load_columns(),
-                **trial.coordinates,
-                "backend": deployment.backend.name,
-                "workload": trial.workload.name,
-            }
-            for trial, *_ in deployment.points()
-        ]
+        [deployment.facts(trial) for trial, *_ in deployment.points()]
         for deployment in plan.deployments
         if not deployment.unavailable
     ]
@@ -205,8 +201,6 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     composition = replace(composition, settings=settings)
-    if settings.cluster.replay is not None:
-        facts = facts._replace(replayed=open_table(settings.cluster.replay).digest)
     plan = make_plan(composition, facts)
     check_resolved(plan)
     return Planned(plan, nodes, paths, composition, facts, assumption)
@@ -343,7 +337,7 @@ def _drive(
         return run_driver(probes, replace(due, launches=launches, finished_trials=len(probes.trials) - 1))
 
     try:
-        with _executor(plan.settings, nodes) if pending.runnable else InlineExecutor() as executor:
+        with _executor(plan.settings, nodes, facts.replayed) if pending.runnable else InlineExecutor() as executor:
             if plan.settings.capacity is None:
                 return plan, run_driver(plan, pending), {}
             plan_of = functools.partial(make_plan, surroundings=facts)
@@ -404,9 +398,9 @@ def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = Fal
     console.print(f"report: {where}", markup=False, soft_wrap=True)
 
 
-def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
-    if settings.cluster.replay is not None:
-        return ReplayExecutor(open_table(settings.cluster.replay), nodes)
+def _executor(settings: Settings, nodes: Sequence[Node], table: MeasuredTable | None) -> Executor:
+    if table is not None:
+        return ReplayExecutor(table, nodes)
     if settings.cluster.kind == "inline":
         return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
     folder = tempfile.gettempdir()

@@ -13,9 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from sweep.base.config import NAMED_GROUPS, ConfigError, DamagedFile, Halted, first_line, shortened
+from sweep.base.config import LARGEST_NUMBER, NAMED_GROUPS, ConfigError, DamagedFile, Halted, first_line, shortened
 from sweep.base.records import LOAD_COLUMNS, UNMEASURED, Outcome
-from sweep.base.setting_labels import dotted
 from sweep.base.wording import duration_text
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import run_files
@@ -27,6 +26,8 @@ from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Trial, config_text
 
 POINT_COLUMNS = (*NAMED_GROUPS, *LOAD_COLUMNS, "accelerator", "gpu_count")  # in a CSV, besides dotted keys
+TEXT_COLUMNS = (*NAMED_GROUPS, "accelerator", "outcome", "reason")  # of a CSV; its other texts belong to another plan
+NUMBER_TYPES = (pa.float64(), pa.int64())
 
 
 class MeasuredTable:
@@ -38,6 +39,7 @@ class MeasuredTable:
         self.points: dict[Any, dict[int, dict[str, Any]]] = {}
         rows = _rows_of_csv(path) if path.suffix == ".csv" else run_files.read_trials(path)
         rows = [{key: cell for key, cell in row.items() if cell is not None} for row in rows]
+        rows = [row for row in rows if row.pop("in_plan", True) is not False]
         rows = [row for row in rows if row.get("outcome", Outcome.OK) not in UNMEASURED]
         if not rows:
             raise ConfigError(f"cluster.replay={path}: no measured row")
@@ -45,16 +47,16 @@ class MeasuredTable:
         self.keys = sorted(keys) if path.suffix == ".csv" else None
         for row in rows:
             replicates = self.points.setdefault(self._key(row), {})
-            number = row.get("replicate")
-            replicates[len(replicates) if number is None else int(number)] = row
+            number = row.get("replicate", len(replicates))
+            if number in replicates:
+                point = row.get("label") or ", ".join(f"{key}={row[key]}" for key in self.keys or () if key in row)
+                raise ConfigError(f"cluster.replay={path}: expected one row of replicate {number} of {point}")
+            replicates[number] = row
 
     def row(self, deployment: Deployment, trial: Trial) -> dict[str, Any] | None:
         """Return the row of a trial's point and replicate, if it was measured."""
-        facts = dotted(trial.config) | trial.coordinates | trial.load_columns()
-        parts = {"backend": deployment.backend, "model": deployment.model, "workload": trial.workload}
-        facts |= {group: part.name for group, part in parts.items()} | {"load": trial.load.name}
-        facts |= {"accelerator": deployment.accelerator, "gpu_count": deployment.gpu_count}
-        return self.points.get(self._key(facts | {"config": config_text(trial.config)}), {}).get(trial.replicate)
+        facts = deployment.facts(trial) | {"config": config_text(trial.config)}
+        return self.points.get(self._key(facts), {}).get(trial.replicate)
 
     def _key(self, facts: Mapping[str, Any]) -> Any:
         return facts["config"] if self.keys is None else tuple(_comparable(facts.get(key)) for key in self.keys)
@@ -62,28 +64,45 @@ class MeasuredTable:
 
 def _rows_of_csv(path: Path) -> list[dict[str, Any]]:
     """Return a CSV's rows; without a throughput, those of users whose requests mostly decode, which shows it."""
+    rows, types = list[dict[str, Any]](), trial_schema()
     with path.open(newline="") as file:
-        rows = [{key: _typed_cell(cell) for key, cell in row.items() if key} for row in csv.DictReader(file)]
-    types = dict.fromkeys(POINT_COLUMNS, pa.string()) | trial_schema()
-    for key, cell in [(key, cell) for row in rows for key, cell in row.items() if "." not in key]:
-        if key not in types:
-            allowed = "expected a column of trials.parquet, or an axis such as backend.flags.x"
-            raise ConfigError(f"cluster.replay={path}: column {key}: {allowed}")
-        fits = {pa.float64(): int | float, pa.int64(): int}.get(types[key])
-        if fits and cell is not None and not isinstance(cell, fits):
-            raise ConfigError(f"cluster.replay={path}: {key}={shortened(cell)}: expected a number")
-    if not rows or "output_throughput" in rows[0]:
+        for texts in csv.DictReader(file):
+            rows.append({})
+            for key, text in [(key, text) for key, text in texts.items() if key and text]:
+                if "." not in key and key not in types:
+                    expected = "expected a column of trials.parquet, or an axis such as backend.flags.x"
+                    raise ConfigError(f"cluster.replay={path}: column {key}: {expected}")
+                cell = text if key in TEXT_COLUMNS else _typed_cell(text)
+                if problem := _misfit(key, cell, types.get(key)):
+                    raise ConfigError(f"cluster.replay={path}: {key}={shortened(text)}: {problem}")
+                if key == "in_plan" or "." in key or key in TEXT_COLUMNS or types[key] in NUMBER_TYPES:
+                    rows[-1][key] = int(cell) if types.get(key) == pa.int64() else cell
+    if any("output_throughput" in row for row in rows):
         return rows
     usable = []
     for row in rows:
         users, length = row.get("concurrency"), row.get("workload.output_tokens")
         ttft, tpot = (row.get(f"{name}_mean") or row.get(f"{name}_p50") for name in ("ttft", "tpot"))
-        if not (users and length and ttft and tpot):
+        if not (users and isinstance(length, int | float) and ttft and tpot):
             needed = "concurrency, workload.output_tokens, ttft_mean and tpot_mean"
             raise ConfigError(f"cluster.replay={path}: expected a column output_throughput, or {needed} in each row")
         if ttft <= tpot * length:  # else more time passes in the queue than in decoding
             usable.append(row | {"output_throughput": users * length / (ttft + tpot * (length - 1))})
     return usable
+
+
+def _misfit(key: str, cell: Any, type_: pa.DataType | None) -> str | None:
+    """Return what was expected in a column of a CSV; None for a cell that fits."""
+    if key == "outcome" and cell not in {*Outcome}:
+        return f"expected one of {', '.join(Outcome)}"
+    if type_ not in NUMBER_TYPES:
+        return None
+    if isinstance(cell, bool | str):
+        return "expected a number"
+    if type_ == pa.int64() and (cell != int(cell) or abs(cell) >= 2**63):
+        return "expected a whole number"
+    fits = 0 <= cell <= LARGEST_NUMBER or not (key.endswith("_seconds") or key == "duration")
+    return None if fits else f"expected 0 to {LARGEST_NUMBER:,}"
 
 
 def _typed_cell(cell: str | None) -> Any:
@@ -176,6 +195,6 @@ def open_table(path: str) -> MeasuredTable:
     """Open a table of measured rows. Raises ConfigError if it cannot be read."""
     try:
         return MeasuredTable(Path(path))
-    except (OSError, DamagedFile, UnicodeDecodeError, KeyError) as error:
+    except (OSError, DamagedFile, UnicodeDecodeError, KeyError, csv.Error) as error:
         problem = f"{first_line(error)}; expected a run's trials.parquet, or a CSV of rows"
         raise ConfigError(f"cluster.replay={path}: {problem}") from None

@@ -131,6 +131,7 @@ class Driver:
             for state in self.states.values():
                 if state.launch.unavailable:
                     self._carry_out(state, state.advance(Trigger.UNSCHEDULABLE), state.launch.unavailable)
+            self._settle()
             self._drop(self.states.values())  # what the rows of earlier runs decide
             self.executor.clean_up(self.ledger.run)
             with self.stop.signals():
@@ -165,6 +166,7 @@ class Driver:
                 self._handle(work, _masked(event))
             self._settle()
             self._retry_at_the_tail()
+            self._settle()  # before a failed trial of a dropped point is launched again
             self._write_status()
             level = self._apply_stop(level)
 

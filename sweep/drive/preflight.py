@@ -16,6 +16,7 @@ from backends.prepare.environments import own_content, unusable
 from sweep.base.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
 from sweep.base.options import ConfigPath
 from sweep.cluster import ray_environment
+from sweep.cluster.replay_executor import open_table
 from sweep.drive.output_folder import check_writable
 from sweep.drive.run_locks import RunEnvironments
 from sweep.plan.packing import Need, Node, infeasible
@@ -184,7 +185,8 @@ def surroundings(
         composed = environment(backend, platform) if backend.launches else ""
         return None if isinstance(composed, str) else composed
 
-    return Surroundings(fingerprint, unavailable, spec, host.capability)
+    table = None if settings.cluster.replay is None else open_table(settings.cluster.replay)
+    return Surroundings(fingerprint, unavailable, spec, host.capability, table)
 
 
 def _environment_obstacle(

@@ -571,6 +571,12 @@ def cpu_thermal_limit(cpu_thermal_limits: int) -> Evidence | None:
     return Evidence(cpu_thermal_limits, message) if cpu_thermal_limits else None
 
 
+@_warning()
+def replayed(engine_facts: str) -> Evidence | None:
+    """The trial was not measured in this run: a table of measured rows answered (cluster.replay)."""
+    return Evidence(1, "replayed from a table, not measured here") if '"replayed": ' in engine_facts else None
+
+
 @_info()
 def uncommitted_code(commit: str) -> Evidence | None:
     """This project's code had uncommitted changes."""

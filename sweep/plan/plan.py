@@ -8,6 +8,7 @@ from typing import Any
 from backends.base import EnvironmentSpec
 from sweep.base.config import Hardware, Settings
 from sweep.base.records import LOAD_COLUMNS
+from sweep.base.setting_labels import dotted
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,13 @@ class Deployment:
         for trial in self.trials:
             replicates.setdefault(trial.describe_point(), []).append(trial)
         return list(replicates.values())
+
+    def facts(self, trial: Trial) -> dict[str, Any]:
+        """Return what identifies a point, by column or dotted key: names, the load's columns, axes and settings."""
+        names = {"backend": self.backend.name, "model": self.model.name}
+        names |= {"workload": trial.workload.name, "load": trial.load.name}
+        machine = {"accelerator": self.accelerator, "gpu_count": self.gpu_count}
+        return dotted(trial.config) | trial.load_columns() | trial.coordinates | names | machine
 
     def launches(self, per_replicate: bool) -> "list[Deployment]":
         """Return a copy of the deployment for each launch (the unit of scheduling), with the launch's trials."""

@@ -40,7 +40,7 @@ class Surroundings(NamedTuple):
     unavailable: Callable[[Any, str], str | None]  # (backend, platform) -> why it cannot run here
     environment: Callable[[Any, str], EnvironmentSpec | None] = lambda backend, platform: None
     capability: str | None = None  # the lowest compute capability of the nodes' GPUs, if it is known
-    replayed: str | None = None  # digest of the table that answers in place of engines: it gives ids of their own
+    replayed: Any = None  # the MeasuredTable that answers in place of engines: its digest gives ids of their own
 
 
 def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
@@ -178,7 +178,7 @@ class _Builder:
         environment = surroundings.fingerprint(engine, hardware.platform)
         on = [hardware.platform, hardware.accelerator, gpu_count]
         on += [part.identity for part in (gateway, draft) if part is not None]
-        on += [surroundings.replayed] if surroundings.replayed else []
+        on += [surroundings.replayed.digest] if surroundings.replayed else []
         deployment_id = content_hash([PROTOCOL_VERSION, backend.identity, model.identity, environment, *on])
         if deployment_id not in self.deployments:
             spec = surroundings.environment(engine, hardware.platform)

@@ -321,6 +321,12 @@ def test_a_summary_loads_no_matplotlib(tmp_path):
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True).returncode == 0
 
 
+def test_a_plan_without_a_study_loads_no_pandas(tmp_path):
+    command = ["backend=simulated", "model=tiny-llama", "cluster=inline", "dry_run=true", f"out={tmp_path / 'out'}"]
+    program = f"import sys; from sweep.__main__ import main; main({command}); sys.exit('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True).returncode == 0
+
+
 def test_no_help_loads_the_analysis_or_a_run():
     """The defect: `compare --help` took 3.5 s of processor time for pandas, SciPy and matplotlib."""
     program = """

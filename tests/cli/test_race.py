@@ -1,12 +1,15 @@
 """Races through the whole command: what is dropped, what the answer says about it, and how a race goes on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from analysis.load import open_run, requests
 from sweep.__main__ import main
+from sweep.cli.race import PlannedRace
 from sweep.disk.run_files import RunPaths, read_trials
+from tests.drive.test_driver import Scripted, drive, make_plan, replicated
 
 ENGINE = ["backend=simulated", "model=tiny-llama", "workload=synthetic", "cluster=inline", "tracking=none"]
 ENGINE += ["agreement=false", "report=false"]
@@ -32,7 +35,7 @@ def test_slow_engines_are_dropped_and_run_after_all_without_the_race(tmp_path, c
     command = [*ENGINE, *LOAD, "backend.itl.mean=0.01,0.03,0.05", f"out={out}"]
     assert main([*command, "replicates=3", "race=true"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "race: after replicate 2, points that are surely not the best by output_throughput are dropped" in printed
+    assert "race: after 2 replicates, points that are surely not the best by output_throughput are dropped" in printed
     assert "6 to 9 launches" in printed
     assert outcomes(out) == every(["ok", "ok", "dropped"])
     assert "race: 3 trials dropped, since the answer does not need them" in printed
@@ -67,6 +70,11 @@ def test_slow_engines_are_dropped_and_run_after_all_without_the_race(tmp_path, c
     ("arguments", "words"),
     [
         (["race=nope"], "race=nope: expected true, or a quantity by which configurations can be ranked"),
+        (["race=goodput"], "race=goodput: expected true, or a quantity by which configurations can be ranked"),
+        (
+            ["race=cost_per_million_tokens", "hardware=cpu", "hardware.price_per_hour=null"],
+            "race=cost_per_million_tokens: expected a price",
+        ),
         (["race=true", "replicates=2"], "race=output_throughput: expected replicates=3 or more"),
         (["race=true", "slo=ttft=1s"], "race=output_throughput: expected slo=null"),
         (["race=true", "relaunch=once"], "expected several deployments, and a launch for each replicate"),
@@ -87,3 +95,22 @@ def test_the_plan_advises_a_race_of_many_configurations(capsys, tmp_path):
         assert main([*command, f"replicates={replicates}"]) == 0
         advice = "race=true would save up to 8 of 24 launches"
         assert (advice in capsys.readouterr().out) == advised
+
+
+def test_the_plan_says_where_a_race_by_throughput_drops_nothing(capsys, tmp_path):
+    command = [*ENGINE, "backend.itl.mean=0.01,0.03", f"out={tmp_path / 'out'}", "dry_run=true", "replicates=3"]
+    advice = "no point is dropped where an open loop determines output_throughput; e.g. race=ttft_p50"
+    for arguments in (["race=true", "load=poisson"], ["race=ttft_p50", "load=poisson"], ["race=true", "load=closed"]):
+        assert main([*command, *arguments]) == 0
+        assert (advice in capsys.readouterr().out) == (arguments == ["race=true", "load=poisson"])
+
+
+def test_a_look_waits_for_trials_that_run_again_but_not_for_what_cannot_run_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(PlannedRace, "_judge", lambda race, counted: {})
+    engines = [replicated("a", [1], 4), replicated("b", [1], 4), replace(replicated("c", [1], 4), unavailable="no GPU")]
+    plan = make_plan(*engines, relaunch="per_replicate")
+    looks = []
+    for outcomes in ([["ok"], ["disturbed"], ["ok"], ["ok"]], [["ok"]]):
+        paths, ledger = drive(plan, tmp_path, Scripted({"a": [["ok"]] * 4, "b": outcomes}))
+        looks.append(PlannedRace(plan, ledger, paths).complete)
+    assert looks == [1, 3]

@@ -122,17 +122,17 @@ class Scripted:
         self.pending.clear()
 
 
-def drive(plan, tmp_path, executor):
+def drive(plan, tmp_path, executor, race=None):
     paths = RunPaths(tmp_path)
     ledger = Ledger(paths.ledger)
-    executor.driver = new_driver(plan, paths, ledger, executor)
+    executor.driver = new_driver(plan, paths, ledger, executor, race)
     executor.result = executor.driver.run()
     return paths, ledger
 
 
-def new_driver(plan, paths, ledger, executor):
+def new_driver(plan, paths, ledger, executor, race=None):
     pending = find_pending(plan, ledger, History([]), executor.schedulable_nodes)
-    return Driver(plan, pending, paths, ledger, executor, Display(len(plan.trials), 0, None, QUIET), None)
+    return Driver(plan, pending, paths, ledger, executor, Display(len(plan.trials), 0, None, QUIET), None, race)
 
 
 class Metered(Scripted):

@@ -39,6 +39,37 @@ def test_what_failed_is_tried_once_more_when_nothing_else_is_left_and_elsewhere(
     assert executor.driver.display.done == 4
 
 
+class DropsOnceEnded:
+    """A race that drops trials once one trial ended."""
+
+    def __init__(self, awaited, *beaten):
+        self.awaited, self.beaten, self.dropped = awaited, beaten, {}
+
+    def settle(self, trial_ids):
+        if self.dropped or self.awaited not in trial_ids:
+            return False
+        self.dropped = dict.fromkeys(self.beaten, "beaten")
+        return True
+
+
+def test_a_failed_trial_of_a_dropped_point_is_not_launched_again(tmp_path):
+    """The race drops the last launch: then the failed trial of another point still has its retry."""
+    plan = make_plan(replicated("a", [1]), replicated("b", [1]), retry="in_run", relaunch="per_replicate")
+    executor = Scripted({"a": [["ok"], ["hung"], ["ok"], ["ok"]], "b": [["ok"], ["hung"]]})
+    _, ledger = drive(plan, tmp_path, executor, DropsOnceEnded("a1r2", "b1r1", "b1r2"))
+    assert [name for name, _ in executor.submitted] == ["a", "b", "a", "b", "a", "a"]
+    ok = dict.fromkeys(("a1r0", "a1r1", "a1r2", "b1r0"), "ok")
+    assert outcomes(ledger) == ok | dict.fromkeys(("b1r1", "b1r2"), "dropped")
+    assert executor.driver.display.counts() == "6/6"
+
+
+def test_the_rows_of_what_cannot_run_here_count_before_anything_starts(tmp_path):
+    executor = Scripted({"a": [["ok"]], "b": [["ok"]]}, nodes=2)
+    plan = make_plan(deployment("gpu", ["1"], unavailable="no docker"), deployment("a", ["2"]), deployment("b", ["3"]))
+    _, ledger = drive(plan, tmp_path, executor, DropsOnceEnded("1", "3"))
+    assert outcomes(ledger) == {"1": "unavailable", "2": "ok", "3": "dropped"}
+
+
 def test_a_busy_other_node_is_waited_for(tmp_path):
     """The node on which it failed is free meanwhile."""
 

@@ -29,6 +29,7 @@ from analysis.studies.ruling import Ruling
 from analysis.studies.tables import STUDY_FILES, Study, all_studies, study_of
 from sweep.__main__ import main
 from sweep.base.config import CONF
+from sweep.cli.run import STUDIED
 from tests.support.results import run_of, trial
 
 CONTRADICTED = {
@@ -91,6 +92,7 @@ def test_every_file_names_its_source_and_experiments_that_exist() -> None:
         assert {*study.experiments} <= experiments
         assert not {*study.without_figures} & {*study.tables}
         assert len({finding.name for finding in study.findings}) == len(study.findings)
+    assert {name for study in all_studies() for finding in study.findings for name in finding.experiments} == STUDIED
     names = {finding.name for study in all_studies() for finding in study.findings}
     assert names >= CONTRADICTED
 
