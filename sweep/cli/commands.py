@@ -278,8 +278,9 @@ def capacity(arguments: list[str]) -> int:
 
     sweep capacity http://127.0.0.1:8000 --slo ttft=500ms,tpot.p95=50ms workload.input_tokens=2000
 
-    A bound without a percentile applies to p90. Each probe is a trial in a results folder; the same
-    command continues where it stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
+    A bound without a percentile applies to p90. load=closed searches the most users of a closed loop instead of
+    a rate. Each probe is a trial in a results folder; the same command continues where it stopped. KEY=VALUE is
+    any key of sweep run. Ctrl-C prints the interval so far.
     """
     parser = Parser(capacity)
     parser.add_argument("url", metavar="URL", help="URL of a running engine")
