@@ -25,6 +25,8 @@ from sweep.search.twin import Floats, Integers
 LEVEL, OWN_LEVEL = 0.005, 0.001  # risk of a decision on one side: by the curve, and by a number's own probes alone
 LONGEST = 60.0  # s of a first probe
 SETTLING, MEASURED = 6, 3  # requests of each user: before the queue is as full as it gets, and after that at least
+CANDIDATES = 60  # numbers of users at which the curve is evaluated, beside those that were measured
+DECISIVE = 60  # more requests: if all are good, a p90 is met
 LOOKS = 4  # most probes of one number of users
 CLOSE = 0.05  # relative width of an interval that is narrow enough, if it is wider than one user
 NEAR = math.log(2.5)  # of the numbers of users that the curve goes through
@@ -47,6 +49,7 @@ class UserCapacity:
         self.measured: list[ProbeResult] = []
         self.impossible: LatencyBound | None = None
         self.sustained, self.failing = 0, MOST_USERS + 1  # numbers of users that are decided
+        self.promising = 0  # the highest number below `failing` whose own probes meet the bounds, decided or not
         self.likely = 1, MOST_USERS  # numbers of users that the curve decides, measured or not
         self.limiting_bound: LatencyBound | None = None  # the bound that is exceeded by the fewest users
 
@@ -56,7 +59,7 @@ class UserCapacity:
             return Probe(ALONE, users=1)
         for users in () if self.impossible else self._undecided():
             rate, unit = self._rate(users), min(LONGEST, SHARE_OF_BUDGET * self.budget) * 2 ** self._looks(users) / 2
-            least = (SETTLING + MEASURED + 1) * users + BATCH_SIZE
+            least = (SETTLING + MEASURED + 1) * users + DECISIVE
             count = min(max(least, round(rate * unit)), rate * (self.budget - self._spent))
             if count >= least:
                 return Probe(int(count), users=users)
@@ -88,8 +91,8 @@ class UserCapacity:
             return sorted({min(4 * most, MOST_USERS), min(2 * most, MOST_USERS)} - {most}, reverse=True)
         if self._narrow:
             return ()
-        if self.failing > 2 * max(1, self.sustained):
-            middle = round(math.sqrt(max(0.5, self.sustained) * self.failing))
+        if self.failing > 2 * max(1, self.promising):
+            middle = round(math.sqrt(max(0.5, self.promising) * self.failing))
             if not self._looks(middle):
                 return (middle,)
         for users in self.likely:
@@ -111,28 +114,22 @@ class UserCapacity:
             self.impossible = next(missed, None)
             return
         probed = sorted({probed.probe.users for probed in self.measured[1:]})
-        every = np.arange(probed[0], probed[-1] + 1)
-        decided = np.array([self._decided(bound, every) for bound in self.bounds])
+        between = np.linspace(max(1, self.promising), min(self.failing, probed[-1]), CANDIDATES).astype(int)
+        every = np.unique([*probed, *between])
+        batches = [self._batches(bound) for bound in self.bounds]
+        shares = [bound.share for bound in self.bounds]
+        decided = np.array([decided_by(*of_bound, every) for of_bound in zip(batches, shares, strict=True)])
         exceeded, met = (decided == -1).any(axis=0), (decided == 1).all(axis=0)
-        self.failing = next((n for n in probed if exceeded[n - probed[0]]), MOST_USERS + 1)
+        measured_at = np.isin(every, probed)
+        self.failing = int(min(every[exceeded & measured_at], default=MOST_USERS + 1))
         if self.failing <= MOST_USERS:
-            self.limiting_bound = self.bounds[int(decided[:, self.failing - probed[0]].argmin())]
-        self.sustained = max((n for n in probed if met[n - probed[0]] and n < self.failing), default=0)
+            self.limiting_bound = self.bounds[int(decided[:, every == self.failing].argmin())]
+        self.sustained = int(max(every[met & measured_at & (every < self.failing)], default=0))
+        worst = {n: min(map(margin_of, batches, shares, [n] * len(shares))) for n in probed if n < self.failing}
+        self.promising = max((n for n, margin in worst.items() if margin >= 0), default=0)
         above = every[exceeded & (every > self.sustained)]
         below = every[met & (every < (above[0] if len(above) else self.failing))]
         self.likely = int(below[-1]) if len(below) else 0, int(above[0]) if len(above) else MOST_USERS
-
-    def _decided(self, bound: LatencyBound, every: Integers) -> Integers:
-        """Return the decisions by the curve. A number's own probes may decide it, and none is against them."""
-        batches = self._batches(bound)
-        decided = decisions(batches, every, bound.share)
-        for users in sorted({*batches.users.astype(int)}):
-            own = Batches(*(column[batches.users == users] for column in batches))
-            (alone,) = decisions(own, every[users - every[0] :][:1], bound.share, OWN_LEVEL)
-            margin = np.average(own.good, weights=own.sizes) - bound.share
-            agreed = decided[users - every[0]] if margin * decided[users - every[0]] > 0 else 0
-            decided[users - every[0]] = alone or agreed
-        return decided
 
     def _batches(self, bound: LatencyBound) -> Batches:
         rows = []
@@ -156,6 +153,23 @@ class UserCapacity:
         if sustained == MOST_USERS:
             return replace(claim, status="above")
         return replace(claim, status="confirmed") if sustained and self._narrow else claim
+
+
+def margin_of(batches: Batches, share: float, users: int) -> float:
+    """Return how far the share of good requests of one number of users exceeds a share; nan if it has none."""
+    own = batches.users == users
+    return float(np.average(batches.good[own], weights=batches.sizes[own])) - share if own.any() else math.nan
+
+
+def decided_by(batches: Batches, share: float, every: Integers) -> Integers:
+    """Return the decisions of `decisions`, or else of a number's own probes; unclear if the two do not agree."""
+    decided = decisions(batches, every, share)
+    for index in np.flatnonzero(np.isin(every, batches.users)):
+        own = Batches(*(column[batches.users == every[index]] for column in batches))
+        (alone,) = decisions(own, every[index : index + 1], share, OWN_LEVEL)
+        agreed = margin_of(own, share, every[index]) * decided[index] > 0
+        decided[index] = alone or (decided[index] if agreed else 0)
+    return decided
 
 
 def decisions(batches: Batches, every: Integers, share: float, level: float = LEVEL) -> Integers:

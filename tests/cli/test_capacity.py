@@ -73,13 +73,13 @@ def test_the_interval_of_a_search_holds_the_capacity_and_the_command_goes_on(url
 def test_the_users_of_a_closed_loop_that_an_endpoint_sustains(url, capsys):
     """Four slots of 0.2 s each: with N users the TTFT is 0.1 s + 0.05 s * (N - 4), and 0.3 s allow eight users."""
     for _ in range(3):
-        (claim,) = claims_of(url, "load=closed", slo="ttft=0.33s", budget="60s").values()
+        (claim,) = claims_of(url, "load=closed", slo="ttft=0.33s", budget="30s").values()
         if not claim["ended"]:
             break
     assert (claim["unit"], claim["limit"]) == ("users", "ttft.p90 <= 0.33 s")
-    assert 4 <= claim["lower"] <= 8 <= claim["upper"] <= 10, claim
+    assert 3 <= claim["lower"] <= 8 <= claim["upper"] <= 15, claim
     assert re.search(r"^capacity: .* users", capsys.readouterr().out, re.M)
-    assert {row["num_requests"] for row in rows(Path("run")).values() if row["concurrency"] == 4} >= {80}
+    assert {row["num_requests"] for row in rows(Path("run")).values() if row["concurrency"] == 16} >= {220}
 
 
 @pytest.mark.slow

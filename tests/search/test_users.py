@@ -45,7 +45,7 @@ def test_a_cliff_is_found_to_the_user(answer, expected):
 
 
 def test_a_flat_curve_and_a_short_budget_give_intervals():
-    flat = search(lambda users: 0.93 - 0.001 * users)  # 90% at 30 users
+    flat = search(lambda users: 0.93 - 0.001 * users, budget=8000.0)  # 90% at 30 users
     assert flat.claim().status == "interval"
     assert flat.claim().lower <= 30 <= flat.claim().upper + 1
     assert max(flat._looks(probed.probe.users) for probed in flat.measured) <= LOOKS
