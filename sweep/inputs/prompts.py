@@ -262,7 +262,7 @@ def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
 def _question(row: FileRow, column: str | None, length: int | None) -> RecordedPrompt:
     """Return the prompt in a row; its answer has `length` tokens or, if None, the row's number. Raises Unusable."""
     present = [name for name in PROMPT_COLUMNS if name in row]
-    name = column or next((name for name in present if row[name]), *present[:1] or [""])
+    name = column or next((name for name in present if row[name]), present[0] if present else "")
     prompt, tokens = turns_of(row.get(name)), length
     if isinstance(prompt, str) and name in CONVERSATIONS:
         raise Unusable(f"{name} is not a list of turns; expected JSON")
