@@ -15,6 +15,7 @@ import ssl
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -36,7 +37,15 @@ TokenSource = Literal["ids", "running usage", "final usage", "text", "events"]
 UNKNOWN = -1  # a count that was not reported
 PROXY_VARIABLES = tuple(f"{name}_proxy" for name in ("http", "https", "all", "no"))
 PROXY_VARIABLES += tuple(map(str.upper, PROXY_VARIABLES))
+LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback")
 HTTP2_ONLY = "the server supports only HTTP/2: put a proxy in front of it that speaks HTTP/1.1"
+TLS_REMEDIES = {  # words in an error, and what to do
+    "CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to its CA certificate, or set backend.verify_tls=false",
+    "NO_APPLICATION_PROTOCOL": HTTP2_ONLY,
+    "CERTIFICATE_REQUIRED": "it requires a client's certificate: put a proxy in front of it that has one",
+    "WRONG_VERSION_NUMBER": "it does not expect TLS: use an http:// address",
+    "illegal request line": f"{HTTP2_ONLY}; or it expects TLS: use an https:// address",  # httpx's, if not HTTP/1.1
+}
 LARGEST_PROXY_ANSWER = 16 << 10  # bytes of the head in which a proxy confirms a tunnel
 LONGEST_TIMEOUT = 4200  # s: chunk stamps are uint32 µs, which end at 4,294 s
 MOST_TOKENS = 0xFFFF  # in one chunk, as counts are stored as uint16
@@ -341,13 +350,8 @@ def tls_context(verify: bool) -> ssl.SSLContext:
 
 
 def tls_remedy(error: object) -> str:
-    """Return "; " and a remedy for an untrusted certificate or an HTTP/2 server; "" for any other error."""
-    if "NO_APPLICATION_PROTOCOL" in str(error):
-        return f"; {HTTP2_ONLY}"
-    if "illegal request line" in str(error):  # httpx's message for a response that is not HTTP/1.1
-        return f"; {HTTP2_ONLY}; or it expects TLS: use an https:// address"
-    text = "; set SSL_CERT_FILE to its CA certificate, or set backend.verify_tls=false"
-    return text if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+    """Return "; " and a remedy for an error of TLS or of an HTTP/2 server; "" for any other error."""
+    return next((f"; {remedy}" for words, remedy in TLS_REMEDIES.items() if words in str(error)), "")
 
 
 class TunnelRefused(ConnectionError):
@@ -386,7 +390,7 @@ def proxy_of(url: str, use: ProxyUse) -> Proxy | None:
 
     proxies = getproxies_environment()
     address = proxies.get(endpoint.scheme) or proxies.get("all")
-    if not address or proxy_bypass(endpoint.netloc):
+    if not address or proxy_bypass(endpoint.netloc) or _is_exception(endpoint.hostname or "", proxies.get("no", "")):
         return None
     problem = ValueError(f"the environment's proxy for {endpoint.scheme}:// addresses: expected http://HOST:PORT")
     try:
@@ -401,13 +405,25 @@ def proxy_of(url: str, use: ProxyUse) -> Proxy | None:
     return Proxy(parts.geturl(), (parts.hostname, port), basic)
 
 
+def _is_exception(host: str, exceptions: str) -> bool:
+    """Return whether NO_PROXY lists a host in a form that urllib does not read: 10.0.0.0/8, an IPv6 address, *.test."""
+    for exception in exceptions.split(","):
+        suffix = exception.strip().lower().removeprefix("*")
+        with suppress(ValueError):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(suffix, strict=False):
+                return True
+        if suffix.startswith(".") and host.endswith(suffix):
+            return True
+    return False
+
+
 def is_loopback(host: str) -> bool:
     """Return whether a host name refers to this machine itself."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         name = host.lower().rstrip(".")
-        return name == "localhost" or name.endswith(".localhost")
+        return name in LOOPBACK_NAMES or name.endswith(".localhost")
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
 

@@ -39,15 +39,20 @@ NO_SUCH_PATH = (404, 405, 501)  # statuses of a server that does not speak a dia
 # vLLM, SGLang, llama.cpp, Ollama, LM Studio, TGI, LMDeploy, LiteLLM.
 USUAL_PORTS = (8000, 30000, 8080, 11434, 1234, 3000, 23333, 4000)
 CONNECT_TIMEOUT, LOCAL_TIMEOUT = 0.2, 2.0  # s, of a server on this machine
+REQUEST_PATH = re.compile(r"(/v\d[^/]*)?(/chat)?/(completions|responses|messages|generate_stream)(?=$|\?)")
+BODY_KEY = "extra_body."
 BUSY = (429, 502, 503, 504)  # statuses of an endpoint that may answer later: no reason to try another dialect
 # What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
 SHORT_KEYS = "workload.input_tokens=128 workload.output_tokens=32 workload.num_requests=64 load.concurrency=4"
 # Words in an error response, and the setting that avoids the error.
-PROBE_REMEDIES = {
+PROBE_REMEDIES: dict[str, tuple[str, Any]] = {
     "max_completion_tokens": ("max_tokens_field", "max_completion_tokens"),
+    "max_tokens": ("max_tokens_field", "max_completion_tokens"),
     "continuous_usage": ("continuous_usage", False),
-    "ignore_eos": ("ignore_eos", False),
+    "ignore_eos": ("ignores_eos", False),
+    "stream_options": ("extra_body.stream_options", None),
+    "temperature": ("extra_body.temperature", None),
 }
 
 
@@ -75,7 +80,7 @@ def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[st
         return list(arguments), None
     model = str(line.scalars.get("model"))
     named = options.load("model", model).get("served_name") if model in options.choices("model") else None
-    changes, answered = endpoint.probe(str(line.scalars.get("model.served_name", named or model)), line.scalars)
+    changes, answered = endpoint.probe(str(line.scalars.get("model.served_name", named or model)), line.typed)
     return [*arguments, *changes], answered
 
 
@@ -151,8 +156,22 @@ class _Endpoint:
         self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh, proxy=address)
 
     def models(self) -> list[str]:
-        """Return the names in the endpoint's own list of models."""
-        return [str(model["id"]) for model in json.loads(self._read(request_path(self.url, "/v1/models")))["data"]]
+        """Return the names in the endpoint's own list of models.
+
+        If the usual request is rejected, it tries /models without a version, and the key as the Messages API sends it.
+        """
+        url = REQUEST_PATH.sub(r"\1", self.url)
+        requests = [(request_path(url, path), self.headers) for path in ("/v1/models", "/models")]
+        if self.key and not (self.backend.get("auth_header") or self.backend.get("auth_scheme")):
+            messages = wire.Target(self.url, "", "messages", headers=self.backend.get("headers") or {})
+            requests.append((requests[0][0], wire.header_fields(messages, self.key)))
+        rejections = list[httpx.HTTPStatusError]()
+        for path, headers in requests:
+            try:
+                return [str(model["id"]) for model in json.loads(self._read(path, headers))["data"]]
+            except httpx.HTTPStatusError as error:
+                rejections.append(error)
+        raise rejections[0]
 
     def served_model(self) -> str:
         """Return the name of the only model in the endpoint's list. Raises ConfigError if there is not exactly one."""
@@ -171,10 +190,10 @@ class _Endpoint:
             raise ConfigError(f"{request}: it serves {shortened(', '.join(names) or 'none')}; add model=NAME")
         return names[0]
 
-    def _read(self, path: str) -> bytes:
+    def _read(self, path: str, headers: Mapping[str, str]) -> bytes:
         """Return the body of a GET. Raises httpx.HTTPError, also for a body that is too large or arrives too slowly."""
         until, content = time.monotonic() + LONGEST_PROBE, bytearray()
-        with self.client.stream("GET", self.origin + path, headers=self.headers) as reply:
+        with self.client.stream("GET", self.origin + path, headers=headers) as reply:
             if location := reply.has_redirect_location and reply.headers["location"]:
                 remedy = wire.direct_address(location, "/v1/models")
                 raise ConfigError(f"backend.url={self.url}: redirects to {shortened(location)}; {remedy}")
@@ -196,7 +215,7 @@ class _Endpoint:
         fields = {name: self.backend[name] for name in names if self.backend.get(name) is not None}
         first = wire.Target(self.url, model, ignore_eos=bool(self.backend.get("ignores_eos", True)), **fields)
         apis = [first.api] if "backend.api" in typed else sorted(wire.PATHS, key=lambda api: api != first.api)
-        plain: dict[str, Any] = {"token_ids": False, "ignore_eos": False, "continuous_usage": False}
+        plain: dict[str, Any] = {"token_ids": False, "ignores_eos": False, "continuous_usage": False}
         pending: deque[dict[str, Any]] = deque({"api": api, **(plain if api in TYPED_APIS else {})} for api in apis)
         if "backend.path" not in typed and not API_VERSION.search(urlsplit(self.url).path.rstrip("/")):
             versioned = [api for api in apis if wire.PATHS[api].startswith("/v1")]
@@ -204,22 +223,22 @@ class _Endpoint:
         closest: tuple[int, list[str], str] = (-1, [], "")  # nearness, settings and error
         for _ in range(min(MOST_PROBES, len(pending) + len(PROBE_REMEDIES))):
             change = pending.popleft()
-            answer = self._ask(target := replace(first, **change))
+            target = _changed(first, change)
+            answer = self._ask(target)
             if isinstance(answer, str):
                 return [], f"{self.url}: no answer to a first request ({answer})"
             if answer.status in BUSY:
                 return [], f"{self.url}: no answer to a first request ({shortened(answer.error)})"
             error = answer.error_of(answer.streams[0])
-            changes = {"ignores_eos" if name == "ignore_eos" else name: to for name, to in change.items()}
-            settings = ("api", "path") if target.api in TYPED_APIS else changes  # the api implies the others
-            needed = {name: to for name, to in changes.items() if name in settings and to != self.backend.get(name)}
-            typing = [f"backend.{name}={json.dumps(to)}" for name, to in needed.items()]
+            implied = plain if target.api in TYPED_APIS else {}
+            needed = [name for name in change if name not in implied and change[name] != self.backend.get(name, "")]
+            typing = [f"backend.{name}={json.dumps(change[name])}" for name in needed]
             if error is None:
                 return typing, _description(target, answer)
             nearness = 2 if answer.status == 200 else 1 if answer.status not in NO_SUCH_PATH else 0
             closest = max(closest, (nearness, typing, error), key=lambda attempt: attempt[0])
             for words, (name, setting) in PROBE_REMEDIES.items():
-                settled = {f"backend.{name}", name} & {*typed, *change}
+                settled = {f"backend.{name}", name.replace("extra_body", "workload"), name} & {*typed, *change}
                 if answer.status in (400, 422) and words in error and not settled:
                     pending.appendleft({**change, name: setting})
                     break
@@ -251,6 +270,13 @@ class _Endpoint:
         return answer
 
 
+def _changed(target: wire.Target, settings: Mapping[str, Any]) -> wire.Target:
+    """Return the target with these settings of its backend; a null in extra_body removes a key of the body."""
+    removed = {name: None for key in settings if (name := key.removeprefix(BODY_KEY)) != key}
+    changes = {key.replace("ignores_eos", "ignore_eos"): to for key, to in settings.items() if BODY_KEY not in key}
+    return replace(target, **changes, extra_body={**target.extra_body, **removed})
+
+
 def _description(target: wire.Target, answer: wire.Answer) -> str:
     """Describe in one line how an endpoint is queried and how it answers."""
     (stream,) = answer.streams
@@ -264,4 +290,5 @@ def _description(target: wire.Target, answer: wire.Answer) -> str:
         f"{target.url}: POST {target.request_path}, model {target.model}, api {target.api}, streams {answer.chunks} "
         f"events, tokens by {stream.source}, prompts as {'text or token ids' if target.token_ids else 'text'}, "
         f"{length if target.ignore_eos else 'no ignore_eos'}, limit {target.max_tokens_field}"
+        + "".join(f", without {name}" for name, to in target.extra_body.items() if to is None)
     )

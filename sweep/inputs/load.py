@@ -9,6 +9,7 @@ since both would change the process.
 
 import hashlib
 import random
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -22,12 +23,15 @@ from pydantic import Field, field_validator
 from sweep.base.config import ConfigError, Strict
 from sweep.base.whole_file import read_bounded
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
-from sweep.inputs.rows import DIGITS, READERS, fault_of_lengths, parse_time, read_rows, trace_columns
+from sweep.inputs.rows import BURSTGPT, DIGITS, READERS, fault_of_lengths, parse_time, read_rows, trace_columns
 
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LATEST = 100_000_000_000  # s since 1970, i.e. the year 5138: a larger number must be in a smaller unit
+EARLIEST_DATE = 1_000_000_000  # s since 1970, i.e. the year 2001: a smaller number is a time since a start
+UNIT_IN_NAME = re.compile(r"(?:_|\W)(s|ms|us|ns)\W?$", re.IGNORECASE)  # arrival_ms, time (s)
+RARE, DENSE = 10, 0.01  # s between requests, on average, above and below which the unit of whole numbers is uncertain
 WARMUP = 4  # requests, if it is unknown how many will be in flight
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -305,7 +309,22 @@ class Trace(_ArrivalProcess):
         if np.any(np.diff(times) < 0):
             number = self._cells()[2][int(np.argmax(np.diff(times) < 0)) + 1][0]
             raise ConfigError(f"load.path={self.path}: row {number}: expected times in ascending order")
+        self._check_unit(instants)
         return times
+
+    def _check_unit(self, instants: Sequence[Decimal]) -> None:
+        """Raise ConfigError if whole numbers in the default unit, s or ms, would mean an improbable rate."""
+        column, unit, _ = self._cells()
+        gap = (instants[-1] - instants[0]) / max(len(instants) - 1, 1)
+        is_offset = instants[0] < EARLIEST_DATE and all(instant % 1 == 0 for instant in instants)
+        rare = unit == "s" and column != BURSTGPT.time and gap >= RARE and is_offset
+        if (rare or (unit == "ms" and 0 < gap < DENSE)) and not self._has_unit(column):
+            problem = f"times are {gap.scaleb(-DIGITS[unit]):g} apart on average; their unit is uncertain"
+            raise ConfigError(f"load.path={self.path}: {problem}; set load.unit to {', '.join(DIGITS)}")
+
+    def _has_unit(self, column: str) -> bool:
+        """Return whether the unit is set, or part of the column's name."""
+        return self.unit is not None or UNIT_IN_NAME.search(column) is not None
 
     def _instants(self) -> Iterator[Decimal]:
         """Yield the exact times in s from the file."""
@@ -316,25 +335,26 @@ class Trace(_ArrivalProcess):
                 time, is_date = parse_time(cell)
             except ValueError:
                 raise ConfigError(f"{where}; expected a number or an ISO 8601 time") from None
-            yield time if is_date else self._seconds(time, unit, where)
+            yield time if is_date else self._seconds(time, unit, where, self._has_unit(column))
 
-    def _seconds(self, number: Decimal, unit: str, where: str) -> Decimal:
+    def _seconds(self, number: Decimal, unit: str, where: str, certain: bool) -> Decimal:
         """Return a time in s. Raises ConfigError if the unit is uncertain: a replay could be 1,000 times as fast."""
         if not number.is_finite():
             raise ConfigError(f"{where}; expected finite times")
         uncertain = abs(number) > LATEST if unit == "s" else number % 1 != 0  # Mooncake's ms are whole
-        if self.unit is None and uncertain:
+        if uncertain and not certain:
             raise ConfigError(f"{where}; its unit is uncertain; set load.unit to {', '.join(DIGITS)}")
         return number.scaleb(DIGITS[self.unit or unit])
 
     def _cells(self) -> tuple[str, str, list[tuple[int, Any]]]:
         """Return the time column's name, its default unit, and each row's number with its time."""
         rows = read_rows(self.file, f"load.path={self.path}", any_ending=True)
-        if self.file.suffix not in READERS or self.file.suffix == ".txt":
+        if self.file.suffix.lower() not in READERS or self.file.suffix.lower() == ".txt":
             texts = (row["prompt"].partition("#")[0].strip() for row in rows)
             return "time", "s", [(number, text) for number, text in enumerate(texts, 1) if text]
         trace = None if self.column else trace_columns(rows[0])
         column, unit = (trace.time, trace.unit) if trace else (self.column or "timestamp", "s")
+        unit = named[1].lower() if (named := UNIT_IN_NAME.search(column)) else unit
         if column not in rows[0]:
             raise ConfigError(f"load.column={column}: no such column in {self.path}; expected: {', '.join(rows[0])}")
         lengths = trace_columns(rows[0]) if self.skip_unsendable else None

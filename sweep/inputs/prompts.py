@@ -92,7 +92,7 @@ class Prompts(Workload):
 
     def _read(self, rows: list[FileRow], key: str) -> PromptRows:
         """Return the prompts in these rows. Raises ValueError for unsendable rows that may not be skipped."""
-        if self.column is not None and self.column not in rows[0]:
+        if self.column is not None and not any(self.column in row for row in rows):
             expected = ", ".join(rows[0])
             raise ValueError(f"workload.column={self.column}: {key} has no such column; expected: {expected}")
         collected, skip = PromptRows([], {}), True
@@ -261,16 +261,19 @@ def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
 
 def _question(row: FileRow, column: str | None, length: int | None) -> RecordedPrompt:
     """Return the prompt in a row; its answer has `length` tokens or, if None, the row's number. Raises Unusable."""
-    name = column or next((name for name in PROMPT_COLUMNS if name in row), None)
-    prompt, tokens = row.get(name or ""), length
-    if isinstance(prompt, str):
-        prompt = turns_of(prompt)
+    present = [name for name in PROMPT_COLUMNS if name in row]
+    name = column or next((name for name in present if row[name]), present[0] if present else "")
+    prompt, tokens = turns_of(row.get(name)), length
     if isinstance(prompt, str) and name in CONVERSATIONS:
         raise Unusable(f"{name} is not a list of turns; expected JSON")
     is_conversation = isinstance(prompt, list)
     text, answer = _of_turns(prompt) if isinstance(prompt, list) else (prompt, None)
     if not isinstance(text, str) or not text:
-        raise Unusable(f"no prompt; expected text in {column or ', '.join(PROMPT_COLUMNS)} (or workload.column=NAME)")
+        expected = f"text in {column or ', '.join(PROMPT_COLUMNS)} (or workload.column=NAME)"
+        raise Unusable(
+            f"no prompt; expected {expected}",
+            of_conversation=prompt is None and not {*CONVERSATIONS}.isdisjoint(present),
+        )
     cell = row.get("output_tokens")
     if length is None and cell not in (None, "") and cell == cell:  # a table has NaN in an empty cell
         if (tokens := whole_number(cell)) is None:
@@ -285,15 +288,20 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
     return RecordedPrompt(text, tokens, answer)
 
 
-def turns_of(cell: str) -> Any:
-    """Return the turns in a table's cell (JSON or a Python list); return any other cell unchanged."""
-    if re.match(r"\s*[\[{]", cell):
-        for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from)'", cell) else (json.loads,):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                content = parse(cell)
-                turns = [content] if isinstance(content, Mapping) else content
-                if isinstance(turns, list) and all(isinstance(t, Mapping) and t.keys() & SPEAKERS for t in turns):
-                    return turns
+def turns_of(cell: Any) -> Any:
+    """Return the turns in a cell: a list, one turn or {messages: [...]}, also as JSON or Python text.
+
+    Any other cell is returned unchanged.
+    """
+    if isinstance(cell, Mapping):
+        return next((cell[name] for name in CONVERSATIONS if name in cell), [cell])
+    if not isinstance(cell, str) or not re.match(r"\s*[\[{\"]", cell):
+        return cell
+    for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from)'", cell) else (json.loads,):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            turns = turns_of(parse(cell))  # text inside text: some exports encode twice
+            if isinstance(turns, list) and all(isinstance(t, Mapping) and t.keys() & SPEAKERS for t in turns):
+                return turns
     return cell
 
 

@@ -1,6 +1,8 @@
 """Reads the rows of files with prompts or traces: text, JSON, JSON lines, CSV, TSV and Parquet."""
 
+import codecs
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -35,19 +37,20 @@ class TraceColumns(NamedTuple):
     unit: str  # unit of times that are given as numbers
 
 
+BURSTGPT = TraceColumns("Timestamp", "Request tokens", "Response tokens", "s")
 MOONCAKE = TraceColumns("timestamp", "input_length", "output_length", "ms")
 TRACES = (
     TraceColumns("timestamp", "input_tokens", "output_tokens", "s"),
     TraceColumns("TIMESTAMP", "ContextTokens", "GeneratedTokens", "s"),  # Azure's LLM inference traces, 2023 and 2024
     MOONCAKE,
-    TraceColumns("Timestamp", "Request tokens", "Response tokens", "s"),  # BurstGPT's
+    BURSTGPT,
 )
 
 
 def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
     """Return the columns of the trace that a row belongs to, recognized by the length columns; None if unknown."""
     columns = next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
-    bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id"))
+    bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id", "turn"))
     return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian: Mooncake's names, but seconds
 
 
@@ -87,7 +90,8 @@ def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
     for column in (columns.input_tokens, columns.output_tokens):
         if whole_number(row.get(column)) is None:
             return f"{column}={shortened(repr(row.get(column)))}; expected a whole number from 1"
-    return None
+    time = row.get(columns.time, 0)
+    return f"{columns.time}={time!r}; expected a time" if time in (None, "") or time != time else None
 
 
 def check_faults(faults: Mapping[int, str], rows: int, key: str, skip: bool) -> None:
@@ -135,7 +139,7 @@ def read_rows(
     path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False
 ) -> list[FileRow]:
     """Return the rows of a file, or only the `first` ones; with `any_ending`, unknown file types are read as text."""
-    if path.suffix not in READERS and not any_ending:
+    if path.suffix.lower() not in READERS and not any_ending:
         problem = f"the ending {path.suffix} is unknown" if path.suffix else "a name without an ending"
         raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")
     if not path.is_file():
@@ -148,9 +152,10 @@ def read_rows(
 @lru_cache(maxsize=16)
 def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[FileRow]:
     try:
-        rows = list(islice(READERS.get(path.suffix, _text_lines)(path), limit))
+        rows = list(islice(READERS.get(path.suffix.lower(), _text_lines)(path), limit))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{key}: {error.reason} at byte {error.start}; expected UTF-8") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{key}: line {line}: {error.reason} at byte {error.start}; expected UTF-8") from None
     except RecursionError:
         raise ConfigError(f"{key}: is nested too deeply; expected a list of mappings") from None
     except (ValueError, OSError, ArrowException, csv.Error) as error:
@@ -189,12 +194,21 @@ def _json_lines(path: Path) -> Iterator[FileRow]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split at U+2028
+    lines = _text(path).split("\n")  # splitlines() would also split at U+2028
+    return [line.removeprefix("\ufeff") for line in lines]  # joined files have a byte order mark each
+
+
+def _text(path: Path, newline: str | None = None) -> str:
+    """Return a file's whole text, in UTF-8 or, if it begins with that byte order mark, in UTF-16."""
+    with path.open("rb") as file:
+        utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with path.open(encoding="utf-16" if utf16 else "utf-8-sig", newline=newline) as text:
+        return text.read()
 
 
 def _json(path: Path) -> Iterator[FileRow]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig") or "[]", object_pairs_hook=_distinct)
+        content = json.loads(_text(path) or "[]", object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error}); expected a list of mappings") from None
     if not isinstance(content, list):
@@ -209,7 +223,7 @@ def _mapping(entry: Any, where: str) -> FileRow:
 
 
 def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.StringIO(_text(path, newline=""), newline="") as file:
         header = file.readline()
         file.seek(0)
         if delimiter not in header and ";" in header:  # spreadsheets use it in countries with a decimal comma

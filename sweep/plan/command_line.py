@@ -1,6 +1,7 @@
 """Parses a command line in Hydra's override grammar, and the values of an axis."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from sweep.base.options import ConfigPath
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 
+PLAIN_TEXT = re.compile(r"(\+?[\w./]+)=([^][{}(),'\"\\$]+)")  # a key and a value without a character of the grammar
 MOST_PLANNED = 100_000  # trials; more would be a typing mistake, and fill the memory
 
 
@@ -59,7 +61,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
                     f"{typed}: expected model='\"A, B\"' for one name with a comma, or model=A,B for two models"
                 )
             axes[key] = _sweep_values(override, argument)
-        elif is_point_key(key) and override.value() in ([], ""):
+        elif is_point_key(key) and override.value() in ([], "") and not ("." in key and argument[-1] in "'\""):
             raise ConfigError(f"{key}=[]: an axis needs at least one value")
         else:
             scalars[key] = override.value()
@@ -92,13 +94,15 @@ def _parse_override(argument: str) -> Override:
     except ValueError as error:  # a number with thousands of digits
         raise ConfigError(f"{typed}: {first_line(error)}") from None
     except HydraException:
+        if plain := PLAIN_TEXT.fullmatch(argument):  # e.g. a URL with a query, or a folder with non-ASCII letters
+            return OverridesParser.create().parse_overrides(["{}='{}'".format(*plain.groups())])[0]
         if argument.startswith("-"):
             raise ConfigError(f"{typed}: unknown option; expected key=value, such as dry_run=true, or --help") from None
         if "=" not in argument:
             is_experiment = argument in ConfigPath.of_user().choices("experiment")
             remedy = f"; did you mean +experiment={typed}?" if is_experiment else ", without spaces around ="
             raise ConfigError(f"{typed}: expected key=value{remedy}") from None
-        quoting = "put a value with brackets or non-ASCII letters in quotes, \"key='value'\""
+        quoting = "put a value with brackets or commas in quotes, \"key='value'\""
         raise ConfigError(f"{typed}: not an override such as key=value; {quoting}") from None
     if override.package is not None:
         raise ConfigError(f"{typed}: a package (@{override.package}) is not supported; expected key=value")

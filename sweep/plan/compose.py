@@ -190,7 +190,7 @@ class _Composer:
                 and (choice not in names or self._is_alias(choice, choices))
             ):
                 served, choice = choice, SERVED_MODEL
-            elif group == "workload" and choice not in names and Path(str(choice)).suffix in READERS:
+            elif group == "workload" and choice not in names and Path(str(choice)).suffix.lower() in READERS:
                 file, choice = str(choice), PROMPTS_WORKLOAD
             elif choice not in names:
                 raise one_of(group, choice, names)

@@ -30,9 +30,11 @@ from backends.simulated_server.typed_answers import TYPED_ANSWERS
 from sweep.__main__ import main
 from sweep.base.config import ROOT, ConfigError, Hardware
 from sweep.base.options import ConfigPath
+from sweep.base.records import proxy_of
 from sweep.client import wire
 from sweep.drive.endpoint_model import with_dialect, with_model
 from sweep.node.rows import _cost
+from sweep.plan.command_line import parse_command_line
 from sweep.plan.plan import hourly_price
 from tests.plan.test_compose import composed
 from tests.plan.test_plan import ids, planned
@@ -467,6 +469,61 @@ def test_a_probe_meets_a_busy_moment_an_endless_answer_and_an_empty_one(monkeypa
             _, line = dialect_of(url, "backend.api=completions")
             assert words in line, line
             assert "None" not in line
+
+
+@pytest.mark.parametrize(
+    ("base", "models", "rejected", "added"),
+    [
+        ("/v1/chat/completions", "/v1/models", "no such word", []),
+        ("/beta/chat", "/beta/chat/models", "no such word", ['backend.path="/chat/completions"']),
+        ("", "/v1/models", "max_tokens", ['backend.max_tokens_field="max_completion_tokens"']),
+        ("", "/v1/models", "stream_options", ["backend.extra_body.stream_options=null"]),
+        ("", "/v1/models", "temperature", ["backend.extra_body.temperature=null"]),
+    ],
+)
+def test_an_endpoint_with_a_strict_body_or_other_paths_is_detected(base, models, rejected, added):
+    class Strict(Endpoint):
+        limit = "max_completion_tokens" if rejected == "max_tokens" else "max_tokens"
+        expected = f"{base.removesuffix('/chat/completions') or '/v1'}/chat/completions"
+
+        def do_GET(self):
+            self.reply(*((200, '{"data": [{"id": "a/b"}]}') if self.path == models else (404, "no such path")))
+
+        def do_POST(self):
+            if self.path == self.expected and f'"{rejected}"' in self.rfile.peek().decode():
+                self.rfile.read(int(self.headers["content-length"]))
+                return self.reply(400, f"Unrecognized request argument: {rejected}")
+            return super().do_POST()
+
+    with serving(Strict) as url:
+        command = with_model([f"{url}{base}"], ConfigPath.of_user([]))
+        arguments, line = with_dialect(command, ConfigPath.of_user([]))
+    assert "model='a/b'" in command
+    assert "streams 16 events" in line, line
+    assert set(arguments) - set(command) == {'backend.api="chat"', *added}
+
+
+@pytest.mark.parametrize(
+    ("host", "exceptions", "proxied"),
+    [
+        ("engine.test", "*.other.test, 10.0.0.0/8", True),
+        ("a.engine.test", "*.engine.test", False),
+        ("10.1.2.3", "10.0.0.0/8", False),
+        ("[2001:db8::1]", "2001:db8::1", False),
+        ("ip6-localhost", "", False),
+    ],
+)
+def test_exceptions_from_a_proxy_have_many_forms(monkeypatch, host, exceptions, proxied):
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+    monkeypatch.setenv("NO_PROXY", exceptions)
+    assert bool(proxy_of(f"http://{host}:8000", "environment")) == proxied
+
+
+def test_a_value_without_a_character_of_the_grammar_needs_no_quotes():
+    """A query and an equals sign, letters beyond ASCII; and the empty scheme of a bare key, in quotes."""
+    typed = {"backend.url": "http://h/d?api-version=1", "out": "/tmp/Läufe=1"}
+    arguments = [f"{key}={value}" for key, value in typed.items()]
+    assert parse_command_line([*arguments, "backend.auth_scheme=''"]).scalars == typed | {"backend.auth_scheme": ""}
 
 
 def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):

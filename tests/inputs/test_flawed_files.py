@@ -33,6 +33,8 @@ SHAREGPT = [
     [{"from": "human", "value": "What?"}, {"from": "gpt", "value": ""}],
 ]
 CONVERSATIONS = [{"id": index, "conversations": turns} for index, turns in enumerate(SHAREGPT)]
+NULLS = [{"messages": turns, "prompt": None, "output_tokens": 4} for turns in (None, MESSAGES[0])]
+JSONL = "".join(f"{json.dumps(row)}\n" for row in COUNTED)
 X = [{"prompt": "x", "output_tokens": 4}]
 USABLE = [CONVERSATIONS[0], CONVERSATIONS[4]]
 ANSWERED = "6 of 10 rows skipped: no question before the first answer (4), no question (1), its prompt contains a lone"
@@ -66,11 +68,19 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
     ("hole.csv", "prompt,output_tokens\na b c,4.0\nd e f g,\n", "workload.skip_unsendable=true", COUNTED[:1]),
     ("nan.jsonl", '{"prompt": "a b c", "output_tokens": NaN}\n', "workload.output_tokens=4", COUNTED[:1]),
     ("bom.csv", "\ufeffprompt,output_tokens\na b c,4\nd e f g,5\n", "", COUNTED),
+    ("joined.jsonl", JSONL.replace("{", "\ufeff{"), "", COUNTED),
+    ("utf16.jsonl", JSONL.encode("utf-16"), "", COUNTED),
+    ("UPPER.CSV", b"prompt,output_tokens\na b c,4\nd e f g,5\n", "", COUNTED),
     ("semicolons.csv", "prompt;output_tokens\na b c;4\nd e f g;5\n", "", COUNTED),
     ("json.csv", JSON_CELLS, "", CHATS),
     ("json.parquet", JSON_CELLS, "", CHATS),
     ("python.csv", PYTHON_CELLS, "", CHATS),
     ("named.csv", [{"q": cell["messages"], "output_tokens": 4} for cell in JSON_CELLS], "workload.column=q", CHATS),
+    ("twice.csv", [{**cell, "messages": json.dumps(cell["messages"])} for cell in JSON_CELLS], "", CHATS),
+    ("object.csv", [{"prompt": json.dumps({"messages": turns}), "output_tokens": 4} for turns in MESSAGES], "", CHATS),
+    ("turn.jsonl", [{"messages": turns[0], "output_tokens": 4} for turns in MESSAGES], "", CHATS),
+    ("nulls.parquet", NULLS, "", CHATS[:1]),
+    ("late.jsonl", [{"id": 1}, {"q": "x", "output_tokens": 4}], "workload.column=q workload.skip_unsendable=true", X),
     ("heads.csv", "prompt , output_tokens,\na b c,4,\nd e f g,5,\n", "", COUNTED),
     ("list.jsonl", [{"prompt": "[1, 2, 3]"}], "workload.output_tokens=4", [{"text": "[1, 2, 3]"}]),
     ("sharegpt.jsonl", CONVERSATIONS, "", USABLE),
@@ -78,6 +88,12 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
     ("sharegpt.json", "\ufeff" + json.dumps(CONVERSATIONS), "", USABLE),
     ("lmsys.jsonl", [{"conversation": row["conversations"]} for row in CONVERSATIONS], "", USABLE),
     ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true", BURST.replace("45,ChatGPT,1087,0\n", "")),
+    (
+        "untimed.csv",
+        BURST.replace("45,ChatGPT,1087,0", ",ChatGPT,1087,9"),
+        f"{RECORDED} workload.skip_unsendable=true",
+        BURST.replace("45,ChatGPT,1087,0\n", ""),
+    ),
     ("whole.csv", BURST.replace(",0", ",9.0"), RECORDED, BURST.replace(",0", ",9")),
 ]
 
@@ -104,6 +120,8 @@ def test_a_flawed_file_is_planned_as_the_clean_one(
         ("other.jsonl", trace(0.0, 0.5), f"{ARRIVALS} load.unit=s", "due after 0.5 s"),
         ("epoch.txt", "1700000000000\n1700000000500\n", f"{ARRIVALS} load.unit=ms", "due after 0.5 s"),
         ("t.parquet", trace(1000, 1500), ARRIVALS, "due after 0.5 s"),
+        ("turns.jsonl", trace(0, 1, turn=1), ARRIVALS, "due after 1 s"),
+        ("named.csv", "arrival_ms\n0\n500\n", f"{ARRIVALS} load.column=arrival_ms", "due after 0.5 s"),
     ],
 )
 def test_a_plan_says_what_it_made_of_a_file(
@@ -177,6 +195,14 @@ ONE = '{"prompt": "a"}\n'
         ("half.csv", BURST.replace(",0", ",2.5"), RECORDED, "row 2: Response tokens='2.5'; expected a whole number"),
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true load.skip_unsendable=false", "expected True,"),
         ("bailian.jsonl", trace(0.0, 0.5), ARRIVALS, "row 2: timestamp=0.5; its unit is uncertain; set load.unit to s"),
+        ("whole.jsonl", trace(0, 1), ARRIVALS, "times are 1 apart on average; their unit is uncertain; set load.unit"),
+        ("whole.txt", "0\n500\n", ARRIVALS, "times are 500 apart on average; their unit is uncertain; set load.unit"),
+        (
+            "p.csv",
+            b"prompt,output_tokens\n" + b"a b c,4\n" * 2000 + b"caf\xe9,4\n",
+            "",
+            "line 2002: invalid continuation",
+        ),
         ("epoch.txt", "1700000000000\n1700000000500\n", ARRIVALS, "its unit is uncertain; set load.unit"),
         ("t.txt", "# nothing\n", ARRIVALS, "contains no arrival times"),
         ("t.txt", "2\n1\n", ARRIVALS, "row 2: expected times in ascending order"),
