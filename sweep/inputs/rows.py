@@ -194,11 +194,11 @@ def _json_lines(path: Path) -> Iterator[FileRow]:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = _text(path).split("\n")  # splitlines() would also split at U+2028
+    lines = _decoded_text(path).split("\n")  # splitlines() would also split at U+2028
     return [line.removeprefix("\ufeff") for line in lines]  # joined files have a byte order mark each
 
 
-def _text(path: Path, newline: str | None = None) -> str:
+def _decoded_text(path: Path, newline: str | None = None) -> str:
     """Return a file's whole text, in UTF-8 or, if it begins with that byte order mark, in UTF-16."""
     with path.open("rb") as file:
         utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -208,7 +208,7 @@ def _text(path: Path, newline: str | None = None) -> str:
 
 def _json(path: Path) -> Iterator[FileRow]:
     try:
-        content = json.loads(_text(path) or "[]", object_pairs_hook=_distinct)
+        content = json.loads(_decoded_text(path) or "[]", object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error}); expected a list of mappings") from None
     if not isinstance(content, list):
@@ -223,7 +223,7 @@ def _mapping(entry: Any, where: str) -> FileRow:
 
 
 def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
-    with io.StringIO(_text(path, newline=""), newline="") as file:
+    with io.StringIO(_decoded_text(path, newline=""), newline="") as file:
         header = file.readline()
         file.seek(0)
         if delimiter not in header and ";" in header:  # spreadsheets use it in countries with a decimal comma

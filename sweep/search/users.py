@@ -27,13 +27,13 @@ LONGEST = 60.0  # s of a first probe
 SETTLING, MEASURED = 6, 3  # requests of each user: before the queue is as full as it gets, and after that at least
 CANDIDATES = 60  # numbers of users at which the curve is evaluated, beside those that were measured
 DECISIVE = 60  # more requests: if all are good, a p90 is met
-LOOKS = 4  # most probes of one number of users
+MOST_REPEATS = 4  # most probes of one number of users
 CLOSE = 0.05  # relative width of an interval that is narrow enough, if it is wider than one user
-NEAR = math.log(2.5)  # of the numbers of users that the curve goes through
+NEARBY = math.log(2.5)  # of the numbers of users that the curve goes through
 STEEPEST = 30.0  # standard deviation of the slope before anything is measured
 
 
-class Batches(NamedTuple):
+class SharesOfBatches(NamedTuple):
     """The shares of good requests in batches of requests, for a bound."""
 
     users: Floats
@@ -104,7 +104,7 @@ class UserCapacity:
         fresh = [users for users in within if not looks[users]]
         if fresh and all(count != 1 for count in looks.values()):  # the ends do not narrow the interval
             return (fresh[len(fresh) // 2],)
-        return sorted((users for users in within if 0 < looks[users] < LOOKS), key=looks.__getitem__)
+        return sorted((users for users in within if 0 < looks[users] < MOST_REPEATS), key=looks.__getitem__)
 
     def tell(self, measured: ProbeResult) -> None:
         """Process the result of the probe that `ask` returned."""
@@ -131,7 +131,7 @@ class UserCapacity:
         below = every[met & (every < (above[0] if len(above) else self.failing))]
         self.likely = int(below[-1]) if len(below) else 0, int(above[0]) if len(above) else MOST_USERS
 
-    def _batches(self, bound: LatencyBound) -> Batches:
+    def _batches(self, bound: LatencyBound) -> SharesOfBatches:
         rows = []
         for probed in self.measured[1:]:
             users = probed.probe.users
@@ -140,7 +140,7 @@ class UserCapacity:
             number = max(len(good) // BATCH_SIZE, min(4, len(good) // 10), 1)
             for batch in np.array_split(good, number) if len(good) else ():
                 rows.append((users, batch.mean(), len(batch)))
-        return Batches(*np.array(rows, np.float64).T) if rows else Batches(*np.zeros((3, 0)))
+        return SharesOfBatches(*np.array(rows, np.float64).T) if rows else SharesOfBatches(*np.zeros((3, 0)))
 
     def claim(self) -> Claim:
         """Return what the probes so far show."""
@@ -155,24 +155,24 @@ class UserCapacity:
         return replace(claim, status="confirmed") if sustained and self._narrow else claim
 
 
-def margin_of(batches: Batches, share: float, users: int) -> float:
+def margin_of(batches: SharesOfBatches, share: float, users: int) -> float:
     """Return how far the share of good requests of one number of users exceeds a share; nan if it has none."""
     own = batches.users == users
     return float(np.average(batches.good[own], weights=batches.sizes[own])) - share if own.any() else math.nan
 
 
-def decided_by(batches: Batches, share: float, every: Integers) -> Integers:
+def decided_by(batches: SharesOfBatches, share: float, every: Integers) -> Integers:
     """Return the decisions of `decisions`, or else of a number's own probes; unclear if the two do not agree."""
     decided = decisions(batches, every, share)
     for index in np.flatnonzero(np.isin(every, batches.users)):
-        own = Batches(*(column[batches.users == every[index]] for column in batches))
+        own = SharesOfBatches(*(column[batches.users == every[index]] for column in batches))
         (alone,) = decisions(own, every[index : index + 1], share, OWN_LEVEL)
         agreed = margin_of(own, share, every[index]) * decided[index] > 0
         decided[index] = alone or (decided[index] if agreed else 0)
     return decided
 
 
-def decisions(batches: Batches, every: Integers, share: float, level: float = LEVEL) -> Integers:
+def decisions(batches: SharesOfBatches, every: Integers, share: float, level: float = LEVEL) -> Integers:
     """Return for each number of users 1 if more than this share of all requests is good, -1 if less, 0 if unclear.
 
     A logistic curve in the logarithm of the users goes through the batches near each number. The interval's variance is
@@ -184,7 +184,7 @@ def decisions(batches: Batches, every: Integers, share: float, level: float = LE
     found = np.zeros(len(every), np.int64)
     logs, goal = np.log(batches.users), math.log(share / (1 - share))
     for index, users in enumerate(every):
-        near = np.abs(logs - math.log(users)) <= NEAR
+        near = np.abs(logs - math.log(users)) <= NEARBY
         number = int(near.sum())
         if number < 4:
             continue

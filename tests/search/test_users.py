@@ -7,7 +7,7 @@ from benchmarks.capacity import Bench
 from benchmarks.deployments import deployment
 from sweep.search.capacity import LatencyBound, ProbeResult
 from sweep.search.twin import Replay
-from sweep.search.users import LOOKS, MOST_USERS, Batches, UserCapacity, decisions
+from sweep.search.users import MOST_REPEATS, MOST_USERS, SharesOfBatches, UserCapacity, decisions
 
 
 def search(answer, budget=1e6):
@@ -48,7 +48,7 @@ def test_a_flat_curve_and_a_short_budget_give_intervals():
     flat = search(lambda users: 0.93 - 0.001 * users, budget=8000.0)  # 90% at 30 users
     assert flat.claim().status == "interval"
     assert flat.claim().lower <= 30 <= flat.claim().upper + 1
-    assert max(flat._looks(probed.probe.users) for probed in flat.measured) <= LOOKS
+    assert max(flat._looks(probed.probe.users) for probed in flat.measured) <= MOST_REPEATS
     short = search(lambda users: 0.999 if users <= 11 else 0.5, budget=300.0).claim()
     assert short.lower <= 11
     assert short.upper in (0, *range(11, 16))
@@ -68,7 +68,7 @@ def test_an_interval_of_a_queue_holds_its_capacity():
 
 def test_requests_that_depend_on_each_other_decide_less():
     users, good = np.repeat([10.0, 12.0], 10), np.array([0.8, 1.0] * 10)
-    batches = [Batches(users, good, np.full(20, size)) for size in (40.0, 400.0)]
+    batches = [SharesOfBatches(users, good, np.full(20, size)) for size in (40.0, 400.0)]
     assert [decisions(batch, np.array([10]), 0.8).tolist() for batch in batches] == [[0], [0]]
-    assert decisions(Batches(users, np.full(20, 0.9), np.full(20, 400.0)), np.array([10]), 0.8).tolist() == [1]
-    assert decisions(Batches(users[:3], good[:3], good[:3]), np.array([10]), 0.8).tolist() == [0]
+    assert decisions(SharesOfBatches(users, np.full(20, 0.9), np.full(20, 400.0)), np.array([10]), 0.8).tolist() == [1]
+    assert decisions(SharesOfBatches(users[:3], good[:3], good[:3]), np.array([10]), 0.8).tolist() == [0]
