@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from sweep.base.config import ConfigError, Strict
 from sweep.base.whole_file import read_bounded
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
-from sweep.inputs.rows import BURSTGPT, DIGITS, READERS, fault_of_lengths, parse_time, read_rows, trace_columns
+from sweep.inputs.rows import BURSTGPT, DIGITS, READERS, faults_of, parse_time, read_rows, trace_columns
 
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -358,7 +358,8 @@ class Trace(_ArrivalProcess):
         if column not in rows[0]:
             raise ConfigError(f"load.column={column}: no such column in {self.path}; expected: {', '.join(rows[0])}")
         lengths = trace_columns(rows[0]) if self.skip_unsendable else None
-        numbered = [(n, row) for n, row in enumerate(rows, 1) if not (lengths and fault_of_lengths(row, lengths))]
+        faults = faults_of(rows, lengths) if lengths else {}
+        numbered = [(number, row) for number, row in enumerate(rows, 1) if number not in faults]
         return column, unit, [(number, row.get(column, "")) for number, row in numbered]
 
 

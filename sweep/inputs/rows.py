@@ -5,7 +5,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -85,13 +85,23 @@ def whole_number(cell: Any) -> int | None:
     return int(number) if 1 <= number <= MOST_TOKENS_OF_A_TEXT and number.is_integer() else None
 
 
-def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
-    """Return why a trace's row cannot be sent, e.g. because its request failed; None if it can be sent."""
-    for column in (columns.input_tokens, columns.output_tokens):
-        if whole_number(row.get(column)) is None:
-            return f"{column}={shortened(repr(row.get(column)))}; expected a whole number from 1"
-    time = row.get(columns.time, 0)
-    return f"{columns.time}={time!r}; expected a time" if time in (None, "") or time != time else None
+def faults_of(rows: Sequence[FileRow], columns: TraceColumns) -> dict[int, str]:
+    """Return why a trace's rows cannot be sent, by row number from 1, e.g. because a request failed.
+
+    A row without a time has a fault if any other row has a time.
+    """
+
+    def is_missing(time: Any) -> bool:
+        return time in (None, "") or time != time
+
+    faults, timed = {}, not all(is_missing(row.get(columns.time)) for row in rows)
+    for number, row in enumerate(rows, 1):
+        for column in (columns.input_tokens, columns.output_tokens):
+            if number not in faults and whole_number(row.get(column)) is None:
+                faults[number] = f"{column}={shortened(repr(row.get(column)))}; expected a whole number from 1"
+        if timed and is_missing(time := row.get(columns.time)):
+            faults.setdefault(number, f"{columns.time}={time!r}; expected a time")
+    return faults
 
 
 def check_faults(faults: Mapping[int, str], rows: int, key: str, skip: bool) -> None:
@@ -120,7 +130,7 @@ def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
     if columns is None:
         expected = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
         raise ConfigError(f"{key}: no columns with lengths; expected {expected}")
-    faults = {number: fault for number, row in enumerate(rows, 1) if (fault := fault_of_lengths(row, columns))}
+    faults = faults_of(rows, columns)
     check_faults(faults, len(rows), key, skip)
     sendable = {number: row for number, row in enumerate(rows, 1) if number not in faults}
     cells = ([whole_number(row.get(column)) for column in columns[1:3]] for row in sendable.values())

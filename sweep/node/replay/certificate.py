@@ -15,7 +15,7 @@ from sweep.base.exits import Cause, Exit
 from sweep.base.records import UNKNOWN, Outcome, Records, Request, prompt_text
 from sweep.disk.row import Verdict
 from sweep.inputs.load import Trace
-from sweep.inputs.rows import FileRow, TraceColumns, fault_of_lengths, read_rows, seconds_of, trace_columns
+from sweep.inputs.rows import FileRow, TraceColumns, faults_of, read_rows, seconds_of, trace_columns
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.sessions.turns import (
     CACHE_BLOCK,
@@ -78,7 +78,8 @@ def _first_rows(workload: Recorded, count: int) -> tuple[list[FileRow], TraceCol
     columns = trace_columns(rows[0])
     if columns is None:
         raise ValueError("no columns with lengths")
-    return [row for row in rows if fault_of_lengths(row, columns) is None][:count], columns
+    faults = faults_of(rows, columns)
+    return [row for number, row in enumerate(rows, 1) if number not in faults][:count], columns
 
 
 def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float]:
