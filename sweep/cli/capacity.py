@@ -41,7 +41,7 @@ SEARCHED = ("load.rate", "load.concurrency", "workload.num_requests")  # the sea
 OVERTIME = 1.5  # budgets, after which a command begins no other probe
 RISKS = {
     "requests/s": "in simulation 0 of 12 such claims were too high, which leaves a risk of up to 22%",
-    "users": "in simulation 0 of X such claims were too high, which leaves a risk of up to Y%",
+    "users": "in simulation 0 of 43 intervals began too high, which leaves a risk of up to 7%",
 }
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
 ENDPOINT |= {"retry": "next_run"}
