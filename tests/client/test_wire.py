@@ -16,7 +16,7 @@ from typing import Any
 
 import httptools
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sweep.base.clock import StampClock
@@ -745,6 +745,7 @@ def test_the_key_is_in_the_head_only() -> None:
 
 
 @given(st.text(), st.booleans())
+@example("\x7f", False)
 def test_text_counts_the_same_written_as_it_is_or_escaped(text: str, letters: bool) -> None:
     """Engines write either form, and the first one is not parsed as JSON."""
     forms = [json.dumps(text, ensure_ascii=escaped)[1:-1].encode() for escaped in (False, True)]

@@ -10,6 +10,7 @@ from sweep.base.records import UNKNOWN
 _BACKSLASH = 0x5C
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # characters that are rendered as blank
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of Unicode
+_INVISIBLE_ASCII = bytes([*range(0x21), 0x7F])
 HEAD = 256  # bytes of the text that are hashed to compare answers
 LEAST_VARIED = 40  # minimum bytes of the head once compressed: repetitive text compresses further, and tells nothing
 
@@ -27,7 +28,7 @@ class AnswerText:
             self.head += piece
         if not letters and piece.isascii() and _BACKSLASH not in piece:
             self.characters += len(piece)
-            return not piece.isspace() and piece != b""
+            return piece.strip(_INVISIBLE_ASCII) != b""
         text = _decoded(piece)
         self.characters += len(text)
         return any(map(str.isalnum, text)) if letters else any(map(_is_visible, text))
