@@ -302,19 +302,19 @@ class Trace(_ArrivalProcess):
 
     def _times(self) -> Floats:
         """Return the arrivals in s since the first one. Shape (arrivals,)."""
-        instants = list(self._instants())
+        column, unit, cells = self._cells()
+        instants = list(self._instants(column, unit, cells))
         if not instants:
             raise ConfigError(f"load.path={self.path}: contains no arrival times")
         times = np.array([float(instant - instants[0]) for instant in instants])
         if np.any(np.diff(times) < 0):
-            number = self._cells()[2][int(np.argmax(np.diff(times) < 0)) + 1][0]
+            number = cells[int(np.argmax(np.diff(times) < 0)) + 1][0]
             raise ConfigError(f"load.path={self.path}: row {number}: expected times in ascending order")
-        self._check_unit(instants)
+        self._check_unit(instants, column, unit)
         return times
 
-    def _check_unit(self, instants: Sequence[Decimal]) -> None:
+    def _check_unit(self, instants: Sequence[Decimal], column: str, unit: str) -> None:
         """Raise ConfigError if whole numbers in the default unit, s or ms, would mean an improbable rate."""
-        column, unit, _ = self._cells()
         gap = (instants[-1] - instants[0]) / max(len(instants) - 1, 1)
         is_offset = instants[0] < EARLIEST_DATE and all(instant % 1 == 0 for instant in instants)
         rare = unit == "s" and column != BURSTGPT.time and gap >= RARE and is_offset
@@ -326,16 +326,16 @@ class Trace(_ArrivalProcess):
         """Return whether the unit is set, or part of the column's name."""
         return self.unit is not None or UNIT_IN_NAME.search(column) is not None
 
-    def _instants(self) -> Iterator[Decimal]:
-        """Yield the exact times in s from the file."""
-        column, unit, cells = self._cells()
+    def _instants(self, column: str, unit: str, cells: Sequence[tuple[int, Any]]) -> Iterator[Decimal]:
+        """Yield the exact times of a column's cells, in s."""
+        certain = self._has_unit(column)
         for number, cell in cells:
             where = f"load.path={self.path}: row {number}: {column}={cell!r}"
             try:
                 time, is_date = parse_time(cell)
             except ValueError:
                 raise ConfigError(f"{where}; expected a number or an ISO 8601 time") from None
-            yield time if is_date else self._seconds(time, unit, where, self._has_unit(column))
+            yield time if is_date else self._seconds(time, unit, where, certain)
 
     def _seconds(self, number: Decimal, unit: str, where: str, certain: bool) -> Decimal:
         """Return a time in s. Raises ConfigError if the unit is uncertain: a replay could be 1,000 times as fast."""

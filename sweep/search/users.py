@@ -82,7 +82,7 @@ class UserCapacity:
 
     @property
     def _narrow(self) -> bool:
-        return self.failing - self.sustained <= max(1, (1 + CLOSE) * self.sustained - self.sustained)
+        return self.failing - self.sustained <= max(1, CLOSE * self.sustained)
 
     def _undecided(self) -> Sequence[int]:
         """Return the numbers of users to probe next, the best first; none if what is left to decide is too close."""
@@ -181,7 +181,7 @@ def decisions(batches: SharesOfBatches, every: Integers, share: float, level: fl
     """
     from scipy import stats  # here, since a run without a search imports this module too
 
-    found = np.zeros(len(every), np.int64)
+    verdicts = np.zeros(len(every), np.int64)
     logs, goal = np.log(batches.users), math.log(share / (1 - share))
     for index, users in enumerate(every):
         near = np.abs(logs - math.log(users)) <= NEARBY
@@ -204,5 +204,5 @@ def decisions(batches: SharesOfBatches, every: Integers, share: float, level: fl
             float(stats.t.ppf(1 - level, number - 2)) * math.sqrt(sandwich),
             float(stats.norm.ppf(1 - level)) * math.sqrt(inverse[0, 0]),
         )
-        found[index] = 1 if curve[0] - spread > goal else -1 if curve[0] + spread < goal else 0
-    return found
+        verdicts[index] = 1 if curve[0] - spread > goal else -1 if curve[0] + spread < goal else 0
+    return verdicts
