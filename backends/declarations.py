@@ -17,6 +17,7 @@ NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
 NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
 OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
 RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
+VLLM_BLOCK = r'vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"'  # on the metrics page
 ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags for an engine's address, which must stay local
 
 # The final error line of a Python or C++ program: "ValueError: …", "x.py: error: unrecognized arguments …".
@@ -44,6 +45,7 @@ LogProbabilitiesBy = Literal["prompt_logprobs", "input_token_logprobs", "host", 
 class FlagRules:
     """The engine's flags: which exist, which only sweep sets, and which sweep interprets."""
 
+    commands: tuple[str, ...] = ()  # words that start the engine on a command line, before the model and the flags
     tables: tuple[str, ...] = ()  # tables in backends/tables, per version or kind; the pinned version's is first
     option_tables: Mapping[str, str] = field(default_factory=dict)  # tables by the backend field whose keys they list
     newer: Mapping[str, str] = field(default_factory=dict)  # flag that the pinned version lacks -> first with it
@@ -206,6 +208,7 @@ class Wire:
 
     ready_path: str = "/health"  # status 200 once the engine is ready; {model}: the served name
     version_path: str = "/version"  # path of a JSON object with its "version"
+    prefix_block: str | None = None  # pattern of the metrics page: the tokens in a block of the prefix cache
     show_ids: Mapping[str, Any] = field(default_factory=lambda: {"return_token_ids": True})  # make answers include ids
     show_special: Mapping[str, Any] = field(default_factory=dict)  # makes answers' text include special tokens
     samples: bool = True  # whether it samples at a request's temperature; False: it decodes greedily

@@ -33,6 +33,7 @@ class LlamaCpp(Backend):
     """`flags` are options of `llama-server`. `slots` sequences run together, each with space for a whole context."""
 
     flag_rules = FlagRules(
+        commands=("llama-server",),
         tables=("llamacpp",),
         set_by={
             "model": "model",
@@ -147,6 +148,7 @@ class LlamaCpp(Backend):
             "dtype": CONVERTED.get(self.quantization, self.quantization),
             "quantization": self.quantization,
             "prefix_cache": self.flags_on(launch).get("no-cache-prompt") is not True,
+            "prefix_block": 1,  # it compares single tokens
             "slots": self.slots,
             "max_model_len": launch.max_model_len or model_context(launch.model),
             "engine_commit": commit,

@@ -10,6 +10,7 @@ class LMDeploy(Backend):
     """`flags` are options of `lmdeploy serve api_server`. It answers a list one by one, so batches are streams."""
 
     flag_rules = FlagRules(
+        commands=("lmdeploy serve api_server",),
         tables=("lmdeploy",),
         set_by={
             "server-port": "backend.port",

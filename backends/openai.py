@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from backends.base import Backend, Host
-from backends.declarations import Traits
+from backends.declarations import VLLM_BLOCK, Traits, Wire
 from sweep.base.records import key_header
 
 
@@ -14,6 +14,7 @@ class OpenAI(Backend):
     """The endpoint's address and protocol. `model` is the name that it serves."""
 
     traits = Traits(attachable=True)
+    wire = Wire(prefix_block=VLLM_BLOCK)
 
     url: str  # http(s)://host[:port][/base][?query], with or without /v1 or another version
     path: str | None = Field(default=None, pattern=r"^/[!-~]*$")  # after the path of url; null: the api's default

@@ -12,6 +12,7 @@ class SGLang(Backend):
     """`flags` are options of `python -m sglang.launch_server`."""
 
     flag_rules = FlagRules(
+        commands=("sglang.launch_server", "sglang serve"),
         tables=("sglang",),
         set_by={
             "model-path": "model",

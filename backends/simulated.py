@@ -39,7 +39,11 @@ class Simulated(Behaviour, Backend):
         return (*self.reset_paths, *(["/reset_prefix_cache"] if self.prefix_block else []))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        return {**super().facts(launch), "prefix_cache": self.prefix_block is not None}
+        return {
+            **super().facts(launch),
+            "prefix_cache": self.prefix_block is not None,
+            "prefix_block": self.prefix_block,
+        }
 
     def command(self, launch: Launch) -> list[str]:
         config = {

@@ -27,6 +27,7 @@ class TensorRTLLM(Backend):
     """`flags` are options of `trtllm-serve serve`. `options` are fields of its LLM API (KV metrics since 1.3)."""
 
     flag_rules = FlagRules(
+        commands=("trtllm-serve serve", "trtllm-serve"),
         tables=("tensorrt_llm",),
         newer=dict.fromkeys(("served-model-name", "kv_cache_usage", "requests_running", "requests_waiting"), "1.3"),
         set_by={

@@ -19,6 +19,7 @@ class TGI(Backend):
     """`flags` are options of text-generation-launcher."""
 
     flag_rules = FlagRules(
+        commands=("text-generation-launcher",),
         tables=("tgi",),
         set_by={
             "model-id": "model",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from backends.base import Backend, Host, Launch, metrics
-from backends.declarations import OTHER_CONFIGURATION, RANDOM_WEIGHTS, FlagRules, LogReading, Traits, Wire
+from backends.declarations import OTHER_CONFIGURATION, RANDOM_WEIGHTS, VLLM_BLOCK, FlagRules, LogReading, Traits, Wire
 from backends.launch.replicas import shares
 from backends.prepare import checkpoints
 from backends.tables.flags import value_of
@@ -52,6 +52,7 @@ class VLLM(Backend):
     """`flags` are options of `vllm serve` (`max-num-seqs: 256`). Unquantised weights become a `checkpoint`."""
 
     flag_rules = FlagRules(
+        commands=("vllm serve", "vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.main serve"),
         tables=("vllm", "vllm_cuda12"),
         set_by={
             "model": "model",
@@ -108,6 +109,7 @@ class VLLM(Backend):
         },
     )
     wire = Wire(
+        prefix_block=VLLM_BLOCK,
         show_special={"skip_special_tokens": False, "spaces_between_special_tokens": False},
         log_probabilities="prompt_logprobs",
     )

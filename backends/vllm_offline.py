@@ -16,6 +16,7 @@ class VLLMOffline(Hosted):
 
     flag_rules = replace(
         VLLM.flag_rules,
+        commands=(),
         tables=("vllm_offline", "vllm_offline_cuda12"),
         # There is no server, so there is no name or port. The Python interface has additional flags.
         set_by={

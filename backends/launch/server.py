@@ -217,6 +217,7 @@ class Engine:
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,
             "chosen": self._chosen(info),
+            "prefix_block": self._prefix_block(),
             "log": str(self.log),
             "reachable_by": _reachable_by() if self.backend.launches else None,
             "max_model_len": stated.pop("max_model_len", None) or self.launch.max_model_len,
@@ -327,6 +328,11 @@ class Engine:
         settled = {name: info.get(name.replace("-", "_")) for name in self.backend.flag_rules.settled}
         return logged | {name.replace("-", "_"): str(value) for name, value in settled.items() if value is not None}
 
+    def _prefix_block(self) -> int | None:
+        pattern, path = self.backend.wire.prefix_block, self.backend.metrics_path
+        match = re.search(pattern, self._page(path) or "") if pattern and path else None
+        return int(match[1]) if match else None
+
     def _dtype(self) -> str | None:
         if self.launch.dtype != "auto":
             return self.launch.dtype
@@ -350,13 +356,18 @@ class Engine:
         return httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False, proxy=proxy)
 
     def _get(self, path: str) -> dict[str, Any]:
+        with contextlib.suppress(ValueError):
+            content = json.loads(self._page(path) or "{}")
+            return content if isinstance(content, dict) else {}
+        return {}
+
+    def _page(self, path: str) -> str | None:
         try:
             with self._http() as client:
                 answer = client.get(self.url + path, headers=self.backend.key_headers(), timeout=10)
-            content = answer.json() if answer.status_code == 200 else {}
+            return answer.text if answer.status_code == 200 else None
         except (httpx.HTTPError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+            return None
 
 
 class AttachedEngine(Engine):

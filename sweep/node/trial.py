@@ -85,7 +85,7 @@ def run_trial(
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
     mark_gateway_answers(result.records, inputs.get("decisions") or ())
-    inputs |= replay_inputs(work, trial, prompts[1], result.records, salt or "")
+    inputs |= replay_inputs(work, trial, prompts[1], result.records, salt or "", running.facts)
     del prompts  # frees hundreds of megabytes after a long trial
     samples = sampler.samples(result.start_monotonic)
     wall_seconds = time.monotonic() - began

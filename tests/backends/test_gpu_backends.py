@@ -519,6 +519,15 @@ def test_what_an_engine_chose_is_a_fact(name, tmp_path):
         assert engine.facts()["chosen"] == chosen
 
 
+@pytest.mark.parametrize("name", ["vllm", "openai"])
+def test_the_blocks_of_vllms_prefix_cache_are_a_fact(name, tmp_path):
+    backend = configured(name).model_copy(update={"url": None, "metrics_path": "/metrics"})
+    engine = Started(backend, Launch(model=tmp_path, served_name="m", workdir=tmp_path, dtype="float16"), "m", {})
+    metrics = '# HELP\nvllm:cache_config_info{cache_dtype="auto",block_size="32",engine="0"} 1.0\n'
+    with serving(page("/metrics", metrics)) as engine.url:
+        assert engine.facts()["prefix_block"] == 32
+
+
 @pytest.mark.parametrize(
     ("name", "capability", "dtype"),
     [

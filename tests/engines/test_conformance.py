@@ -206,7 +206,9 @@ def test_says_what_the_engine_chose(engine):
         "vllm": {"model_runner", "kv_cache_layout", "kv_cache_tokens", "enforce_eager", "chunked_prefill"},
         "llamacpp": {"slots", "kv_unified"},
     }
-    assert set(engine.facts()["chosen"]) >= on_cpu.get(engine.backend.name, set())
+    facts = engine.facts()
+    assert set(facts["chosen"]) >= on_cpu.get(engine.backend.name, set())
+    assert facts["prefix_block"] == {"vllm": 128, "llamacpp": 1}.get(engine.backend.name)
 
 
 def test_forgets_prompts_between_trials(engine):

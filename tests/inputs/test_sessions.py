@@ -98,6 +98,14 @@ def test_a_certificate_reads_only_the_times_that_a_replay_needs(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("block", [1, 48])
+def test_ideal_hits_are_those_of_the_engines_own_blocks(tmp_path: Path, block: int) -> None:
+    line = ["workload=conversations", "workload.num_requests=20", "workload.prefix_tokens=60", "load=closed"]
+    row = measure(*CACHED, f"backend.prefix_block={block}", *line, f"out={tmp_path / 'out'}")
+    assert row["cache_hit_difference"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow
 def test_nothing_is_shared_in_the_control(tmp_path: Path) -> None:
     line = ["workload=conversations", "workload.num_requests=40", "workload.prefix_tokens=48", "load=closed"]
     for shared, low, high in (("true", 0.5, 1), ("false", 0, 0.01)):

@@ -18,7 +18,7 @@ from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, most_at
 from sweep.base.wording import count as counted
 from sweep.inputs.workload import HEADER_WORDS, Draw, Workload, header_words
 
-CACHE_BLOCK = 16  # tokens in a block of an engine's prefix cache: vLLM's default
+CACHE_BLOCK = 16  # tokens in a block of a prefix cache, if the engine does not state it: vLLM's default on a GPU
 RECENT_PIECES = 20_000  # whose tokens are kept while requests are made
 
 
@@ -141,8 +141,10 @@ class SessionWorkload(Workload):
 # What a prefix cache could answer -------------------------------------------------------------------------------------
 
 
-def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]]) -> list[int]:
+def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]], size: int = CACHE_BLOCK) -> list[int]:
     """Return how many tokens of each prompt an infinite prefix cache has, given its tokens and its whole blocks.
+
+    `size` is a block's number of tokens.
 
     Like an engine, it computes at least the last token of a prompt.
     """
@@ -152,8 +154,8 @@ def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]]) -> list[int]:
         start, cached, unbroken = 0, 0, True
         for number, block in enumerate(blocks, 1):
             start = hash((start, block))
-            unbroken = unbroken and start in known and number * CACHE_BLOCK < tokens
-            cached += unbroken * CACHE_BLOCK
+            unbroken = unbroken and start in known and number * size < tokens
+            cached += unbroken * size
             known.add(start)
         hits.append(cached)
     return hits
@@ -168,10 +170,10 @@ def recorded_texts(turns: Sequence[Turn], header: str) -> list[str]:
     return texts
 
 
-def blocks_of_turn(turn: Turn) -> Iterator[Hashable]:
+def blocks_of_turn(turn: Turn, size: int = CACHE_BLOCK) -> Iterator[Hashable]:
     """Yield the whole blocks of a prompt as its pieces say: which tokens of which piece each block has."""
     block: list[tuple[Hashable, int, int]] = []
-    room = CACHE_BLOCK
+    room = size
     for key, tokens in turn.pieces:
         begin = 0
         while begin < tokens:
@@ -180,12 +182,12 @@ def blocks_of_turn(turn: Turn) -> Iterator[Hashable]:
             begin, room = begin + taken, room - taken
             if not room:
                 yield tuple(block)
-                block, room = [], CACHE_BLOCK
+                block, room = [], size
 
 
-def blocks_of_ids(ids: Sequence[int]) -> Iterator[Hashable]:
+def blocks_of_ids(ids: Sequence[int], size: int = CACHE_BLOCK) -> Iterator[Hashable]:
     """Yield the whole blocks of a prompt as it is sent."""
-    return (tuple(ids[end - CACHE_BLOCK : end]) for end in range(CACHE_BLOCK, len(ids) + 1, CACHE_BLOCK))
+    return (tuple(ids[end - size : end]) for end in range(size, len(ids) + 1, size))
 
 
 def sent_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:

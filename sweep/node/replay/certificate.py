@@ -38,9 +38,11 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)  # er
 SAME_GAP = 1e-6  # s
 
 
-def replay_inputs(work: Work, trial: Trial, requests: Sequence[Request], records: Records, salt: str) -> dict[str, Any]:
+def replay_inputs(
+    work: Work, trial: Trial, requests: Sequence[Request], records: Records, salt: str, facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the certificate of a trial that replays prompts, as an input of the quantities; if the file has become
-    unreadable, why it is `uncertified`; otherwise nothing.
+    unreadable, why it is `uncertified`; otherwise nothing. `facts` are those of the engine.
     """
     workload = trial.workload.fetched(work.cache)
     if not isinstance(workload, SessionWorkload) or not workload.replays:
@@ -57,10 +59,16 @@ def replay_inputs(work: Work, trial: Trial, requests: Sequence[Request], records
     except UNREADABLE as error:
         return {"uncertified": f"{type(error).__name__} {error}".strip()}
     header = PieceTexts(tokenizer, trial.seed, "measured", salt).header()
-    proof = certificate(turns, requests, records, tokenizer, header)
+    proof = certificate(turns, requests, records, tokenizer, header, cache_block(facts))
     if arrivals:
         proof = proof._replace(schedule_error=_schedule_error(arrivals, requests, records))
     return {"certificate": proof}
+
+
+def cache_block(facts: Mapping[str, Any]) -> int:
+    """Return the tokens in a block of the engine's prefix cache, by its facts; CACHE_BLOCK if they do not state it."""
+    stated = str(facts.get("prefix_block") or (facts.get("chosen") or {}).get("page_size"))
+    return max(1, int(stated)) if stated.isdecimal() else CACHE_BLOCK
 
 
 def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], inputs: Mapping[str, Any]) -> Verdict:
@@ -111,9 +119,14 @@ def recorded_turns(workload: Recorded, count: int) -> list[Turn]:
 
 
 def certificate(
-    turns: Sequence[Turn], requests: Sequence[Request], records: Records, tokenizer: Tokenizer | None, header: str
+    turns: Sequence[Turn],
+    requests: Sequence[Request],
+    records: Records,
+    tokenizer: Tokenizer | None,
+    header: str,
+    block: int = CACHE_BLOCK,
 ) -> ReplayProof:
-    """Compare what was sent, in its order, with the file's turns; both in an infinite prefix cache."""
+    """Compare what was sent, in its order, with the file's turns; both in an infinite cache with such blocks."""
     numbers = {request.request_id: number for number, request in enumerate(requests)}
     rows = np.flatnonzero(measured(records) & was_sent(records))
     rows = rows[np.argsort(np.asarray(records.sent)[rows], kind="stable")]
@@ -127,12 +140,13 @@ def certificate(
             for ids, same, number in zip(sent, alike, order, strict=True)
         ]
         lengths = [len(ids) for ids in recorded]
-        recorded_hits = ideal_hits((len(ids), blocks_of_ids(ids)) for ids in recorded)
+        recorded_hits = ideal_hits(((len(ids), blocks_of_ids(ids, block)) for ids in recorded), block)
     else:
         lengths = [turns[number].input_tokens for number in order]
-        recorded_hits = ideal_hits((turns[number].input_tokens, blocks_of_turn(turns[number])) for number in order)
+        blocks = ((turns[number].input_tokens, blocks_of_turn(turns[number], block)) for number in order)
+        recorded_hits = ideal_hits(blocks, block)
         alike = _same_pieces([turns[number] for number in order], sent)
-    sent_hits = ideal_hits((len(ids), blocks_of_ids(ids)) for ids in sent)
+    sent_hits = ideal_hits(((len(ids), blocks_of_ids(ids, block)) for ids in sent), block)
     answered = succeeded(records)[rows]
     exact = [
         records.output_tokens[row] == turns[number].output_tokens
