@@ -68,3 +68,16 @@ def interactions(
     if np.abs(design @ design.T - len(measured) * np.eye(len(design))).max() > SOLVED:
         return []
     return [(group, 4 * column / len(measured)) for group, column in groups]
+
+
+def interactions_alone(
+    measured: Sequence[Combination], knobs: Sequence[str]
+) -> list[tuple[list[tuple[str, str]], FloatArray]]:
+    """Return the weights for each pair's interaction with all other knobs off, where that was measured."""
+    groups: list[tuple[list[tuple[str, str]], FloatArray]] = []
+    for pair in combinations(knobs, 2):
+        both = difference(measured, frozenset(pair), frozenset(pair[:1]))
+        alone = difference(measured, frozenset(pair[1:]), frozenset())
+        if both is not None and alone is not None:
+            groups.append(([pair], both - alone))
+    return groups

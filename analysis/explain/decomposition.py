@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from analysis.explain.contrasts import difference, interactions, shapley
+from analysis.explain.contrasts import difference, interactions, interactions_alone, shapley
 from analysis.explain.design import Factorial, Ladder, Unexplained, designs
 from analysis.load import Run
 from analysis.point_names import Layout
@@ -44,6 +44,7 @@ class Part(NamedTuple):
     share: Change  # share of the whole's logarithm; the shares add up to 1
     alone: Change = NO_CHANGE  # factor of this knob with all other knobs off
     last: Change = NO_CHANGE  # factor of this knob with all other knobs on
+    dependence: Change = NO_CHANGE  # last / alone
 
 
 @dataclass(frozen=True)
@@ -195,11 +196,15 @@ def _of_factorial(design: Factorial, quantity: LabelledColumn, model: _Model) ->
         rows = np.vstack([unit[measured.index(frozenset())] - unit[none], rows])
         names.insert(0, (design.engine, "all off"))
     total = unit[every] - unit[none]
-    alone = [_single(model, measured, frozenset([key]), frozenset(), len(knobs)) for key in knobs]
-    last = [_single(model, measured, design.all_on, design.all_on - {key}, len(knobs)) for key in knobs]
+    alone = [difference(measured, frozenset([key]), frozenset()) for key in knobs]
+    last = [difference(measured, design.all_on, design.all_on - {key}) for key in knobs]
+    both = [None if one is None or other is None else other - one for one, other in zip(alone, last, strict=True)]
     rest = [NO_CHANGE] * (len(names) - len(knobs))
-    gains, shares = _gains(model, rows, len(rows)), _shares(model, rows, total)
-    parts = [Part(*name, *each) for name, *each in zip(names, gains, shares, rest + alone, rest + last, strict=True)]
+    columns = [_gains(model, rows, len(rows)), _shares(model, rows, total)]
+    columns += [
+        rest + [_single(model, weights, len(knobs)) for weights in of_knobs] for of_knobs in (alone, last, both)
+    ]
+    parts = [Part(*name, *each) for name, *each in zip(names, *columns, strict=True)]
     first, final = np.exp(model.effects[[none, every]])
     (change,) = _gains(model, total[None], 1)
     return Explanation(
@@ -216,17 +221,14 @@ def _of_factorial(design: Factorial, quantity: LabelledColumn, model: _Model) ->
     )
 
 
-def _single(
-    model: _Model, measured: list[frozenset[str]], after: frozenset[str], before: frozenset[str], family: int
-) -> Change:
-    """Return the change between two combinations. Its interval holds jointly for `family` changes."""
-    weights = difference(measured, after, before)
+def _single(model: _Model, weights: FloatArray | None, family: int) -> Change:
+    """Return the change that weights of the combinations give. Its interval holds jointly for `family` changes."""
     return NO_CHANGE if weights is None else _gains(model, _padded(weights[None], model), family)[0]
 
 
 def _interactions(design: Factorial, measured: list[frozenset[str]], model: _Model) -> Iterator[tuple[str, Change]]:
     names = {knob.key: knob.name for knob in design.knobs}
-    pairs = interactions(measured, list(names))
+    pairs = interactions(measured, list(names)) or interactions_alone(measured, list(names))
     for group, weights in pairs:
         label = " or ".join(" × ".join(names[key] for key in pair) for pair in group)
         yield label, _gains(model, _padded(weights[None], model), len(pairs))[0]
@@ -234,9 +236,11 @@ def _interactions(design: Factorial, measured: list[frozenset[str]], model: _Mod
 
 def _order_notes(order: int, knobs: int, measured: Sequence[frozenset[str]]) -> Iterator[str]:
     if order < knobs:
+        singles = sum(len(combination) == 1 for combination in measured)
         yield (
             f"{len(measured)} of {2**knobs} combinations: the shares are exact if no more than {order} knobs interact; "
-            "interactions of more knobs distort them. The factors `alone` and `last` need further combinations"
+            "interactions of more knobs distort them"
+            + (". The factors `alone` and `last` need further combinations" if singles < knobs else "")
         )
 
 

@@ -304,6 +304,27 @@ def capacity(arguments: list[str]) -> int:
     return status
 
 
+def ladder(arguments: list[str]) -> int:
+    """Measure the way from one command line of an engine to another: what each differing flag brings.
+
+    sweep ladder --from "vllm serve org/model" --to "vllm serve org/model --max-num-seqs 64 --enforce-eager"
+
+    Each change is measured alone and left out, with 3 replicates, and then the pairs of changes that may interact; the
+    explanation is that of sweep explain. KEY=VALUE is any key of sweep run, e.g. model=, workload=, load= or out=.
+    """
+    parser = Parser(ladder)
+    parser.add_argument(
+        "--from", dest="first", metavar="COMMAND", required=True, help="the engine's command line today"
+    )
+    parser.add_argument("--to", dest="second", metavar="COMMAND", required=True, help="the command line to compare")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
+    folders, arguments = _config_dirs(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    from sweep.cli.ladder import ladder_report
+
+    return ladder_report(options.first, options.second, options.overrides, folders)
+
+
 def quick(arguments: list[str]) -> int:
     """Show in about two minutes what a running engine serves, how fast it is, and how much load it sustains.
 
@@ -636,7 +657,7 @@ def _typed_name(command: Callable[[list[str]], int]) -> str:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     _typed_name(command): command
     for command in (
-        *(run, reissue, capacity, quick, status, report, summary, compare, rerun, explain, studies, wandb),
+        *(run, reissue, capacity, quick, ladder, status, report, summary, compare, rerun, explain, studies, wandb),
         *(backends, selfcheck, gateway, copy, export, import_, completion),
     )
 }

@@ -65,6 +65,13 @@ def race_of(plan: Plan, ledger: Ledger, paths: RunPaths) -> PlannedRace | None:
     return PlannedRace(plan, ledger, paths) if plan.settings.race else None
 
 
+def _is_factorial(plan: Plan) -> bool:
+    """Return whether a plan switches several settings of an engine on and off, of which `sweep explain` needs all."""
+    knobs = [key for key in plan.axes if key.startswith(("backend.", "gateway."))]
+    values = [{repr(trial.coordinates.get(key)) for trial in plan.trials} for key in knobs]
+    return len(knobs) > 1 and all(len(different) <= 2 for different in values)
+
+
 def race_lines(plan: Plan) -> list[str]:
     """Return the lines that a plan has about its race, or about what a race would save.
 
@@ -75,6 +82,7 @@ def race_lines(plan: Plan) -> list[str]:
     if settings.race is None:
         fits = separate and settings.replicates >= FEWEST_BLOCKS and len(plan.deployments) >= ADVISED
         fits &= settings.slo is None and settings.capacity is None and LADDER_AXES[0] not in plan.axes
+        fits &= not _is_factorial(plan)
         most = f"up to {launches - 2 * len(plan.deployments)} of {count(launches, 'launch')}"
         return [f"advice: race=true would save {most}, if few configurations are near the best"] if fits else []
     declared = {name for name, statistic in columns(settings.percentiles).items() if statistic.quantity.better}

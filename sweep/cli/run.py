@@ -77,10 +77,13 @@ STUDIED = {  # experiments with a study's findings, listed since importing `anal
 LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
 
 
-def run(arguments: Sequence[str], config_dirs: Sequence[str] = (), settled: bool = False) -> int:
+def run(
+    arguments: Sequence[str], config_dirs: Sequence[str] = (), settled: bool = False, command: str | None = None
+) -> int:
     """Run the command line; return the exit status. `config_dirs` are folders with a user's options.
 
-    `settled` arguments have what their endpoint needs, which is not queried again.
+    `settled` arguments have what their endpoint needs, which is not queried again. `command` is the command line as
+    typed, if it is not made of these arguments.
 
     Raises ConfigError for bad input, before anything is launched; Halted for an outage that lasts; Unforeseen for an
     internal error while planning.
@@ -93,7 +96,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = (), settled: bool
     if answered:
         make_console(PIPE_WIDTH).print(f"endpoint: {masked_here(answered)}", markup=False, soft_wrap=True)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
-    return execute_plan(planned, shlex.join(["sweep", *folders, *arguments]))
+    return execute_plan(planned, command or shlex.join(["sweep", *folders, *arguments]))
 
 
 def execute_plan(planned: "Planned", command: str) -> int:
