@@ -320,9 +320,12 @@ def ladder(arguments: list[str]) -> int:
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
-    from sweep.cli.ladder import ladder_report
+    from sweep.cli.ladder import measure_ladder
 
-    return ladder_report(options.first, options.second, options.overrides, folders)
+    status, out = measure_ladder(options.first, options.second, options.overrides, folders)
+    if out is not None:
+        explain([out])
+    return status
 
 
 def quick(arguments: list[str]) -> int:

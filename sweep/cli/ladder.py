@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from analysis.explain.decomposition import Explanation
 
 NOT_SET_HERE = ("backend.port", "model.served_name", "backend.metrics_path")  # sweep chooses them
-SECRETS = ("api-key", "api-key-file", "ssl-keyfile", "ssl-certfile")  # flags that have no effect on speed either
-MOST_DIFFERENCES = 10  # settings that `sweep explain` takes apart
+IGNORED = ("api-key", "api-key-file", "ssl-keyfile", "ssl-certfile")  # flags that have no effect on speed either
+MOST_CHANGES = 10  # settings that `sweep explain` takes apart
 REPLICATES = 3
-NUMBER = re.compile(r"[+-]?(\d+|\d+\.\d*(e[+-]?\d+)?|\.\d+)", re.IGNORECASE)
+NUMERIC = re.compile(r"[+-]?(\d+|\d+\.\d*(e[+-]?\d+)?|\.\d+)", re.IGNORECASE)
 DASHED = re.compile(r"-[^\d.]")  # begins a flag; -1 is a value
 
-Settings = Mapping[str, Any]  # by sweep's key
-Combination = frozenset[str]  # keys whose settings are those of the second command
+SweepKeys = Mapping[str, Any]  # by sweep's key
+Changes = frozenset[str]  # keys whose settings are those of the second command
 
 
 class EngineCommand(NamedTuple):
     """An engine's command line in sweep's terms."""
 
     backend: str
-    settings: Settings
+    settings: SweepKeys
     ignored: tuple[str, ...]  # flags that have no effect on speed
 
 
@@ -49,17 +49,17 @@ class Differences:
     """The settings in which two commands of one engine differ, and those that they share."""
 
     backend: str
-    shared: Settings
+    shared: SweepKeys
     changed: Mapping[str, tuple[Any, Any]]  # settings of the first and of the second command; None: not set
 
     @property
-    def one_at_a_time(self) -> list[Combination]:
+    def one_at_a_time(self) -> list[Changes]:
         """The first command, each change alone, all but each change, and the second command."""
         every = frozenset(self.changed)
         single = [frozenset([key]) for key in self.changed]
         return list(dict.fromkeys([frozenset(), *single, *(every - key for key in single), every]))
 
-    def experiment(self, combinations: Iterable[Combination]) -> dict[str, Any]:
+    def experiment(self, combinations: Iterable[Changes]) -> dict[str, Any]:
         """Return the experiment that measures these combinations of changes."""
         measured = list(combinations)
         columns = {key: [pair[key in each] for each in measured] for key, pair in self.changed.items()}
@@ -76,13 +76,12 @@ class Differences:
         return content | {"replicates": REPLICATES, "zip": columns}
 
 
-def ladder_report(first: str, second: str, overrides: Sequence[str], folders: Sequence[str]) -> int:
-    """Measure what lies between two commands, explain the gain, and return the exit status.
+def measure_ladder(first: str, second: str, overrides: Sequence[str], folders: Sequence[str]) -> tuple[int, str | None]:
+    """Measure what lies between two commands. Return the exit status, and the results to explain, if there are any.
 
     First each change is measured alone and each is left out; then the pairs of changes whose effects depend on others.
     Raises ConfigError for bad input.
     """
-    from sweep.cli.commands import explain
     from sweep.cli.run import run
 
     has_model = any(override.startswith("model=") for override in overrides)
@@ -95,7 +94,7 @@ def ladder_report(first: str, second: str, overrides: Sequence[str], folders: Se
     for line in _opening(differences, commands):
         console.print(line, markup=False, soft_wrap=True)
 
-    def measure(chosen: Sequence[Combination]) -> int:
+    def measure(chosen: Sequence[Changes]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "experiment", "ladder.yaml")
             file.parent.mkdir()
@@ -105,14 +104,12 @@ def ladder_report(first: str, second: str, overrides: Sequence[str], folders: Se
     singles = differences.one_at_a_time
     status = measure(singles)
     if "dry_run=true" in overrides or status not in (0, 1):
-        return status
+        return status, None
     pairs = [pair for pair in interacting(_explained(out), list(differences.changed)) if pair not in singles]
     if pairs:
         console.print(f"ladder: {count(len(pairs), 'pair')} of changes may interact and will be measured", markup=False)
         status = measure([*singles, *pairs])
-    print()
-    explain([out])
-    return status
+    return status, out
 
 
 def _opening(differences: Differences, commands: Sequence[EngineCommand]) -> Iterator[str]:
@@ -136,7 +133,7 @@ def _explained(out: str) -> "list[Explanation]":
     return []
 
 
-def interacting(explained: "Iterable[Explanation]", keys: Sequence[str]) -> list[Combination]:
+def interacting(explained: "Iterable[Explanation]", keys: Sequence[str]) -> list[Changes]:
     """Return the pairs to measure: of the changes whose effect depends on the others, in any explained quantity.
 
     If only one change is known to depend on others, it is paired with each.
@@ -167,8 +164,8 @@ def compared(before: EngineCommand, after: EngineCommand) -> Differences:
         raise ConfigError(f"--to: another {task[0]} than --from; expected the same, since it changes the task")
     if not changed:
         raise ConfigError("--to: expected a command that differs from --from in at least one flag")
-    if len(changed) > MOST_DIFFERENCES:
-        raise ConfigError(f"--to: differs from --from in {len(changed)} settings; expected {MOST_DIFFERENCES} or fewer")
+    if len(changed) > MOST_CHANGES:
+        raise ConfigError(f"--to: differs from --from in {len(changed)} settings; expected {MOST_CHANGES} or fewer")
     return Differences(before.backend, {key: pair[0] for key, pair in pairs.items() if key not in changed}, changed)
 
 
@@ -191,7 +188,7 @@ def read_command(option: str, command: str, has_model: bool) -> EngineCommand:
         key = rules.setter(flag, setting) if flag else "model"
         if key == "model":
             settings |= {} if has_model else _model(option, setting)
-        elif key in NOT_SET_HERE or set(rules.meanings(flag)) & {*ADDRESS_FLAGS, *SECRETS}:
+        elif key in NOT_SET_HERE or set(rules.meanings(flag)) & {*ADDRESS_FLAGS, *IGNORED}:
             ignored.append(f"--{flag}")
         elif key is None:
             flags[flag] = setting
@@ -230,7 +227,7 @@ def _flags(option: str, rules: FlagRules, words: Sequence[str]) -> Iterator[tupl
         flag, has_setting, setting = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not flag:
             raise ConfigError(f"{option}: {word}: expected the long form of a flag, such as --max-num-seqs")
-        kind = _kind(rules, flag)
+        kind = _value_type(rules, flag)
         if has_setting:
             yield flag, _setting(setting)
         elif kind == "bool" or not rest or DASHED.match(rest[0]):
@@ -244,7 +241,7 @@ def _flags(option: str, rules: FlagRules, words: Sequence[str]) -> Iterator[tupl
             yield flag, _setting(rest.pop(0))
 
 
-def _kind(rules: FlagRules, flag: str) -> str:
+def _value_type(rules: FlagRules, flag: str) -> str:
     kinds = rules.table.flags if rules.table else {}
     kind = kinds.get(rules.table.canonical(flag) if rules.table else flag, "any")
     return kind if isinstance(kind, str) else "str"
@@ -252,13 +249,13 @@ def _kind(rules: FlagRules, flag: str) -> str:
 
 def _setting(word: str) -> Any:
     """Return a word as a number or a JSON object, or else as text."""
-    if NUMBER.fullmatch(word) or word[:1] in ("{", "["):
+    if NUMERIC.fullmatch(word) or word[:1] in ("{", "["):
         with suppress(ValueError):
             return json.loads(word)
     return word
 
 
-def _model(option: str, model: Any) -> Settings:
+def _model(option: str, model: Any) -> SweepKeys:
     if Path(str(model)).is_dir():
         return {"model": "path", "model.path": str(Path(str(model)).resolve()), "model.name": Path(str(model)).name}
     if Path(str(model)).exists() or str(model).count("/") != 1:

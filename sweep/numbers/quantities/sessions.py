@@ -127,8 +127,8 @@ def later_turn_cached_share(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", label="Recorded prefix hits")
 def recorded_prefix_hit_rate(certificate: ReplayProof) -> float:
-    """share of the input that an infinite prefix cache with the engine's blocks (if unknown, of 16 tokens) would have,
-    by the file's own blocks or messages, for the turns that were sent; null unless the workload replays prompts.
+    """share of the input of the turns sent that an infinite prefix cache would have, by the file's own blocks or
+    messages; null unless the workload replays recorded prompts. The cache has the engine's blocks, or of 16 tokens.
     """
     return certificate.recorded_hits / max(1, certificate.recorded_tokens)
 
