@@ -208,7 +208,7 @@ def test_says_what_the_engine_chose(engine):
     }
     facts = engine.facts()
     assert set(facts["chosen"]) >= on_cpu.get(engine.backend.name, set())
-    assert facts["prefix_block"] == {"vllm": 128, "llamacpp": 1}.get(engine.backend.name)
+    assert facts["prefix_block"] == {"vllm": 128, "vllm_gptq": 128, "llamacpp": 1}.get(engine.backend.name)
 
 
 def test_forgets_prompts_between_trials(engine):
