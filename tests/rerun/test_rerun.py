@@ -207,6 +207,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         "\n": "is empty",
         with_lock("evil @ https://evil.example/x.whl"): "evil @ https://evil.example/x.whl: expected name==version",
         with_lock("--index-url=https://evil.example"): "--index-url=https://evil.example: expected name==version",
+        with_lock(f"evil@https://evil.example/x.whl#@sha256:{'0' * 64}"): "expected name==version",
+        with_lock(f"--index-url=//evil.example@sha256:{'0' * 64}"): "expected name==version",
         with_lock("#" * 10**7): "is longer than 1048576 bytes",
         str(evil_run): "evil @ https://evil.example/x.whl: expected name==version",
         "/dev/zero": "no run here",
