@@ -1,6 +1,7 @@
 """A row run again from what it says of itself: capsules, what is named as different, and the verdict on figures."""
 
 import json
+import os
 import random
 from dataclasses import replace
 
@@ -259,6 +260,19 @@ def test_foreign_parts_of_a_capsule_are_shown_and_need_trust(tmp_path, capsys, m
         (remembered / NAME).write_text(LOCK + "evil==1.0\n")
     assert main(["rerun", str(tmp_path / "capsule.txt"), "--trust"]) == 2
     assert "no such class" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file", ["ledger.jsonl", "plan.jsonl", "status.json", "totals.json", "trials.parquet", "claims.json"]
+)
+def test_a_pipe_among_a_runs_files_stops_no_command(file, tmp_path, capsys):
+    folder = write_run(tmp_path / "run", rows())
+    (folder / file).unlink(missing_ok=True)
+    os.mkfifo(folder / file)
+    dry = ["run", *SIMULATED, f"out={folder}", "dry_run=true"]
+    replayed = [*dry, "cluster.simulate={nodes: 1, gpus: 0}", f"cluster.replay={folder / file}"]
+    for command in (["status", str(folder)], dry, replayed):
+        assert main(command) == 0 or "expected a regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
