@@ -10,6 +10,7 @@ import pytest
 
 import analysis
 from analysis.exchange import tools, vllm_bench
+from analysis.table import csv_cell
 from sweep.__main__ import main
 from tests.support.synthetic_run import make_run
 
@@ -273,6 +274,8 @@ def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
         cells = [cell for line in csv.reader(io.StringIO(text)) for cell in line]
         assert not [cell for cell in cells if cell.startswith(("=", "@", "+"))]
         assert any(cell.startswith(("'=HYPERLINK", "'@SUM")) for cell in cells), text
+    for cell, safe in (("a;=1", "a;'=1"), ("\uff1d1", "'\uff1d1"), ("\n=1", "'\n=1"), ("a; -1", "a; -1"), ("-5", "-5")):
+        assert csv_cell(cell) == safe, "cells may end at a semicolon, and full-width signs count"
 
 
 def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):
