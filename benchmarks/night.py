@@ -39,6 +39,7 @@ LAUNCH = 30  # trials of a launch
 GOOD = ("ok", "client_limited")  # recovery is tested, not timing
 TICK, LEFT_WITHIN = 0.1, 30.0  # s
 MARKS = ("<!-- night: begin -->", "<!-- night: end -->")
+OF_A_CONNECTION = ("content-length", "transfer-encoding", "expect", "connection")  # headers
 STORE = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "not-so-secret", "AWS_REGION": "us-east-1"}
 HOLD = """
 import sys, time
@@ -56,7 +57,7 @@ class StaleStore(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self._body()
         now = time.monotonic()
         if now < self.down_until:
             self._answer(503, b"", {})
@@ -69,7 +70,7 @@ class StaleStore(http.server.BaseHTTPRequestHandler):
             self._answer(*self.listings[self.path], {"content-type": "application/xml"})
             return
         behind = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "content-length"}
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in OF_A_CONNECTION}
         try:
             behind.request(self.command, self.path, body, headers)
             answer = behind.getresponse()
@@ -83,6 +84,18 @@ class StaleStore(http.server.BaseHTTPRequestHandler):
             n: v for n, v in answer.getheaders() if n.lower() not in ("transfer-encoding", "connection", "server")
         }
         self._answer(answer.status, content, passed_on)
+
+    def _body(self) -> bytes:
+        """Read the request's body. Arrow uploads in chunks."""
+        if "chunked" not in self.headers.get("transfer-encoding", ""):
+            return self.rfile.read(int(self.headers.get("content-length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return b"".join(chunks)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 

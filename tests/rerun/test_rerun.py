@@ -275,6 +275,18 @@ def test_a_pipe_among_a_runs_files_stops_no_command(file, tmp_path, capsys):
         assert main(command) == 0 or "expected a regular file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("column", "text"), [("config", "x"), ("config", "[1]"), ("started_at", "x")])
+def test_a_row_of_any_content_brings_no_traceback(column, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = [row(number, wall_seconds=1.0, ended_at="2026-11-23T04:01:00+00:00") for number in range(2)]
+    run = str(write_run(tmp_path / "run", [measured[0], measured[1] | {column: text}]))
+    assert main(["compare", run, run]) in (0, 70)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") <= 1
+    assert "Traceback" not in printed
+    assert main(["run", *SIMULATED, f"out={tmp_path / 'other'}", "dry_run=true"]) == 0, "next to such a run"
+
+
 @pytest.mark.parametrize(
     ("ratio", "deviation", "result", "reason"),
     [
