@@ -25,7 +25,8 @@ NONE = "—"  # the cell of a missing value
 PIPED_WIDTH = 160  # characters in a table's line outside a terminal
 COLUMN_GAP = 2  # characters between two columns in the terminal
 NARROWEST_WORDS = 12  # minimum characters of a column of words; below it the terminal's table breaks words
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of cells that a spreadsheet would compute
+# Where a spreadsheet would see a formula: it may take a semicolon or tab for the end of a cell, and full-width signs.
+FORMULA = re.compile("^(?=\ufeff*[=+@\uff1d\uff0b\uff0d\uff20-]|[\t\r\n])|(?<=[;\t])(?=[=+@\uff1d\uff0b\uff0d\uff20-])")
 CODE_SPAN = re.compile(r"(`[^`]*`)")  # in Markdown
 
 
@@ -349,8 +350,7 @@ def csv_cell(value: Any) -> Any:
     """Return a value for CSV, with an apostrophe before a text that a spreadsheet would compute."""
     if not isinstance(value, str):
         return value
-    text = printable(re.sub("\r\n?", "\n", value))
-    return f"'{text}" if value.startswith(FORMULA) and not _is_number(value) else text
+    return printable(re.sub("\r\n?", "\n", value if _is_number(value) else FORMULA.sub("'", value)))
 
 
 def csv_of(frame: "pd.DataFrame") -> str:

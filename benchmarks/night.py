@@ -4,8 +4,9 @@
     python -m benchmarks.night --write docs/measurements/soak.md
 
 Two sweeps take turns. One launches engines. The other measures an endpoint that vanishes, and stores its results in an
-object store whose answers are sometimes stale. If the time is too short for a seed, the same command continues where it
-stopped. It needs a separate network, since there is one machine lease per network.
+object store whose answers are sometimes stale. The mean time between faults is what a command needs to its first row,
+so that a slow machine makes progress too. If the time is too short for a seed, the same command continues where it
+stopped. It needs a separate network, since there is one machine lease per network. Networks may share `--folder`.
 """
 
 import argparse
@@ -34,9 +35,11 @@ from sweep.disk import object_store
 from sweep.disk.ledger_lines.shared_texts import Texts
 from sweep.disk.run_files import RunPaths, read_trials
 
+LAUNCH = 30  # trials of a launch
 GOOD = ("ok", "client_limited")  # recovery is tested, not timing
 TICK, LEFT_WITHIN = 0.1, 30.0  # s
 MARKS = ("<!-- night: begin -->", "<!-- night: end -->")
+OF_A_CONNECTION = ("content-length", "transfer-encoding", "expect", "connection")  # headers
 STORE = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "not-so-secret", "AWS_REGION": "us-east-1"}
 HOLD = """
 import sys, time
@@ -54,7 +57,7 @@ class StaleStore(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self._body()
         now = time.monotonic()
         if now < self.down_until:
             self._answer(503, b"", {})
@@ -67,16 +70,32 @@ class StaleStore(http.server.BaseHTTPRequestHandler):
             self._answer(*self.listings[self.path], {"content-type": "application/xml"})
             return
         behind = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "content-length"}
-        behind.request(self.command, self.path, body, headers)
-        answer = behind.getresponse()
-        content = answer.read()
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in OF_A_CONNECTION}
+        try:
+            behind.request(self.command, self.path, body, headers)
+            answer = behind.getresponse()
+            content = answer.read()
+        except (OSError, http.client.HTTPException):
+            self._answer(503, b"", {})
+            return
         if listing:
             self.listings[self.path] = answer.status, content
         passed_on = {
             n: v for n, v in answer.getheaders() if n.lower() not in ("transfer-encoding", "connection", "server")
         }
         self._answer(answer.status, content, passed_on)
+
+    def _body(self) -> bytes:
+        """Read the request's body. Arrow uploads in chunks."""
+        if "chunked" not in self.headers.get("transfer-encoding", ""):
+            return self.rfile.read(int(self.headers.get("content-length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return b"".join(chunks)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
@@ -143,20 +162,22 @@ class Night:
         self.chance = random.Random(f"{seed}/{kind}/{time.time_ns()}")
         self.state: dict[str, Any] = {"seed": seed, "kind": kind, "trials": trials, "commands": 0, "seconds": 0.0}
         self.state |= {"faults": {}, "statuses": [], "tracebacks": 0, "complete": False}
+        self.pace: float | None = None  # mean s between faults; None until a command has had its first row
         self.file = folder / f"{seed}-{kind}.json"
         if self.file.exists():
             self.state = json.loads(self.file.read_text())
+        self.cache = folder / "cache"
         self.ends: list[tuple[float, Callable[[], None]]] = []
         self.out = str(folder / f"out-{seed}") if kind == "engines" else f"s3://bucket/seed-{seed}"
         self.held: list[subprocess.Popen[bytes]] = []
 
     def _command(self) -> list[str]:
-        replicates, odd = divmod(self.state["trials"], 4 * 10)
-        assert not odd, "--trials: expected a multiple of 80"
+        replicates, odd = divmod(self.state["trials"], 4 * LAUNCH)
+        assert not odd, f"--trials: expected a multiple of {8 * LAUNCH}"
         shared = ["workload=synthetic", "workload.input_tokens=8", "workload.num_requests=1", "load=closed"]
-        shared += ["load.concurrency=1", f"workload.output_tokens={','.join(str(3 + n) for n in range(10))}"]
+        shared += ["load.concurrency=1", f"workload.output_tokens={','.join(str(3 + n) for n in range(LAUNCH))}"]
         shared += [f"replicates={replicates}", "cluster=inline", "tracking=none", "report=false", "stall_timeout=6"]
-        shared += [f"cache_dir={self.folder}/cache", f"out={self.out}"]
+        shared += [f"cache_dir={self.cache}", f"out={self.out}"]
         if self.kind == "engines":
             keys = ["backend=simulated", "model=tiny-llama", "backend.itl.mean=0.001,0.002,0.003,0.004"]
         else:
@@ -182,13 +203,16 @@ class Night:
                 self.driver, self.reader_left = driver, threading.Event()
                 reader = threading.Thread(target=self._read, args=(driver.stdout, output))
                 reader.start()
-                strike_at = began + self.chance.expovariate(1 / self.every)
+                strike_at, first_row, ledger = self._next_strike(), False, self._ledger_size()
                 while driver.poll() is None and time.monotonic() < until:
                     time.sleep(TICK)
                     self._end_faults(time.monotonic())
+                    if not first_row and self._has_row(ledger):
+                        first_row, self.pace = True, max(self.every, time.monotonic() - began)
+                        strike_at = min(strike_at, self._next_strike())
                     if time.monotonic() >= strike_at:
                         self._strike()
-                        strike_at = time.monotonic() + self.chance.expovariate(1 / self.every)
+                        strike_at = self._next_strike()
                 if driver.poll() is None:
                     driver.send_signal(signal.SIGTERM)
                 self._end_faults(float("inf"))
@@ -206,6 +230,23 @@ class Night:
             self.state["leaked"] = self._leaked()
             self.file.write_text(json.dumps(self.state))
 
+    def _next_strike(self) -> float:
+        return time.monotonic() + self.chance.expovariate(1 / self.pace) if self.pace else float("inf")
+
+    def _ledger(self) -> Path:
+        out = Path(self.out) if self.kind == "engines" else object_store.staging_folder(self.out, self.cache)
+        return RunPaths(out).ledger
+
+    def _ledger_size(self) -> int:
+        return self._ledger().stat().st_size if self._ledger().exists() else 0
+
+    def _has_row(self, begin: int) -> bool:
+        """Return whether the ledger has a trial's row after this offset."""
+        with contextlib.suppress(OSError), self._ledger().open("rb") as file:
+            file.seek(begin)
+            return b'"trial"' in file.read()
+        return False
+
     def _read(self, stream: Any, output: list[bytes]) -> None:
         """Read the driver's output until it ends, or until its reader leaves."""
         os.set_blocking(stream.fileno(), False)
@@ -222,10 +263,10 @@ class Night:
         """Return how many trials were measured, are lost, or have two good rows, and the useful seconds."""
         folder = Path(self.out)
         if self.kind != "engines":
-            folder = self.folder / "copy"
+            folder = self.folder / f"copy-{self.state['seed']}"
             subprocess.run(["rm", "-rf", str(folder)], check=True)
             StaleStore.stale_until = StaleStore.down_until = 0.0
-            object_store.copy(self.out, folder)
+            object_store.copy(self.out, folder, lambda name: name == RunPaths(folder).trials.name)
         paths, texts, good = RunPaths(folder), Texts(), Counter[str]()
         for line in paths.ledger.read_bytes().splitlines() if paths.ledger.exists() else ():
             entry = json.loads(line)
@@ -375,7 +416,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--trials", type=int, default=1680, help="of each seed, half of them in each sweep")
-    parser.add_argument("--every", type=float, default=6.0, help="mean s between faults")
+    parser.add_argument("--every", type=float, default=6.0, help="least mean s between faults")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--folder", type=Path, default=cache_directory(None) / "night", help="of seeds so far")
     parser.add_argument("--write", type=Path)

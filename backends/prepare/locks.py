@@ -13,10 +13,14 @@ from backends.base import EnvironmentLock, EnvironmentSpec, Progress
 from backends.prepare import images
 from backends.prepare.programs import printed
 from backends.prepare.uv import EnvironmentFailed, Uv
+from sweep.base.config import ConfigError, shortened
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
 
 HEADER = re.compile(r"# lock of (?P<environment>\S+) for (?P<target>\S+), requirements (?P<requirements>[0-9a-f]{16})$")
+PIN = re.compile(r"[\w.-]+==[\w.+!-]+")
+IMAGE_PIN = re.compile(r"\w[\w.:/-]*@sha256:[0-9a-f]{64}")
+LARGEST_LOCK = 1 << 20  # bytes; a lockfile of 1,000 distributions has 30,000
 TORCH_BACKENDS: dict[int | None, str] = {12: "cu126", 13: "cu130"}  # uv's names for PyTorch's indexes
 # Fields that determine an environment's distributions; other fields determine how they are installed.
 DECIDES = {"requirements", "exclude", "torch", "cuda", "index"}
@@ -64,10 +68,20 @@ def lock_digest(content: str) -> str:
     return hashlib.sha256(pins.encode()).hexdigest()[:16]
 
 
+def foreign_line(file: str, content: str) -> str | None:
+    """Return the first line of a lockfile that is not a pin but a URL, path or option, which may install anything."""
+    expected = IMAGE_PIN if "-image." in file else PIN
+    lines = (line for line in content.splitlines() if line and not line.startswith("#"))
+    return next((line for line in lines if not expected.fullmatch(line)), None)
+
+
 def with_lock(
     spec: EnvironmentSpec, *places: Path | Mapping[str, str], any_requirements: bool = False
 ) -> EnvironmentSpec:
-    """Return the environment with its first lockfile in these folders or texts; unchanged if they have none."""
+    """Return the environment with its first lockfile in these folders or texts; unchanged if they have none.
+
+    A text may be someone else's. Raises ConfigError if it has more than pins, unless this machine has the same lock.
+    """
     if not needed(spec):
         return spec
     if spec.image and images.DIGEST.match(spec.image) and not any_requirements:
@@ -82,6 +96,10 @@ def with_lock(
         match = HEADER.match(header)
         fits = match and (any_requirements or match["requirements"] == _requirements(spec))
         if match and fits and match["target"] == node_target(spec):
+            if not isinstance(place, Path) and (line := foreign_line(name, content)):
+                local = [each / name for each in places if isinstance(each, Path)]
+                if not any(path.is_file() and path.read_text() == content for path in local):
+                    raise ConfigError(f"lock {name}: {shortened(line)}: expected name==version")
             return spec.model_copy(update={"lock": EnvironmentLock(target=match["target"], pins=tuple(pins))})
     return spec
 

@@ -20,7 +20,8 @@ PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # a n
 # The same in an engine's output, where a "token" is mostly a word of the vocabulary, or a count.
 _SECRETS_NAME = (
     r"token|secret|password|passwd|(?<=[_;])pwd|passphrase|credentials?|api[_-]?key|authorization|connection[_-]?string"
-    r"|(?:access|account|private|secret|signing|subscription)[_-]key(?:[_-]id)?"
+    r"|(?:access|account|private|secret|signing|subscription)[_-]?key(?:[_-]id)?|cookie|(?<=[?&'\"])auth"
+    r"|(?-i:(?<=[A-Z0-9]_)(?:KEY|PASS))"
 )
 LOGGED_PAIR = re.compile(
     rf"(?i)(?<![\w-])(?P<name>(?P<flag>--)?[\w;-]{{0,40}}?(?:{_SECRETS_NAME}))"
@@ -29,7 +30,15 @@ LOGGED_PAIR = re.compile(
     r"(?P<secret>(?!\d+\.\d+[a-z/])(?=[^\s'\",;{}()\[\]]{0,200}?\d)(?=[^\s'\",;{}()\[\]]{0,200}?[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
 )
 # A key within a sentence: "the API key 0a1b… is invalid".
-SPOKEN = re.compile(r"(?i)(\b(?:api[ _-]?key|password|client[ _]secret)\s+)(?=\S*\d)(?=\S*[a-z])[\w+=~.-]{20,}")
+SPOKEN = re.compile(
+    r"(?i)(\b(?:api[ _-]?key|password|(?:client[ _])?secret|token(?=\s[0-9a-f]{40}\b))\s+|\s-u \w+:(?=[^\s/:]{8}))"
+    r"(?=\S*\d)(?=\S*[a-z])(?:[\w+=~.-]{20,}|(?<=:)[^\s/:]+)"
+)
+# A password need have no digit; a quoted one may have spaces.
+PASSWORD = re.compile(
+    r"(?i)(pass(?:word|wd|phrase)['\"]?\s*(?:=|:\s*(?=['\"]))\s*['\"]?)(?!none|null|true|false|[*$<{%\[(])"
+    r"(?:(?<=['\"])[^'\"\n]{6,}|[^\s'\",;)]{8,})"
+)
 MASK = "***"
 SHORTEST = 8  # minimum length of a variable's value to mask everywhere: shorter values may be ordinary words
 
@@ -85,4 +94,4 @@ def masked(text: str, secrets: set[str] | frozenset[str] = frozenset()) -> str:
     for secret in sorted(secrets, key=len, reverse=True):  # longest first: one secret may be a prefix of another
         text = text.replace(secret, MASK)
     text = LOGGED_PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", VALUE.sub(MASK, text))
-    return SPOKEN.sub(rf"\g<1>{MASK}", text)
+    return PASSWORD.sub(rf"\g<1>{MASK}", SPOKEN.sub(rf"\g<1>{MASK}", text))

@@ -17,6 +17,7 @@ from sweep.base.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cac
 from sweep.base.options import PRIMARY, ConfigPath
 from sweep.base.wording import FORMATS, count, flow
 from sweep.cli.output import make_console
+from sweep.cli.tracebacks import traced
 
 if TYPE_CHECKING:
     from analysis.load import Run
@@ -664,6 +665,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
         *(backends, selfcheck, gateway, copy, export, import_, completion),
     )
 }
+# Commands that only read a run, which may be someone else's and have any content.
+READING = {"status", "report", "summary", "compare", "rerun", "explain", "studies", "wandb", "copy", "export", "import"}
 
 
 def dispatch(arguments: Sequence[str]) -> int:
@@ -673,7 +676,8 @@ def dispatch(arguments: Sequence[str]) -> int:
     """
     first, *rest = arguments or ["--help"]
     if first in COMMANDS:
-        return COMMANDS[first](rest)
+        with traced(arguments, OSError, UnicodeError) if first in READING else contextlib.nullcontext():
+            return COMMANDS[first](rest)
     if first == "help" and rest and rest[0] in COMMANDS:
         return COMMANDS[rest[0]](["--help"])
     if first in ("-h", "--help", "help"):

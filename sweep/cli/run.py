@@ -5,7 +5,6 @@ import functools
 import os
 import shlex
 import tempfile
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,23 +18,20 @@ from backends.launch import gpus
 from sweep.base.config import (
     ISSUE_AGAIN,
     ConfigError,
-    DamagedFile,
     Halted,
     Settings,
-    Unforeseen,
-    cache_directory,
     content_hash,
     first_line,
     shortened,
 )
-from sweep.base.exits import Outage
-from sweep.base.masking import masked_here, masked_message, secret_values
+from sweep.base.masking import masked_here
 from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.cli.capacity import Search, check_search
 from sweep.cli.output import make_console
 from sweep.cli.race import PlannedRace, race_lines, race_of
+from sweep.cli.tracebacks import traced
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.cluster.replay_executor import MeasuredTable, ReplayExecutor
 from sweep.disk import object_store
@@ -207,34 +203,6 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     plan = make_plan(composition, facts)
     check_resolved(plan)
     return Planned(plan, nodes, paths, composition, facts, assumption)
-
-
-@contextmanager
-def traced(arguments: Sequence[str]) -> Iterator[None]:
-    """Raise Unforeseen for an unexpected error that is not bad input, and write its traceback to a file."""
-    try:
-        yield
-    except (ConfigError, DamagedFile, Halted, Outage):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a path that the user typed
-            raise ConfigError(f"{shortened(error.filename)}: {os.strerror(error.errno)}") from None
-        text = masked_message(f"sweep {shlex.join(arguments)}\n{traceback.format_exc()}", secret_values(os.environ))
-        problem = f"internal error of sweep: {type(error).__name__}: {shortened(first_line(error))}"
-        raise Unforeseen(f"{problem}; traceback: {_error_file(text)}") from error
-
-
-def _error_file(text: str) -> Path:
-    """Write this text to a new file in the cache folder, or else in the folder for temporary files; return its path."""
-    folder = cache_directory(None) / "errors"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", prefix="planning-", suffix=".txt", dir=folder, delete=False) as file:
-            file.write(text)
-    except OSError:
-        with tempfile.NamedTemporaryFile("w", prefix="sweep-planning-", suffix=".txt", delete=False) as file:
-            file.write(text)
-    return Path(file.name)
 
 
 def _settings_of_run(arguments: Sequence[str], config_dirs: Sequence[str]) -> Settings:

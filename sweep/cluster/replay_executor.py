@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from sweep.base.config import LARGEST_NUMBER, NAMED_GROUPS, ConfigError, DamagedFile, Halted, first_line, shortened
 from sweep.base.records import LOAD_COLUMNS, UNMEASURED, Outcome
+from sweep.base.whole_file import read_bounded
 from sweep.base.wording import duration_text
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import run_files
@@ -35,7 +36,7 @@ class MeasuredTable:
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigError for a file that cannot be read, or has no usable row."""
-        self.path, self.digest = path, hashlib.sha256(path.read_bytes()).hexdigest()
+        self.path, self.digest = path, hashlib.sha256(read_bounded(path)).hexdigest()
         self.points: dict[Any, dict[int, dict[str, Any]]] = {}
         rows = _rows_of_csv(path) if path.suffix == ".csv" else run_files.read_trials(path)
         rows = [{key: cell for key, cell in row.items() if cell is not None} for row in rows]

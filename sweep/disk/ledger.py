@@ -17,7 +17,7 @@ from typing import Any
 
 from sweep.base.config import DamagedFile, Halted
 from sweep.base.records import Outcome
-from sweep.base.whole_file import write_whole
+from sweep.base.whole_file import open_regular, write_whole
 from sweep.disk.ledger_lines.checksums import entries, sealed
 from sweep.disk.ledger_lines.compact_row import CompactRow
 from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damaged_data
@@ -94,7 +94,7 @@ class Ledger:
         if not self.path.exists():
             return 0
         num_rows = 0
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             for entry in entries(_whole_lines(file), self._holds, lambda *damage: self.set_aside.append(damage)):
                 self._replay(entry)
                 num_rows += entry["event"] == "trial"

@@ -27,6 +27,7 @@ from sweep.base.config import PERCENTILES, ConfigError, shortened
 from sweep.base.config import DamagedFile as DamagedFile
 from sweep.base.masking import masked_here
 from sweep.base.records import REQUEST_COLUMNS, UNKNOWN, Records, Sample
+from sweep.base.whole_file import open_regular, read_bounded
 from sweep.disk import row as trial_row
 from sweep.disk.columns import derived_series
 from sweep.disk.ledger_lines import checksums
@@ -326,7 +327,7 @@ def read_claims(paths: RunPaths) -> dict[str, dict[str, Any]]:
     if not paths.claims.exists():
         return {}
     try:
-        return dict(json.loads(paths.claims.read_text()))
+        return dict(json.loads(read_bounded(paths.claims)))
     except ValueError as error:
         raise DamagedFile(paths.claims, str(error)) from None
 
@@ -356,13 +357,13 @@ def read_plan(path: Path) -> list[dict[str, Any]]:
 
 def plan_entries(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the entries of a plan.jsonl, one at a time."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         yield from _plan_entries(path, file)
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
     """Return the first entry of a plan.jsonl, which describes the experiment as a whole, without reading the rest."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return next(_plan_entries(path, file), {})
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep.base.config import DamagedFile, first_line
+from sweep.base.whole_file import open_regular
 
 ROW_GROUP_BYTES = 32 << 20  # uncompressed size of a table's row group
 FOOTER_SEAL = b"SWCR"  # written before the footer, followed by a checksum of four bytes
@@ -158,7 +159,7 @@ def seal_footer(path: Path) -> None:
 
 def check_footer(path: Path) -> None:
     """Raise DamagedFile if a Parquet file's footer has changed; a footer from an older version has no checksum."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         begin = _footer_begin(file)
         file.seek(max(0, begin - 8))
         seal, crc, footer = file.read(4), file.read(4), file.read()

@@ -9,6 +9,7 @@ from backends.prepare import environments, locks
 from sweep.base.config import ConfigError, Settings, cache_directory
 from sweep.base.exits import Outage
 from sweep.base.options import ConfigPath
+from sweep.base.whole_file import read_bounded
 from sweep.disk import object_store
 from sweep.disk.run_files import RunPaths, write_whole
 from sweep.drive import policy
@@ -127,7 +128,7 @@ def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
     """
     try:
         if not object_store.is_url(settings.out):
-            return {path.name: path.read_text() for path in paths.locks.glob("*.txt")}
+            return {path.name: read_bounded(path, locks.LARGEST_LOCK).decode() for path in paths.locks.glob("*.txt")}
         store = object_store.ObjectStore(settings.out)
         return {Path(name).name: (store.read(name) or b"").decode() for name in store.list(paths.locks.name)}
     except OSError as error:

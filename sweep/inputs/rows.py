@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from sweep.base.config import ConfigError, shortened
-from sweep.base.whole_file import LARGEST_FILE
+from sweep.base.whole_file import LARGEST_FILE, read_bounded
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # maximum number of reasons for skipped rows that a plan lists
@@ -210,10 +210,9 @@ def _lines(path: Path) -> list[str]:
 
 def _decoded_text(path: Path, newline: str | None = None) -> str:
     """Return a file's whole text, in UTF-8 or, if it begins with that byte order mark, in UTF-16."""
-    with path.open("rb") as file:
-        utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    with path.open(encoding="utf-16" if utf16 else "utf-8-sig", newline=newline) as text:
-        return text.read()
+    content = read_bounded(path)
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return io.TextIOWrapper(io.BytesIO(content), encoding, newline=newline).read()
 
 
 def _json(path: Path) -> Iterator[FileRow]:

@@ -110,7 +110,10 @@ def trial_seconds(row: Mapping[str, Any]) -> float | None:
         return None
     if row.get("started_at") is None or row.get("ended_at") is None:
         return float(row["wall_seconds"])
-    return (datetime.fromisoformat(row["ended_at"]) - datetime.fromisoformat(row["started_at"])).total_seconds()
+    try:
+        return (datetime.fromisoformat(row["ended_at"]) - datetime.fromisoformat(row["started_at"])).total_seconds()
+    except (TypeError, ValueError):  # another run's row may have any text
+        return float(row["wall_seconds"])
 
 
 def _launch_kind(gpus: int, config: Mapping[str, Any]) -> tuple[int, str]:

@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from analysis.compare.reproduction import Noise
+from backends.prepare.locks import LARGEST_LOCK, foreign_line
 from sweep.base.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.rerun.circumstances import Circumstances
-
-LARGEST_LOCK = 1 << 20  # bytes; a lockfile of 1,000 distributions has 30,000
-PIN = re.compile(r"[\w.-]+==[\w.+!-]+|\S+@sha256:[0-9a-f]{64}|#.*|")  # pins and image digests; no URL, no option
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,8 @@ def _unpacked_lock(name: str, content: str) -> str:
     lock = zlib.decompressobj().decompress(base64.b64decode(content), LARGEST_LOCK + 1).decode()
     if len(lock) > LARGEST_LOCK:
         raise ConfigError(f"lock {shortened(name)} is longer than {LARGEST_LOCK} bytes")
-    for line in lock.splitlines():
-        if not PIN.fullmatch(line):
-            raise ConfigError(f"lock {shortened(name)}: {shortened(line)}: expected name==version")
+    if line := foreign_line(name, lock):
+        raise ConfigError(f"lock {shortened(name)}: {shortened(line)}: expected name==version")
     return lock
 
 

@@ -23,7 +23,7 @@ from sweep.base.config import (
 )
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
-from sweep.cli.run import Planned, execute_plan, traced
+from sweep.cli.run import Planned, execute_plan
 from sweep.disk.run_files import RunPaths
 from sweep.drive.output_folder import results_folder
 from sweep.drive.planning_outages import plan_patiently
@@ -93,11 +93,10 @@ def run_again(
     Raises ConfigError for capsules that cannot be run here; Halted for a lasting outage.
     """
     options = ConfigPath.of_user(config_dirs)
-    with traced(["rerun", *command]):
-        planned = plan_patiently(
-            lambda: plan_again(capsules, overrides, out, options, None if trusted else console),
-            lambda: _settings_today(capsules, overrides, out, options),
-        )
+    planned = plan_patiently(
+        lambda: plan_again(capsules, overrides, out, options, None if trusted else console),
+        lambda: _settings_today(capsules, overrides, out, options),
+    )
     status = execute_plan(planned, shlex.join(["sweep", "rerun", *command]))
     if status not in (0, 1) or planned.plan.settings.dry_run:
         return status

@@ -19,7 +19,7 @@ from sweep.base.whole_file import read_bounded
 from sweep.disk import object_store, run_files
 from sweep.disk.run_files import run_folder
 from sweep.disk.stored_run import LocalCopy
-from sweep.rerun.capsule import LARGEST_LOCK, Capsule, packed_lock, parse_capsules
+from sweep.rerun.capsule import Capsule, packed_lock, parse_capsules
 from sweep.rerun.circumstances import circumstances
 
 STANDARD_INPUT = "-"
@@ -63,7 +63,8 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
     if trial_id and (outcome := chosen.iloc[-1]["outcome"]) != "ok":
         raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: its outcome is {outcome}; expected a trial with a result")
     lock_texts = {
-        path.name: read_bounded(path, LARGEST_LOCK).decode() for path in run_files.RunPaths(folder).locks.glob("*.txt")
+        path.name: read_bounded(path, locks.LARGEST_LOCK).decode()
+        for path in run_files.RunPaths(folder).locks.glob("*.txt")
     }
     plan = run_files.RunPaths(folder).plan
     entries = run_files.read_plan(plan) if plan.is_file() else []

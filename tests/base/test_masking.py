@@ -20,18 +20,26 @@ BACKENDS = ROOT / "docs" / "backends.md"
 # Put together here, so that no file holds what looks like a key.
 KEYS = ["hf_" + "a1B2" * 8, "sk-" + "proj-" + "x9" * 12, "ghp_" + "Z" * 36, "AKIA" + "ABCDEFGHIJKLMNOP"]
 LONG = "x9" * 20
+
+
+def keys(shapes: str) -> list[str]:
+    """Keys of these shapes: ~ stands for 40 letters and digits, ! for 14, # for 16 hexadecimal digits."""
+    return shapes.replace("~", LONG).replace("!", LONG[:14]).replace("#", "0f" * 8).split()
+
+
 # A key of each shape in the table, as an engine might log it; * stands for it.
 LOGGED = {
     "Alibaba, Baidu, Tencent": ["LTAI" + LONG, "AKID" + LONG, "bce-v3/" + "ALTAK-" + LONG + "/" + "0f" * 20],
     "Anyscale, Lambda, Modal, RunPod": ["esecret_" + LONG, "secret_me_" + "0f" * 16, "as-" + LONG[:22], "rpa_" + LONG],
-    "Anthropic, DeepSeek, OpenAI, OpenRouter, Langfuse": ["sk-" + "ant-" + LONG, "sk-" + "or-" + LONG],
-    "Atlassian": ["ATATT3" + LONG],
+    "Anthropic, DeepSeek, OpenAI, OpenRouter, Langfuse": ["sess-" + LONG, "sk-" + "ant-" + LONG, "sk-" + "or-" + LONG],
+    "Atlassian": ["ATATT3" + LONG, "ATBB" + LONG, "ATCTT3" + LONG],
     "AWS": [
         KEYS[3],
         "ASIA" + "ABCDEFGHIJKLMNOP",
         ("s3?X-Amz-Signature=*&x=1", LONG),
         ("X-Amz-Security-Token=*", LONG),
         "IQoJb3JpZ2lu" + 2 * LONG,
+        "amzn" + ".mws." + "0f" * 18,
         ("AWS4-HMAC-SHA256 SignedHeaders=host, Signature=*", "0f" * 32),
     ],
     "Azure": [
@@ -43,12 +51,16 @@ LOGGED = {
     "Cerebras": ["csk-" + LONG],
     "Databricks": ["dapi" + "0f" * 16],
     "DigitalOcean": ["dop_v1_" + "0f" * 32],
-    "Discord, Telegram": [("/api/webhooks/*", "123/" + LONG), ("/bot*/sendMessage", "1234567890:" + "AA" + LONG)],
+    "Discord, Telegram": [
+        *keys("M!0123456789.abc-de.~"),
+        ("/api/webhooks/*", "123/" + LONG),
+        ("/bot*/x", "1234567890:AA" + LONG),
+    ],
     "Docker": ["dckr_pat_" + LONG],
     "ElevenLabs, Jina, Tavily, Voyage": ["sk_" + "0f" * 24, "jina_" + LONG, "tvly-dev-" + LONG, "pa-" + LONG],
     "Fireworks": ["fw_" + LONG],
     "GitHub": [KEYS[2], "github_pat_" + LONG],
-    "GitLab": ["glpat-" + "k" * 20],
+    "GitLab": ["glpat-" + "k" * 20, "GR1348941" + LONG[:20]],
     "Google": ["AI" + "za" + "y" * 35, "ya29." + LONG, "GOCSPX-" + LONG, "1//0" + LONG, ("?X-Goog-Signature=*&", LONG)],
     "Grafana": ["glsa_" + LONG],
     "Fly, Vercel, Supabase, Sentry": ["fm2_" + LONG, "vcp_" + LONG, "sbp_" + LONG, "sntrys_" + LONG],
@@ -64,13 +76,28 @@ LOGGED = {
     "Pinecone": ["pcsk_" + LONG],
     "Replicate": ["r8_" + LONG],
     "SendGrid": ["SG." + "a" * 22 + "." + LONG],
-    "Slack": ["xoxb-" + "1" * 12, "xapp-" + LONG, ("https://hooks.slack.com/services/*", "T01/B02/" + LONG)],
+    "Slack": [*keys("xoxb-#7 xapp-~"), ("hooks.slack.com/services/*", "T01/B02/" + LONG), ("/IncomingWebhook/*", LONG)],
     "Stripe": ["sk_" + "live_" + LONG],
     "Together": ["tgp_v1_" + LONG],
     "Twilio": ["SK" + "0f" * 16],
-    "Weights & Biases": ["wandb_v1_" + LONG, ("wandb: Appending key to your netrc file: *", "0f" * 20)],
+    "Weights & Biases": [*keys("wandb_v1_~"), ("key to your netrc file: *", "0f" * 20), ("wandb login *", LONG)],
     "Zhipu": ["0f" * 16 + "." + LONG[:16]],
     "xAI": ["xai-" + LONG],
+    "1Password, Doppler, JFrog, NuGet, RubyGems, Sourcegraph": keys(
+        "ops_eyJ~ dp.pt.~ AKCp~~ oy2~abc rubygems_### sgp_##0f0f0f0f"
+    ),
+    "Airtable, Asana, Figma, Postman": keys("pat!.#### 1/1234567890123456:## figd_~ PMAK-#0f0f0f0f-##0f"),
+    "Brave, Firecrawl, Friendli, Kaggle, LlamaCloud, Predibase, Prefect, Upstage": keys(
+        "BSA~ fc-## KGAT_## flp_~ llx-~ pb_~ pnu_~ up_~"
+    ),
+    "Contentful, Dropbox, HubSpot, Mapbox, Plaid, PostHog, Resend": keys(
+        "CFPAT-~ sl.~~ pat-na1-##0f0f sk.eyJ~.~ phx_~ access-production-##0f0f re_!_~"
+    ),
+    "Heroku, Netlify, New Relic, PlanetScale, Pulumi, Scaleway, Tailscale, Terraform": keys(
+        "HRKU-~ nfp_~ NRAK-A1A1A1A1A1A1A1A1A1A1A1A1A1A pscale_tkn_~ pul-##0f0f0f0f SCWA1A1A1A1A1A1A1A1A tskey-auth-~"
+        " !.atlasv1.~~"
+    ),
+    "hashed passwords": keys("$2b$12$~! $6$~ $argon2id$~"),
     "web tokens (JWT)": ["eyJ" + "a" * 20 + "." + "b" * 20 + "." + "c" * 20],
     "private keys (PEM, OpenSSH, PGP, age)": [
         "-----BEGIN RSA " + "PRIVATE KEY-----\nMII\n-----END RSA " + "PRIVATE KEY-----",
@@ -85,6 +112,7 @@ LOGGED = {
         ("Authorization: Bearer *", "abc123def456"),
         ("-H 'authorization: bearer *'", LONG),
         ("cookie: *", "session=abc; id=12345"),
+        ('Authorization: Digest response="*"', "0f" * 16),
     ],
 }
 PAIRS = [
@@ -93,6 +121,8 @@ PAIRS = [
     *("--api-key * --port 8000", "api_key=['*'], port=8000", "api_key=SecretStr('*')", "MYSQL_PWD=*"),
     *("SCW_SECRET_KEY=*", "{'Ocp-Apim-Subscription-Key': '*'}"),
     "Server=x;Uid=sa;Pwd=*;",
+    *["AZURE_OPENAI_KEY=*", "'MY_SERVICE_KEY': '*'", "DB_PASS=*", "secretKey: *", "GET /x?auth=* HTTP/1.1"],
+    *("(b'cookie', b'*')", "{'set-cookie': '*'}", "curl -u user:* https://x"),
 ]
 HARMLESS = [
     "eos_token='<|im_end|>', pad_token_id=2, stop_token=[128001], bos_token: <s>",
@@ -104,6 +134,7 @@ HARMLESS = [
     "--max-num-batched-tokens 8192 --skip-special-token 1 --tokenizer Qwen/Qwen3-8B --stop-token </s>",
     "api key is required but none was set; bearer tokens are validated; password authentication is off, v2",
     "key-0123 pa-rank as-is sk_proj busId 1234567890:AB LTAI, GPU-1a2b3c4d-1122-3344-5566-77889900aabb",
+    "cache_key: 0a1b2c3d4e5f, routing-key=req-12345678, password=None, PASSWORD: required, docker -u 1000:1000",
     "loading /home/user/.cache/huggingface/hub/models--a--b/snapshots/0123456789abcdef0123456789abcdef01234567",
 ]
 
@@ -132,6 +163,11 @@ def test_each_shape_of_the_table_is_masked(issuer):
 @pytest.mark.parametrize("line", PAIRS)
 def test_the_value_of_a_secrets_name_is_masked_in_a_log(line):
     assert masked(line.replace("*", "hunter2-and-more")) == line.replace("*", "***")
+
+
+def test_a_password_need_have_no_digit():
+    assert masked("password=correcthorsebattery") == "password=***"
+    assert masked("passphrase: 'open sesame', x") == "passphrase: '***', x"
 
 
 @pytest.mark.parametrize("line", HARMLESS)

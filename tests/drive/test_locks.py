@@ -125,6 +125,24 @@ def test_a_dry_run_needs_no_index_and_builds_nothing(index, tmp_path, capsys, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_foreign_lock_in_the_results_installs_nothing_but_pins(index, tmp_path, capsys):
+    """Somebody else's run is continued. A lock that this machine has may name a URL."""
+    url = "evil @ https://evil.example/x.whl"
+    lock = EnvironmentLock(target=locks.node_target(TINY), pins=("demo==1.0", url))
+    text, kept = locks.text(TINY.model_copy(update={"lock": lock})), RunPaths(tmp_path / "out").locks
+    kept.mkdir(parents=True)
+    (kept / locks.file_name(TINY)).write_text(text)
+    assert command(tmp_path, "dry_run=true") == 2
+    assert f"{url}: expected name==version" in capsys.readouterr().err
+    remembered = locks.remembered(tmp_path / "cache")
+    remembered.mkdir(parents=True)
+    (remembered / locks.file_name(TINY)).write_text(text)
+    assert command(tmp_path, "dry_run=true") == 0
+    os.mkfifo(kept / "evil.txt")
+    assert command(tmp_path, "dry_run=true") == 2
+    assert "expected a regular file" in capsys.readouterr().err
+
+
 def test_relock_on_an_unreachable_index_is_one_line(index, tmp_path, capsys):
     for wheel in index.iterdir():
         wheel.unlink()

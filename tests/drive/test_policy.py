@@ -365,6 +365,10 @@ uv       | No solution found when resolving dependencies: x==5020               
 uv       | Failed to fetch https://index/vllm: HTTP status client error (403 Forbidden)      | answer
 uv       | failed to write to file: No space left on device (os error 28)                    | wait
 docker   | dial tcp: lookup registry-1.docker.io: Temporary failure in name resolution       | wait
+docker   | net/http: TLS handshake timeout                                                   | wait
+docker   | unexpected EOF                                                                    | wait
+store    | Server disconnected without sending a response.                                   | wait
+store    | [SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol         | wait
 docker   | manifest unknown: manifest unknown                                                | answer
 docker   | toomanyrequests: You have reached your unauthenticated pull rate limit.           | wait
 hub      | 403                                                                               | answer
@@ -375,6 +379,11 @@ hub      | 500                                                                  
 hub      | 503                                                                               | wait
 store    | AWS Error NETWORK_CONNECTION during HeadBucket: Couldn't connect to server        | wait
 store    | AWS Error UNKNOWN (HTTP status 503) during PutObject: Service Unavailable         | wait
+store    | AWS Error NETWORK_CONNECTION during GetObject: curlCode: 28, Timeout was reached  | wait
+store    | AWS Error NETWORK_CONNECTION during GetObject: curlCode: 52, Server returned none | wait
+store    | AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.  | wait
+store    | google::cloud::Status(UNAVAILABLE: Retry policy exhausted in ReadObject()         | wait
+store    | AWS Error NETWORK_CONNECTION during GetObject: curlCode: 60, SSL peer certificate | answer
 store    | AWS Error ACCESS_DENIED during PutObject operation: Access Denied                 | answer
 registry | 404                                                                               | answer
 registry | 503                                                                               | wait

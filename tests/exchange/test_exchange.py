@@ -10,6 +10,7 @@ import pytest
 
 import analysis
 from analysis.exchange import tools, vllm_bench
+from analysis.table import csv_cell
 from sweep.__main__ import main
 from tests.support.synthetic_run import make_run
 
@@ -227,6 +228,13 @@ def test_an_imported_row_with_failures_is_no_rival_and_shows_them(tmp_path, caps
         ("vllm_bench.json", ("median_ttft_ms",), True, "ValueError: median=True: expected a number"),
         ("vllm_bench.json", ("model_id",), ["a"], "ValueError: model=['a']: expected a string"),
         ("vllm_bench.json", ("model_id",), "\ud83d", "expected a string"),
+        ("vllm_bench.json", ("total_output_tokens",), 2.5, "ValueError: 2.5: expected a whole number"),
+        ("vllm_bench.json", ("completed",), -0.5, "ValueError: -0.5: expected a whole number"),
+        ("vllm_bench.json", ("completed",), "50", "ValueError: '50': expected a whole number"),
+        ("vllm_bench.json", ("max_concurrency",), True, "ValueError: True: expected a whole number"),
+        ("vllm_bench.json", ("request_rate",), -5, "ValueError: rate=-5: expected a number >= 0"),
+        ("vllm_bench.json", ("request_rate",), "5", "ValueError: rate='5': expected a number >= 0"),
+        ("guidellm.json", ("benchmarks", 0, "metrics", "request_totals", "errored"), 0.5, "expected a whole number"),
         ("vllm_bench.json", ("duration",), 0, "ValueError: duration=0: expected a number > 0"),
         ("vllm_bench.json", ("duration",), math.nan, "ValueError: duration=nan: expected a number >= 0"),
     ],
@@ -266,6 +274,8 @@ def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
         cells = [cell for line in csv.reader(io.StringIO(text)) for cell in line]
         assert not [cell for cell in cells if cell.startswith(("=", "@", "+"))]
         assert any(cell.startswith(("'=HYPERLINK", "'@SUM")) for cell in cells), text
+    for cell, safe in (("a;=1", "a;'=1"), ("\uff1d1", "'\uff1d1"), ("\n=1", "'\n=1"), ("a; -1", "a; -1"), ("-5", "-5")):
+        assert csv_cell(cell) == safe, "cells may end at a semicolon, and full-width signs count"
 
 
 def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):

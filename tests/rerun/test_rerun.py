@@ -1,6 +1,7 @@
 """A row run again from what it says of itself: capsules, what is named as different, and the verdict on figures."""
 
 import json
+import os
 import random
 from dataclasses import replace
 
@@ -207,6 +208,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         "\n": "is empty",
         with_lock("evil @ https://evil.example/x.whl"): "evil @ https://evil.example/x.whl: expected name==version",
         with_lock("--index-url=https://evil.example"): "--index-url=https://evil.example: expected name==version",
+        with_lock(f"evil@https://evil.example/x.whl#@sha256:{'0' * 64}"): "expected name==version",
+        with_lock(f"--index-url=//evil.example@sha256:{'0' * 64}"): "expected name==version",
         with_lock("#" * 10**7): "is longer than 1048576 bytes",
         str(evil_run): "evil @ https://evil.example/x.whl: expected name==version",
         "/dev/zero": "no run here",
@@ -257,6 +260,31 @@ def test_foreign_parts_of_a_capsule_are_shown_and_need_trust(tmp_path, capsys, m
         (remembered / NAME).write_text(LOCK + "evil==1.0\n")
     assert main(["rerun", str(tmp_path / "capsule.txt"), "--trust"]) == 2
     assert "no such class" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file", ["ledger.jsonl", "plan.jsonl", "status.json", "totals.json", "trials.parquet", "claims.json"]
+)
+def test_a_pipe_among_a_runs_files_stops_no_command(file, tmp_path, capsys):
+    folder = write_run(tmp_path / "run", rows())
+    (folder / file).unlink(missing_ok=True)
+    os.mkfifo(folder / file)
+    dry = ["run", *SIMULATED, f"out={folder}", "dry_run=true"]
+    replayed = [*dry, "cluster.simulate={nodes: 1, gpus: 0}", f"cluster.replay={folder / file}"]
+    for command in (["status", str(folder)], dry, replayed):
+        assert main(command) == 0 or "expected a regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("column", "text"), [("config", "x"), ("config", "[1]"), ("started_at", "x")])
+def test_a_row_of_any_content_brings_no_traceback(column, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = [row(number, wall_seconds=1.0, ended_at="2026-11-23T04:01:00+00:00") for number in range(2)]
+    run = str(write_run(tmp_path / "run", [measured[0], measured[1] | {column: text}]))
+    assert main(["compare", run, run]) in (0, 70)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") <= 1
+    assert "Traceback" not in printed
+    assert main(["run", *SIMULATED, f"out={tmp_path / 'other'}", "dry_run=true"]) == 0, "next to such a run"
 
 
 @pytest.mark.parametrize(

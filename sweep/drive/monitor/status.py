@@ -19,6 +19,7 @@ import psutil
 from sweep.base.config import ConfigError
 from sweep.base.records import TrialProgress
 from sweep.base.time_factor import scaled
+from sweep.base.whole_file import read_bounded
 from sweep.base.wording import count, duration_text, time_left
 from sweep.disk import object_store, run_files
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
@@ -134,7 +135,7 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
     Raises DamagedFile if the file has been changed.
     """
     try:
-        content, _ = unsealed(paths.status.read_bytes())
+        content, _ = unsealed(read_bounded(paths.status))
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from sweep.base.config import first_line
 from sweep.base.records import Outcome
+from sweep.base.whole_file import read_bounded
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
@@ -109,7 +110,7 @@ def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
     Raises DamagedFile if the file has been changed.
     """
     try:
-        content, vouched = unsealed(paths.totals.read_bytes())
+        content, vouched = unsealed(read_bounded(paths.totals))
         if not vouched:
             raise ValueError("it has no checksum")
         stamps, present = content.pop("stamps"), _stamps(paths)
