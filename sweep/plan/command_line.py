@@ -15,7 +15,8 @@ from sweep.base.options import ConfigPath
 Assignments = dict[str, Any]  # dotted key or group -> value
 
 PLAIN_TEXT = re.compile(r"(\+?[\w./]+)=([^][{}(),'\"\\$]+)")  # a key and a value without a character of the grammar
-MODEL_NAMES = re.compile(r"(\+?model(?:\.name|\.served_name)?)=([\w.+-]+(?:,[\w.+-]+)*)")  # without quotes
+MODEL_NAME = r"""(?:[\w.+-]+|'[^'\\]*'|"[^"\\]*")"""
+MODEL_NAMES = re.compile(rf"(\+?model(?:\.name|\.served_name)?)=({MODEL_NAME}(?:,{MODEL_NAME})*)")
 MOST_PLANNED = 100_000  # trials; more would be a typing mistake, and fill the memory
 
 
@@ -92,7 +93,8 @@ def _quoted_names(argument: str) -> str:
     """Quote the names of models, so that names such as 1e5 and true are text."""
     if not (plain := MODEL_NAMES.fullmatch(argument)) or plain[2] == "null":
         return argument
-    return f"{plain[1]}=" + ",".join(f"'{name}'" for name in plain[2].split(","))
+    names = re.findall(MODEL_NAME, plain[2])
+    return f"{plain[1]}=" + ",".join(name if name[0] in "'\"" else f"'{name}'" for name in names)
 
 
 def _parse_override(argument: str) -> Override:
