@@ -11,6 +11,7 @@ import pytest
 import analysis
 from analysis.exchange import tools, vllm_bench
 from sweep.__main__ import main
+from sweep.numbers.quantity import columns
 from tests.support.synthetic_run import make_run
 
 FILES = Path(__file__).parent / "recorded"
@@ -43,15 +44,21 @@ def test_a_run_is_exported_as_vllm_bench_saves_it(tmp_path, run, capsys):
 def test_an_export_comes_back_point_by_point_and_says_who_measured(tmp_path, run):
     assert main(["export", str(run), str(tmp_path / "files")]) == 0
     files = sorted(map(str, (tmp_path / "files").rglob("summary.json")))
-    assert main(["import", *files, str(tmp_path / "back")]) == 0
-    rows, original = analysis.load(tmp_path / "back"), analysis.open_results(run).run.ok
+    assert main(["import", *files, str(tmp_path / "files" / "failed"), str(tmp_path / "back")]) == 0
+    every = analysis.load(tmp_path / "back")
+    lost = [rows[rows["outcome"] != "ok"][["outcome", "reason"]] for rows in (every, analysis.load(run))]
+    assert sorted(map(tuple, lost[0].to_numpy())) == sorted(map(tuple, lost[1].to_numpy())) != []
+    rows, original = every[every["outcome"] == "ok"], analysis.open_results(run).run.ok
     assert len(rows) == len(original)
     assert set(rows["client_stamp_source"]) == {"sweep export"}
     names = ["backend", "model", "workload", "load", "batch_size"]
     assert rows.groupby(names).size().to_dict() == original.groupby(names).size().to_dict()
-    assert len(analysis.open_results(tmp_path / "back").layout.points) == len(files)
+    points = [len(analysis.open_results(folder).layout.points) for folder in (run, tmp_path / "back")]
+    assert points[0] == points[1] > len(files), "also points of which all trials failed"
     assert main(["import", str(tmp_path / "files"), str(tmp_path / "folder")]) == 0
-    assert sorted(analysis.load(tmp_path / "folder")["ttft_p50"]) == sorted(rows["ttft_p50"])
+    assert sorted(analysis.load(tmp_path / "folder")["ttft_p50"].dropna()) == sorted(rows["ttft_p50"])
+    for column in (*columns(analysis.open_results(run).run.percentiles), "warnings"):
+        assert sorted(map(str, rows[column])) == sorted(map(str, original[column])), column
     (tmp_path / "empty").mkdir()
     assert main(["import", str(tmp_path / "empty"), str(tmp_path / "nothing")]) == 2
     for named in ("backend=tgi", "workload=other"):
@@ -158,6 +165,36 @@ def rows_of_content(folder, content):
     file = folder / "result.json"
     file.write_text(json.dumps(content))
     return tools.rows_of(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "counts"),
+    [
+        ("vllm_bench.json", {"failed": None, "num_prompts": 400}, (360, 400)),  # an old version's
+        ("guidellm.json", {"request_totals": {"successful": 0, "errored": 40}, "request_end_time": 0.0}, (40, 40)),
+        ("aiperf.json", {"request_count": None, "total_osl": None, "error_request_count": {"avg": 40}}, (40, 40)),
+    ],
+)
+def test_failures_that_a_file_hides_are_counted(tmp_path, name, changes, counts):
+    def changed(part):
+        if isinstance(part, list):
+            return [changed(entry) for entry in part]
+        return (
+            {key: changes.get(key, changed(entry)) for key, entry in part.items()} if isinstance(part, dict) else part
+        )
+
+    content = changed(json.loads((FILES / name).read_text()))
+    content |= changes if name != "guidellm.json" else {}
+    (row,) = rows_of_content(tmp_path, {key: entry for key, entry in content.items() if entry is not None})
+    assert (row["outcome"], row["num_failed"], row["num_requests"]) == ("invalid", *counts)
+
+
+def test_a_tpot_of_zero_is_none(tmp_path):
+    """vLLM prints 0 for answers of one token, after which nothing follows."""
+    content = json.loads((FILES / "vllm_bench.json").read_text())
+    (row,) = rows_of_content(tmp_path, content | {"median_tpot_ms": 0.0})
+    assert row["ttft_p50"] > 0
+    assert "tpot_p50" not in row
 
 
 def test_a_file_in_which_nothing_was_completed_is_a_failed_row(tmp_path):
