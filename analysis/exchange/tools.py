@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sweep.base.config import PERCENTILES, ConfigError, first_line
-from sweep.base.records import LOAD_COLUMNS
+from sweep.base.records import LOAD_COLUMNS, Outcome
 from sweep.base.whole_file import parsed_size, read_bounded
+from sweep.numbers.quantity import columns
 
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
@@ -69,6 +70,8 @@ def _with_failures(row: ImportedRow) -> ImportedRow:
     without requests, the row is invalid and has no values, since zeros or a few answers are not a measurement.
     """
     failed, requests = row.get("num_failed") or 0, row.get("num_requests") or 0
+    if "outcome" in row:  # an export, which has the verdict of sweep
+        return row
     if failed > MOST_FAILED * requests or not requests:
         kept = (*NAME_COLUMNS, *LOAD_COLUMNS, "num_requests", "num_failed")
         names = {key: cell for key, cell in row.items() if key in kept or "." in key}
@@ -89,6 +92,24 @@ def _plausible(row: ImportedRow) -> ImportedRow:
     if row.get("duration") == 0 < row.get("num_requests", 0) - row.get("num_failed", 0):
         raise ValueError("duration=0: expected a number > 0")
     return row | {column: _count(row[column]) for column in COUNTS if row.get(column) is not None}
+
+
+def _exported(row: ImportedRow) -> ImportedRow:
+    """Return an export's row, with sweep's outcome and figures. Raises ValueError for one that sweep does not write."""
+    if row["outcome"] not in list(Outcome):
+        raise ValueError(f"{EXPORTED}outcome={row['outcome']!r}: expected {', '.join(Outcome)}")
+    declared = columns(PERCENTILES).items()
+    texts = {*NAME_COLUMNS, "outcome", "reason", *(name for name, each in declared if each.quantity.type is str)}
+    for column, cell in row.items():
+        if column == "warnings":
+            is_expected = isinstance(cell, list) and all(isinstance(code, str) for code in cell)
+        elif column in texts or "." in column or cell is None:
+            is_expected = cell is None or isinstance(cell, str) or column not in texts
+        else:
+            is_expected = type(cell) in (int, float, bool) and abs(cell) < LARGEST_FIGURE
+        if not is_expected:
+            raise ValueError(f"{EXPORTED}{column}={cell!r}: expected what sweep export writes")
+    return row
 
 
 def _count(number: Any) -> int:
@@ -122,16 +143,21 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     for series in ("ttft", "tpot", "itl", "e2el"):
         suffix = "e2e_latency" if of_sglang and series == "e2el" else series
         _add_series(row, series, {key: result.get(f"{key}_{suffix}_ms") for key in STATISTICS}, 1e-3)
-    failed = _count(result.get("failed") or 0)
+    answered = _count(result["completed"])
+    unanswered = max(_count(result.get("num_prompts") or 0) - answered, 0)  # old versions lack `failed`
+    failed = unanswered if result.get("failed") is None else _count(result["failed"])
     ours = {key.removeprefix(EXPORTED): figure for key, figure in result.items() if key.startswith(EXPORTED)}
     if ours:
         ours["client_stamp_source"] = "sweep export"
     _plausible({key: cell for key, cell in ours.items() if key in (*NAME_COLUMNS, *LOAD_COLUMNS)})
-    if not all(isinstance(cell, str | int | float) for cell in ours.values()):
+    if not all(isinstance(cell, str | int | float) or key == "warnings" for key, cell in ours.items()):
         raise ValueError(f"{EXPORTED}*: expected strings and numbers")
+    if "outcome" in ours:  # with all figures by our definitions
+        names = (*NAME_COLUMNS, *LOAD_COLUMNS, "load.burstiness")
+        return _exported({name: row[name] for name in names if name in row} | ours)
     figures = {
         "duration": result.get("duration"),
-        "num_requests": _count(result["completed"]) + failed,
+        "num_requests": answered + failed,
         "num_failed": failed,
         "input_tokens": result.get("total_input_tokens"),
         "output_tokens": result.get("total_output_tokens"),
@@ -196,9 +222,12 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
     for latency, key in series.items():
         if key in content:
             _add_series(row, latency, content[key], {"ms": 1e-3, "sec": 1.0}[content[key]["unit"]])
-    tokens = [_count(content[key]["avg"]) for key in ("total_isl", "total_osl")]
     failed = _count((content.get("error_request_count") or {}).get("avg") or 0)
-    totals = _totals(content["benchmark_duration"]["avg"], _count(content["request_count"]["avg"]), failed, tokens)
+    missing = {"avg": 0} if failed and not content.get("request_count") else None  # nothing was completed
+    answered, duration, *tokens = (
+        (missing or content[key])["avg"] for key in ("request_count", "benchmark_duration", "total_isl", "total_osl")
+    )
+    totals = _totals(duration, _count(answered), failed, [_count(number) for number in tokens])
     return _plausible(row | totals)
 
 
@@ -216,6 +245,8 @@ def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> Im
 
 def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) -> ImportedRow:
     """Return a file's totals, and the throughputs that follow from them by sweep's definitions."""
+    if failed and not answered:
+        return {"num_requests": failed, "num_failed": failed}
     input_tokens, output_tokens = tokens
     return {
         "duration": duration,
@@ -242,7 +273,8 @@ def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
     figures = {statistic: float(of_tool[key]) for key, statistic in STATISTICS.items() if of_tool.get(key) is not None}
     if wrong := next((key for key in STATISTICS if isinstance(of_tool.get(key), bool)), None):
         raise ValueError(f"{wrong}={of_tool[wrong]}: expected a number")
-    return {statistic: figure * seconds for statistic, figure in figures.items() if not math.isnan(figure)}
+    measured = {statistic: figure for statistic, figure in figures.items() if figure and not math.isnan(figure)}
+    return {statistic: figure * seconds for statistic, figure in measured.items()}  # 0: vLLM's TPOT of single tokens
 
 
 def _positive(rate: Any) -> float | None:

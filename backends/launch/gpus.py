@@ -55,15 +55,23 @@ def present() -> tuple[Gpu, ...]:
 
 @functools.cache
 def visible() -> tuple[Gpu, ...]:
-    """Return the GPUs in $CUDA_VISIBLE_DEVICES in its order, up to the first entry that matches no GPU."""
+    """Return the GPUs that CUDA would see by $CUDA_VISIBLE_DEVICES, in its order.
+
+    As in CUDA, an entry that matches no GPU hides all that follow, as does an entry of another form than the first
+    (index, GPU or MIG). A GPU that is listed twice hides all.
+    """
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None or not present():
         return present()
     chosen: list[Gpu] = []
-    for entry in map(str.strip, setting.split(",")):
+    entries = [entry.strip() for entry in setting.split(",")]
+    forms = ["index" if entry.isdecimal() else entry[:4] for entry in entries]
+    for entry, form in zip(entries, forms, strict=True):
         gpu = find_gpu(entry)
-        if gpu is None:
+        if gpu is None or form != forms[0]:
             break
+        if gpu in chosen:
+            return ()
         chosen.append(gpu)
     return tuple(chosen)
 

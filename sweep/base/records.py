@@ -39,10 +39,14 @@ PROXY_VARIABLES = tuple(f"{name}_proxy" for name in ("http", "https", "all", "no
 PROXY_VARIABLES += tuple(map(str.upper, PROXY_VARIABLES))
 LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback")
 HTTP2_ONLY = "the server supports only HTTP/2: put a proxy in front of it that speaks HTTP/1.1"
+CLIENT_CERTIFICATE = "it requires a client's certificate: put a proxy in front of it that has one"
 TLS_REMEDIES = {  # words in an error, and what to do
     "CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to its CA certificate, or set backend.verify_tls=false",
     "NO_APPLICATION_PROTOCOL": HTTP2_ONLY,
-    "CERTIFICATE_REQUIRED": "it requires a client's certificate: put a proxy in front of it that has one",
+    "CERTIFICATE_REQUIRED": CLIENT_CERTIFICATE,
+    "ALERT_BAD_CERTIFICATE": CLIENT_CERTIFICATE,
+    "ALERT_HANDSHAKE_FAILURE": f"its TLS version or ciphers are not this machine's, or {CLIENT_CERTIFICATE}",
+    "handshake operation timed out": "it answers no TLS: check whether it uses an http:// address",
     "WRONG_VERSION_NUMBER": "it does not expect TLS: use an http:// address",
     "illegal request line": f"{HTTP2_ONLY}; or it expects TLS: use an https:// address",  # httpx's, if not HTTP/1.1
 }
@@ -423,7 +427,12 @@ def is_loopback(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         name = host.lower().rstrip(".")
-        return name in LOOPBACK_NAMES or name.endswith(".localhost")
+        if name in LOOPBACK_NAMES or name.endswith(".localhost"):
+            return True
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(name))  # 127.1, or one number
+        except OSError:
+            return False
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
 

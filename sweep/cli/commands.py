@@ -606,7 +606,8 @@ def export(arguments: list[str]) -> int:
 
     results = _opened(options.run, options.all_rows)
     written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
-    print(f"{options.folder}: {len(results.run.ok)} results of {len(written)} points")
+    failed = f", {count} without a result" if (count := len(results.run.not_ok)) else ""
+    print(f"{options.folder}: {len(results.run.ok)} results of {len(written)} points{failed}")
     return 0
 
 

@@ -152,7 +152,7 @@ class _Endpoint:
             proxy = proxy_of(self.url, backend.get("proxy", "none"))
         except ValueError as error:
             raise ConfigError(f"backend.proxy=environment: {error}") from None
-        address = proxy.url if proxy else None
+        address, self.proxied = proxy.url if proxy else None, proxy is not None
         self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh, proxy=address)
 
     def models(self) -> list[str]:
@@ -180,7 +180,7 @@ class _Endpoint:
         try:
             names = self.models()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            remedy = tls_remedy(error) or "; start it, or add model=NAME"
+            remedy = tls_remedy(error) or self._tls_address(error) or "; start it, or add model=NAME"
             raise ConfigError(f"{request}: {shortened(first_line(error))}{remedy}") from None
         except ConfigError:
             raise
@@ -263,11 +263,30 @@ class _Endpoint:
                     if answer.chunks > wire.ENDLESS[1] or time.monotonic() > until:
                         return "its answer does not end"
             answer.complete(time.monotonic_ns())
+            if answer.status == 400 and "HTTPS" in str(answer.error):
+                reply.raise_for_status()
         except httpx.HTTPError as error:
             if "SSL" in str(error):
                 raise ConfigError(f"backend.url={self.url}: TLS fails ({error}){tls_remedy(error)}") from None
+            if remedy := self._tls_address(error):
+                raise ConfigError(f"backend.url={self.url}: {shortened(first_line(error))}{remedy}") from None
+            if isinstance(error, httpx.HTTPStatusError):
+                return answer
             return tls_remedy(error).lstrip("; ") or shortened(first_line(error))
         return answer
+
+    def _tls_address(self, error: Exception) -> str:
+        """Return "; " and a remedy if an http:// address fails where TLS is answered; "" otherwise."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "http" or self.proxied or isinstance(error, httpx.ConnectError | httpx.TimeoutException):
+            return ""
+        try:
+            with socket.create_connection((parts.hostname or "", parts.port or 80), LOCAL_TIMEOUT) as plain:
+                tls_context(False).wrap_socket(plain, server_hostname=parts.hostname).close()
+        except OSError as reply:
+            if "_ALERT_" not in str(reply):  # an alert is a reply of TLS
+                return ""
+        return f"; the server expects TLS: set backend.url=https{self.url.removeprefix('http')}"
 
 
 def _changed(target: wire.Target, settings: Mapping[str, Any]) -> wire.Target:

@@ -23,7 +23,18 @@ from pydantic import Field, field_validator
 from sweep.base.config import ConfigError, Strict
 from sweep.base.whole_file import read_bounded
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
-from sweep.inputs.rows import BURSTGPT, DIGITS, READERS, faults_of, parse_time, read_rows, trace_columns
+from sweep.inputs.rows import (
+    BAILIAN,
+    BURSTGPT,
+    DIGITS,
+    READERS,
+    FileRow,
+    faults_of,
+    omissions,
+    parse_time,
+    read_rows,
+    trace_columns,
+)
 
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -31,7 +42,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LATEST = 100_000_000_000  # s since 1970, i.e. the year 5138: a larger number must be in a smaller unit
 EARLIEST_DATE = 1_000_000_000  # s since 1970, i.e. the year 2001: a smaller number is a time since a start
 UNIT_IN_NAME = re.compile(r"(?:_|\W)(s|ms|us|ns)\W?$", re.IGNORECASE)  # arrival_ms, time (s)
-RARE, DENSE = 10, 0.01  # s between requests, on average, above and below which the unit of whole numbers is uncertain
+RARE, DENSE = 10, 0.01  # s between requests, on average, above and below which the unit of numbers is uncertain
+DISTINCT = 1  # s, likewise, of whole numbers: those of a trace in s mostly share a second
 WARMUP = 4  # requests, if it is unknown how many will be in flight
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -56,6 +68,10 @@ class Load(Strict):
     def warmup(self, requests: int | None) -> int:
         """Return the number of warm-up requests: `requests`, or if None, enough to reach the engine's largest batch."""
         return WARMUP if requests is None else requests
+
+    def notes(self) -> list[str]:
+        """Return what the plan must say about the load's file."""
+        return []
 
     def check_pairing(self, workload: Any) -> None:
         """Raise ConfigError if the load cannot send this workload."""
@@ -300,6 +316,15 @@ class Trace(_ArrivalProcess):
     def session_arrivals(self, starts: Sequence[int], seed: int) -> Floats:
         return self.arrivals(starts[-1] + 1, seed)[starts]
 
+    def notes(self) -> list[str]:
+        rows = read_rows(self.file, f"load.path={self.path}", any_ending=True)
+        return omissions(self.path, len(rows), self._faults(rows))
+
+    def _faults(self, rows: Sequence[FileRow]) -> dict[int, str]:
+        """Return why rows are skipped, by row number."""
+        lengths = trace_columns(rows[0]) if self.skip_unsendable else None
+        return faults_of(rows, lengths) if lengths else {}
+
     def _times(self) -> Floats:
         """Return the arrivals in s since the first one. Shape (arrivals,)."""
         column, unit, cells = self._cells()
@@ -314,10 +339,12 @@ class Trace(_ArrivalProcess):
         return times
 
     def _check_unit(self, instants: Sequence[Decimal], column: str, unit: str) -> None:
-        """Raise ConfigError if whole numbers in the default unit, s or ms, would mean an improbable rate."""
+        """Raise ConfigError if numbers in the default unit, s or ms, may be in another unit."""
         gap = (instants[-1] - instants[0]) / max(len(instants) - 1, 1)
-        is_offset = instants[0] < EARLIEST_DATE and all(instant % 1 == 0 for instant in instants)
-        rare = unit == "s" and column != BURSTGPT.time and gap >= RARE and is_offset
+        rarest = DISTINCT if all(instant % 1 == 0 for instant in instants) else RARE
+        first = read_rows(self.file, f"load.path={self.path}", any_ending=True)[0]
+        is_published = self.column is None and trace_columns(first) in (BURSTGPT, BAILIAN)
+        rare = unit == "s" and not is_published and gap > rarest and instants[0] < EARLIEST_DATE
         if (rare or (unit == "ms" and 0 < gap < DENSE)) and not self._has_unit(column):
             problem = f"times are {gap.scaleb(-DIGITS[unit]):g} apart on average; their unit is uncertain"
             raise ConfigError(f"load.path={self.path}: {problem}; set load.unit to {', '.join(DIGITS)}")
@@ -357,8 +384,7 @@ class Trace(_ArrivalProcess):
         unit = named[1].lower() if (named := UNIT_IN_NAME.search(column)) else unit
         if column not in rows[0]:
             raise ConfigError(f"load.column={column}: no such column in {self.path}; expected: {', '.join(rows[0])}")
-        lengths = trace_columns(rows[0]) if self.skip_unsendable else None
-        faults = faults_of(rows, lengths) if lengths else {}
+        faults = self._faults(rows)
         numbered = [(number, row) for number, row in enumerate(rows, 1) if number not in faults]
         return column, unit, [(number, row.get(column, "")) for number, row in numbered]
 

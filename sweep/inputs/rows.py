@@ -39,6 +39,7 @@ class TraceColumns(NamedTuple):
 
 BURSTGPT = TraceColumns("Timestamp", "Request tokens", "Response tokens", "s")
 MOONCAKE = TraceColumns("timestamp", "input_length", "output_length", "ms")
+BAILIAN = MOONCAKE._replace(unit="s")
 TRACES = (
     TraceColumns("timestamp", "input_tokens", "output_tokens", "s"),
     TraceColumns("TIMESTAMP", "ContextTokens", "GeneratedTokens", "s"),  # Azure's LLM inference traces, 2023 and 2024
@@ -51,7 +52,7 @@ def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
     """Return the columns of the trace that a row belongs to, recognized by the length columns; None if unknown."""
     columns = next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
     bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id", "turn"))
-    return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian: Mooncake's names, but seconds
+    return BAILIAN if bailian else columns
 
 
 def parse_time(cell: Any) -> tuple[Decimal, bool]:

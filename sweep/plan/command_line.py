@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, Transformer
+from hydra.core.override_parser.types import Override, OverrideType, QuotedString, Transformer
 from hydra.errors import HydraException
 
 from sweep.base.config import POINT_GROUPS, ConfigError, first_line, shortened
@@ -15,6 +15,8 @@ from sweep.base.options import ConfigPath
 Assignments = dict[str, Any]  # dotted key or group -> value
 
 PLAIN_TEXT = re.compile(r"(\+?[\w./]+)=([^][{}(),'\"\\$]+)")  # a key and a value without a character of the grammar
+MODEL_NAME = r"""(?:[\w.+-]+|'[^'\\]*'|"[^"\\]*")"""
+MODEL_NAMES = re.compile(rf"(\+?model(?:\.name|\.served_name)?)=({MODEL_NAME}(?:,{MODEL_NAME})*)")
 MOST_PLANNED = 100_000  # trials; more would be a typing mistake, and fill the memory
 
 
@@ -47,7 +49,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     scalars: Assignments = {}
     axes: dict[str, list[Any]] = {}
     for argument in arguments:
-        override = _parse_override(_quoted_slo(argument))
+        override = _parse_override(_quoted_names(_quoted_slo(argument)))
         key, typed = override.key_or_group, shortened(argument.lstrip("+"))
         scalars.pop(key, None)  # the last value of a repeated key is used, so that a wrapper's keys can be overridden
         axes.pop(key, None)
@@ -87,6 +89,14 @@ def _quoted_slo(argument: str) -> str:
     return f"slo='{bounds}'" if is_plain and "'" not in bounds else argument
 
 
+def _quoted_names(argument: str) -> str:
+    """Quote the names of models, so that names such as 1e5 and true are text."""
+    if not (plain := MODEL_NAMES.fullmatch(argument)) or plain[2] == "null":
+        return argument
+    names = re.findall(MODEL_NAME, plain[2])
+    return f"{plain[1]}=" + ",".join(name if name[0] in "'\"" else f"'{name}'" for name in names)
+
+
 def _parse_override(argument: str) -> Override:
     typed = shortened(argument)
     try:
@@ -119,4 +129,4 @@ def _sweep_values(override: Override, argument: str) -> list[Any]:
         raise ConfigError(f"{typed}: expected a list (1,2), range() or choice(), without glob()") from None
     if len(values) > MOST_PLANNED:
         raise ConfigError(f"{typed}: too many values; expected at most {MOST_PLANNED:,}")
-    return values
+    return [value.text if isinstance(value, QuotedString) else value for value in values]

@@ -31,7 +31,9 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     because = "no GPU here: " if hardware.platform == "cpu" else ""
     workloads = {id(trial.workload): trial.workload for trial in plan.trials}.values()
     cache = cache_directory(plan.settings.cache_dir)
+    loads = {id(trial.load): trial.load for trial in plan.trials}.values()
     notes = dict.fromkeys(note for workload in workloads for note in workload.notes(cache))
+    notes |= dict.fromkeys(note for load in loads for note in load.notes())
     lines = [*([because + "; ".join(plan.replaced)] if plan.replaced else []), *notes]
     if slo := plan.settings.slo:
         lines.append(f"SLO: {', '.join(f'{latency} ≤ {1000 * limit:,g} ms' for latency, limit in slo.items())}")

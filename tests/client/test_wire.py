@@ -173,6 +173,25 @@ STREAMS: dict[str, tuple[Api, int, bytes]] = {
             messages("text", " a"), {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
         ),
     ),
+    "call without arguments": (
+        "messages",
+        1,
+        typed({"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use", "name": "now"}})
+        + typed(messages("partial_json", ""))
+        + typed({"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 5}}),
+    ),
+    "function call": (
+        "responses",
+        1,
+        typed({"type": "response.output_item.added", "item": {"type": "function_call", "name": "now"}})
+        + typed(responses("{}", 1, "function_call_arguments"))
+        + responses_end("completed", usage=RESPONSES_USAGE),
+    ),
+    "error without a name": (
+        "responses",
+        1,
+        typed(responses(" a", 1)) + sse({"type": "error", "code": "server_error", "message": "boom"}),
+    ),
     "comments": (
         "completions",
         1,
@@ -232,6 +251,9 @@ EXPECTED: dict[str, list[tuple[Any, ...]]] = {
     "responses": [([1] * 4, 4, 9, 4, "final usage", "length", None)],
     "failed response": [([1], 1, UNKNOWN, UNKNOWN, "events", None, "engine: boom")],
     "messages": [([1] * 9, 9, 12, 9, "final usage", "stop", None)],
+    "call without arguments": [([1], 1, UNKNOWN, 5, "final usage", "tool_use", None)],
+    "function call": [([1, 1], 2, 9, 4, "final usage", "stop", None)],
+    "error without a name": [([1], 1, UNKNOWN, UNKNOWN, "events", None, "engine: server_error boom")],
     "messages overloaded": [([1], 1, UNKNOWN, UNKNOWN, "events", None, "engine: overloaded_error Overloaded")],
     "comments": [([1, 1], 2, UNKNOWN, UNKNOWN, "events", None, None)],
     "crlf": [([1] * 8, 8, UNKNOWN, UNKNOWN, "events", None, None)],

@@ -42,6 +42,9 @@ class Load(SimpleNamespace):
     def columns(self):
         return {"batch_size": self.batch_size, "concurrency": None, "rate": None}
 
+    def notes(self):
+        return []
+
     def describe(self):
         return f"batches of {self.batch_size}"
 

@@ -7,6 +7,8 @@ import re
 import resource
 import shlex
 import socket
+import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -38,7 +40,7 @@ from sweep.plan.command_line import parse_command_line
 from sweep.plan.plan import hourly_price
 from tests.plan.test_compose import composed
 from tests.plan.test_plan import ids, planned
-from tests.support.http_stub import Stub, serving
+from tests.support.http_stub import Stub, running, serving
 from tests.support.simulated_engine import _pump, behind_tls, simulated
 
 KEY = "a key that nobody else has"
@@ -385,9 +387,43 @@ def test_a_certificate_that_nobody_signed_ends_the_command_before_the_requests(t
         assert "streams 16 events" in line
 
 
+@pytest.mark.parametrize("model", ["", "model=m"])
+@pytest.mark.parametrize(
+    ("newest", "address", "words"),
+    [
+        (None, "http://SECURE", "the server expects TLS: set backend.url=https://SECURE\n"),
+        (None, "http://REFUSING", "the server expects TLS: set backend.url=https://REFUSING\n"),
+        (None, "https://PLAIN", "it does not expect TLS: use an http:// address\n"),
+        (ssl.TLSVersion.TLSv1_2, "https://SECURE", "it requires a client's certificate: put a proxy in front"),
+        (ssl.TLSVersion.TLSv1_3, "https://SECURE", "it requires a client's certificate: put a proxy in front"),
+    ],
+)
+def test_a_wrong_scheme_or_a_missing_client_certificate_is_refused(tmp_path, capsys, model, newest, address, words):
+    """Before the plan, which would wait for minutes. Some servers close the connection, others refuse in plain HTTP."""
+
+    class Refusing(socketserver.StreamRequestHandler):
+        def handle(self):
+            if self.request.recv(1, socket.MSG_PEEK) == b"\x16":  # a TLS handshake
+                return secure_context.wrap_socket(self.request, server_side=True).close()
+            while self.rfile.readline().strip():
+                pass
+            return self.wfile.write(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.")
+
+    secure_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    refusing = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing)
+    with serving(Endpoint) as plain, behind_tls(plain, tmp_path, newest) as secure, running(refusing):
+        secure_context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+        places = {"SECURE": urlsplit(secure).netloc, "PLAIN": urlsplit(plain).netloc}
+        for name, place in (places | {"REFUSING": "{}:{}".format(*refusing.server_address)}).items():
+            address, words = address.replace(name, place), words.replace(name, place)
+        assert main(["run", address, *model.split(), "backend.verify_tls=false", f"out={tmp_path / 'out'}"]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model", ["gemma4:e4b", "a/b", "@cf/meta/llama-3.1-8b-instruct", "phi-4-mini", "Meta Llama 3, 8B"]
+    "model", ["gemma4:e4b", "a/b", "@cf/meta/llama-3.1-8b-instruct", "phi-4-mini", "Meta Llama 3, 8B", "1e5"]
 )
 @pytest.mark.parametrize("home", [None, "/proc"])
 def test_a_models_name_is_sent_as_it_is_from_an_odd_place(tmp_path, monkeypatch, model, home):
@@ -511,6 +547,9 @@ def test_an_endpoint_with_a_strict_body_or_other_paths_is_detected(base, models,
         ("10.1.2.3", "10.0.0.0/8", False),
         ("[2001:db8::1]", "2001:db8::1", False),
         ("ip6-localhost", "", False),
+        ("localhost.", "", False),
+        ("127.1", "", False),
+        ("10.1", "", True),
     ],
 )
 def test_exceptions_from_a_proxy_have_many_forms(monkeypatch, host, exceptions, proxied):
@@ -524,6 +563,12 @@ def test_a_value_without_a_character_of_the_grammar_needs_no_quotes():
     typed = {"backend.url": "http://h/d?api-version=1", "out": "/tmp/Läufe=1"}
     arguments = [f"{key}={value}" for key, value in typed.items()]
     assert parse_command_line([*arguments, "backend.auth_scheme=''"]).scalars == typed | {"backend.auth_scheme": ""}
+
+
+def test_a_models_name_that_looks_like_a_number_is_text():
+    for names in ("1e5,true", "007,1_000", "nan,'x y'"):
+        assert ",".join(parse_command_line([f"model={names}"]).axes["model"]) == names.replace("'", "")
+    assert parse_command_line(["model.served_name=1e5"]).scalars == {"model.served_name": "1e5"}
 
 
 def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):

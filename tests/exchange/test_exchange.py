@@ -12,6 +12,7 @@ import analysis
 from analysis.exchange import tools, vllm_bench
 from analysis.table import csv_cell
 from sweep.__main__ import main
+from sweep.numbers.quantity import columns
 from tests.support.synthetic_run import make_run
 
 FILES = Path(__file__).parent / "recorded"
@@ -44,15 +45,21 @@ def test_a_run_is_exported_as_vllm_bench_saves_it(tmp_path, run, capsys):
 def test_an_export_comes_back_point_by_point_and_says_who_measured(tmp_path, run):
     assert main(["export", str(run), str(tmp_path / "files")]) == 0
     files = sorted(map(str, (tmp_path / "files").rglob("summary.json")))
-    assert main(["import", *files, str(tmp_path / "back")]) == 0
-    rows, original = analysis.load(tmp_path / "back"), analysis.open_results(run).run.ok
+    assert main(["import", *files, str(tmp_path / "files" / "failed"), str(tmp_path / "back")]) == 0
+    every = analysis.load(tmp_path / "back")
+    lost = [rows[rows["outcome"] != "ok"][["outcome", "reason"]] for rows in (every, analysis.load(run))]
+    assert sorted(map(tuple, lost[0].to_numpy())) == sorted(map(tuple, lost[1].to_numpy())) != []
+    rows, original = every[every["outcome"] == "ok"], analysis.open_results(run).run.ok
     assert len(rows) == len(original)
     assert set(rows["client_stamp_source"]) == {"sweep export"}
     names = ["backend", "model", "workload", "load", "batch_size"]
     assert rows.groupby(names).size().to_dict() == original.groupby(names).size().to_dict()
-    assert len(analysis.open_results(tmp_path / "back").layout.points) == len(files)
+    points = [len(analysis.open_results(folder).layout.points) for folder in (run, tmp_path / "back")]
+    assert points[0] == points[1] > len(files), "also points of which all trials failed"
     assert main(["import", str(tmp_path / "files"), str(tmp_path / "folder")]) == 0
-    assert sorted(analysis.load(tmp_path / "folder")["ttft_p50"]) == sorted(rows["ttft_p50"])
+    assert sorted(analysis.load(tmp_path / "folder")["ttft_p50"].dropna()) == sorted(rows["ttft_p50"])
+    for column in (*columns(analysis.open_results(run).run.percentiles), "warnings"):
+        assert sorted(map(str, rows[column])) == sorted(map(str, original[column])), column
     (tmp_path / "empty").mkdir()
     assert main(["import", str(tmp_path / "empty"), str(tmp_path / "nothing")]) == 2
     for named in ("backend=tgi", "workload=other"):
@@ -81,6 +88,17 @@ def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
     assert row["tpot_p50"] == pytest.approx(0.01, rel=0.3)
     assert median_ttft + 15 * 0.0095 < row["e2el_p99"] < 0.6
     assert row["output_throughput"] == pytest.approx(640 / row["duration"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "forged", [{"outcome": "excellent"}, {"ttft_p50": "fast"}, {"ttft_p50": 1e400}, {"warnings": "none"}, {"reason": 1}]
+)
+def test_an_export_that_sweep_did_not_write_is_refused(tmp_path, capsys, forged):
+    content = json.loads((FILES / "vllm_bench.json").read_text())
+    ours = {"sweep.outcome": "ok", **{f"sweep.{column}": cell for column, cell in forged.items()}}
+    (tmp_path / "x.json").write_text(json.dumps(content | ours))
+    assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
+    assert f"sweep.{next(iter(forged))}=" in capsys.readouterr().err
 
 
 def test_a_result_a_line_is_read_and_sglangs_are_called_its_own(tmp_path):
@@ -159,6 +177,36 @@ def rows_of_content(folder, content):
     file = folder / "result.json"
     file.write_text(json.dumps(content))
     return tools.rows_of(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "counts"),
+    [
+        ("vllm_bench.json", {"failed": None, "num_prompts": 400}, (360, 400)),  # an old version's
+        ("guidellm.json", {"request_totals": {"successful": 0, "errored": 40}, "request_end_time": 0.0}, (40, 40)),
+        ("aiperf.json", {"request_count": None, "total_osl": None, "error_request_count": {"avg": 40}}, (40, 40)),
+    ],
+)
+def test_failures_that_a_file_hides_are_counted(tmp_path, name, changes, counts):
+    def changed(part):
+        if isinstance(part, list):
+            return [changed(entry) for entry in part]
+        return (
+            {key: changes.get(key, changed(entry)) for key, entry in part.items()} if isinstance(part, dict) else part
+        )
+
+    content = changed(json.loads((FILES / name).read_text()))
+    content |= changes if name != "guidellm.json" else {}
+    (row,) = rows_of_content(tmp_path, {key: entry for key, entry in content.items() if entry is not None})
+    assert (row["outcome"], row["num_failed"], row["num_requests"]) == ("invalid", *counts)
+
+
+def test_a_tpot_of_zero_is_none(tmp_path):
+    """vLLM prints 0 for answers of one token, after which nothing follows."""
+    content = json.loads((FILES / "vllm_bench.json").read_text())
+    (row,) = rows_of_content(tmp_path, content | {"median_tpot_ms": 0.0})
+    assert row["ttft_p50"] > 0
+    assert "tpot_p50" not in row
 
 
 def test_a_file_in_which_nothing_was_completed_is_a_failed_row(tmp_path):

@@ -119,6 +119,9 @@ def test_a_flawed_file_is_planned_as_the_clean_one(
         ("mooncake.jsonl", trace(27000, 27000.0, 36500), f"{ARRIVALS} workload.num_requests=3", "due after 9.5 s"),
         ("other.jsonl", trace(0.0, 0.5), f"{ARRIVALS} load.unit=s", "due after 0.5 s"),
         ("epoch.txt", "1700000000000\n1700000000500\n", f"{ARRIVALS} load.unit=ms", "due after 0.5 s"),
+        ("epoch.txt", "1700000000\n1700000040\n", ARRIVALS, "due after 40 s"),
+        ("shared.txt", "0\n0\n1\n2\n", f"{ARRIVALS} workload.num_requests=4", "due after 2 s"),
+        ("burst.csv", BURST, f"{ARRIVALS} load.skip_unsendable=true", "1 of 3 rows skipped: Response tokens='0'"),
         ("t.parquet", trace(1000, 1500), ARRIVALS, "due after 0.5 s"),
         ("turns.jsonl", trace(0, 1, turn=1), ARRIVALS, "due after 1 s"),
         ("named.csv", "arrival_ms\n0\n500\n", f"{ARRIVALS} load.column=arrival_ms", "due after 0.5 s"),
@@ -196,6 +199,13 @@ ONE = '{"prompt": "a"}\n'
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true load.skip_unsendable=false", "expected True,"),
         ("bailian.jsonl", trace(0.0, 0.5), ARRIVALS, "row 2: timestamp=0.5; its unit is uncertain; set load.unit to s"),
         ("whole.jsonl", trace(0, 1), ARRIVALS, "times are 1 apart on average; their unit is uncertain; set load.unit"),
+        (
+            "dense.csv",
+            "timestamp\n0\n3\n5\n9\n",
+            ARRIVALS,
+            "times are 3 apart on average; their unit is uncertain",
+        ),
+        ("clock.txt", "0.25\n103.5\n250.75\n", ARRIVALS, "times are 125.25 apart on average; their unit is uncertain"),
         ("whole.txt", "0\n500\n", ARRIVALS, "times are 500 apart on average; their unit is uncertain; set load.unit"),
         (
             "p.csv",

@@ -243,6 +243,11 @@ def test_a_driver_before_535_tells_everything_too(nvml):
         ("0,-1,1", ["GPU-aa"]),
         ("GPU-bb,GPU-aa", ["GPU-bb", "GPU-aa"]),
         ("GPU-", []),  # the beginning of both
+        (" 1 , 0 ", ["GPU-bb", "GPU-aa"]),
+        ("1,1", []),  # as in CUDA, a GPU that is listed twice hides all
+        ("GPU-bb,GPU-b", []),
+        ("0,GPU-bb", ["GPU-aa"]),  # another form than the first entry's
+        ("GPU-aa,MIG-cc", ["GPU-aa"]),
     ],
 )
 def test_the_users_choice_of_gpus_is_respected(setting, uuids, nvml, monkeypatch):

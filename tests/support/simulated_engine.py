@@ -30,9 +30,9 @@ def simulated(**config: Any) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
 
 
 @contextlib.contextmanager
-def behind_tls(url: str, folder: Path) -> Iterator[str]:
+def behind_tls(url: str, folder: Path, newest: ssl.TLSVersion | None = None) -> Iterator[str]:
     """A TLS server before a plain one, passing bytes on: its URL. Nobody trusts its certificate, which is
-    certificate.pem in the folder."""
+    certificate.pem in the folder. With a `newest` version it demands a certificate of the client."""
     command = (
         "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
     )
@@ -40,6 +40,8 @@ def behind_tls(url: str, folder: Path) -> Iterator[str]:
     subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
+    if newest:
+        context.verify_mode, context.maximum_version = ssl.CERT_REQUIRED, newest
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = int(url.rsplit(":", 1)[1])
         threading.Thread(target=_terminate_tls, args=(server, context, port), daemon=True).start()

@@ -5,7 +5,7 @@ from typing import Any
 from sweep.client.dialects.event import TypedDialect, TypedEvent, usage_of
 
 MESSAGES_REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
-TEXT_KEYS = ("text", "thinking", "partial_json")  # keys of text in a delta; a signature has no tokens
+TEXT_KEYS = ("text", "thinking", "partial_json", "name")  # of a delta or a block's start; a signature has no tokens
 CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
@@ -20,7 +20,8 @@ def messages_body(model: str, messages: list[dict[str, str]], limit: int) -> dic
 def read_messages(content: dict[str, Any]) -> TypedEvent:
     """Read one event; deltas of text, thinking and tool-call arguments are all counted as tokens."""
     kind, delta = content.get("type"), content.get("delta") or {}
-    if kind == "content_block_delta":
+    if kind in ("content_block_delta", "content_block_start"):
+        delta = content.get("content_block") or delta  # a tool call starts with its name, and may have no arguments
         key = next((key for key in TEXT_KEYS if delta.get(key)), "")
         return TypedEvent(delta.get(key, ""), key, reasoning=key == "thinking")
     if kind == "message_start":

@@ -26,6 +26,10 @@ def read_responses(content: dict[str, Any]) -> TypedEvent:
     if kind.endswith(".delta"):
         delta = content.get("delta")
         return TypedEvent(delta if isinstance(delta, str) else "", "delta", reasoning="reasoning" in kind)
+    if kind == "response.output_item.added":  # a tool call starts with its name, and may have no arguments
+        return TypedEvent(str((content.get("item") or {}).get("name") or ""), "name")
+    if kind == "error":
+        return TypedEvent(error={"code": content.get("code"), "message": content.get("message")})
     if kind in ("response.completed", "response.incomplete", "response.failed"):
         response = content.get("response") or {}
         if kind == "response.failed":
