@@ -69,6 +69,12 @@ class RunResults:
         return self.point_warnings.get(int(str(point.name)), [])
 
     @cached_property
+    def reserving(self) -> frozenset[int]:
+        """The points whose memory is what the engine reserved, if that of other points is what they used."""
+        kinds = self.layout.placed(self.run.ok).groupby("point")["memory_label"].first().dropna()
+        return frozenset(kinds.index[kinds == "reserved"] if kinds.nunique() > 1 else ())
+
+    @cached_property
     def components(self) -> list[Components]:
         """The components of variance of the main quantities."""
         return components(self.run, self.layout)

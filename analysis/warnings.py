@@ -22,7 +22,7 @@ from analysis.statistics.intervals import FloatArray, t
 from analysis.statistics.pooled import of_endpoints
 from analysis.statistics.standings import UNEQUAL, Standing, warnings_of_trials
 from analysis.summary import planned_trials
-from sweep.base.wording import count, duration_text
+from sweep.base.wording import count, duration_text, number
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
 
 WIDE = 0.10  # half an interval / its mean
@@ -263,12 +263,13 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
     points = layout.points
     if "output_throughput" not in points:
         return
-    width_of_all = points["output_throughput_ci_high"] - points["output_throughput_ci_low"]
-    half = width_of_all / 2 / points["output_throughput"]  # as shown in the tables
+    low, high = points["output_throughput_ci_low"], points["output_throughput_ci_high"]
+    half = (high - low) / 2 / points["output_throughput"]  # as shown in the tables
     by_launches = points.get("output_throughput_by_launches", points["n"].lt(0))
     for point in half.index[half > WIDE]:
         source = ", from the launches' values" if by_launches[point] else ""
-        yield Evidence(half[point], f"throughput known only to ±{half[point]:.0%}{source}", points=(point,))
+        text = f"throughput known only as {number(low[point])}–{number(high[point])} tokens/s{source}"
+        yield Evidence(half[point], text, points=(point,))
 
 
 @_warning(

@@ -37,6 +37,8 @@ def main() -> None:
             commands[" ".join(filter(None, ("`sweep", name, "--help`")))] = ["-m", "sweep", *name.split(), "--help"]
         commands["`sweep status RUN`"] = ["-m", "sweep", "status", run]
         commands["`sweep summary RUN`"] = ["-m", "sweep", "summary", run]
+        plan = ["+experiment=throughput_bound", "dry_run=true", f"out={folder}/planned"]
+        commands[f"`sweep {' '.join(plan[:2])}`"] = ["-m", "sweep", *plan]
         bare = processor_seconds(["-c", "pass"])
         print(f"| command | CPU, s | × `python -c pass` ({bare:.3f} s) |\n|---|---|---|")
         for name, arguments in commands.items():

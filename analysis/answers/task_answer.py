@@ -15,7 +15,7 @@ from sweep.base.config import PERCENTILES, ConfigError, split_bound
 from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantity import percentile_name
 
-MOST_SUGGESTED = 10  # multiple of the launches that ran; suggesting more would be absurd
+MOST_SUGGESTED = 3  # multiple of the launches that ran; suggesting more would be absurd
 LEAST_BOUNDED = 90  # lowest percentile at which an SLO is judged
 
 

@@ -6,7 +6,7 @@
 from analysis.compare.conditions import Condition, condition, failures, unjudged
 from analysis.compare.noise import noise_of
 from analysis.compare.output import comparison_output
-from analysis.compare.sides import Side, side
+from analysis.compare.sides import Side, side, sides_of_one
 from analysis.compare.verdicts import Finding, PointComparison, comparisons
 from analysis.statistics.comparison import MARGIN
 
@@ -22,5 +22,6 @@ __all__ = [
     "failures",
     "noise_of",
     "side",
+    "sides_of_one",
     "unjudged",
 ]

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,22 +51,20 @@ def condition(text: str) -> Condition:
 
 
 def failures(
-    conditions: Iterable[Condition], comparisons: Iterable[PointComparison]
+    conditions: Iterable[Condition], comparisons: Sequence[PointComparison]
 ) -> list[tuple[Condition, PointComparison]]:
     """Return the conditions that are met, each with the comparison that meets it."""
-    every = list(comparisons)
-    return [(each, comparison) for each in conditions for comparison in every if each.met(comparison)]
+    return [(each, comparison) for each in conditions for comparison in comparisons if each.met(comparison)]
 
 
-def unjudged(conditions: Iterable[Condition], comparisons: Iterable[PointComparison]) -> list[str]:
+def unjudged(conditions: Iterable[Condition], comparisons: Sequence[PointComparison]) -> list[str]:
     """Return a line per undecided condition: a comparison has no interval, or the reference lacks the column.
 
     A configuration without a value in the reference is skipped, since it cannot get worse.
     """
-    every = list(comparisons)
     lines = []
     for each in conditions:
-        of_column = [comparison for comparison in every if comparison.quantity.column == each.column]
+        of_column = [comparison for comparison in comparisons if comparison.quantity.column == each.column]
         if all(math.isnan(comparison.first) for comparison in of_column):
             lines.append(f"{each.text}: no configuration in the reference has {each.column}")
         lines += [

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,8 @@ from analysis.compare.matching import QUESTION_PREFIXES, machines, question_dige
 from analysis.compare.sides import trial_settings
 from analysis.statistics.comparison import Positions, positions
 from analysis.statistics.standings import GPUS
+
+_settings_text = partial(json.dumps, sort_keys=True, default=str)
 
 
 def conditions(
@@ -50,7 +53,3 @@ def _condition_texts(settings: Sequence[dict[str, Any]], digests: Sequence[dict[
         _settings_text(each | {f"files of {part}": of_point[part] for part in of_point if len(known[text, part]) > 1})
         for each, text, of_point in zip(settings, texts, digests, strict=True)
     ]
-
-
-def _settings_text(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True, default=str)

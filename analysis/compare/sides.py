@@ -39,6 +39,17 @@ def side(text: str, all_rows: bool = False) -> Side:
     return side_of(text, open_run(run_place(run_name), all_rows or bool(selection), kinds=()), selection)
 
 
+def sides_of_one(run_name: str) -> list[str]:
+    """Return the sides within one run: its baseline, then the others by the baseline's setting. Raises as `side`."""
+    run = open_run(run_place(run_name), kinds=())
+    ((key, reference),) = [*run.baseline.items()] if len(run.baseline) == 1 else [("", "")]
+    name = f"{key}.name" if key in PARTS else key
+    others = dict.fromkeys(str(trial_settings(record).get(name)) for record in run.ok.to_dict("records"))
+    if not key or len(others.keys() | {str(reference)}) < 2:
+        raise ConfigError("RUN: expected two or more, or one with a baseline and another configuration")
+    return [f"{run_name}{SELECT}{key}={word}" for word in dict.fromkeys([str(reference), *others])]
+
+
 def side_of(text: str, run: Run, selection: str = "") -> Side:
     """Return the side made of a run or of its selected trials, named `text`. Raises as `side` does."""
     trials = run.ok

@@ -1,7 +1,7 @@
 """The report's tables: of points, of a ladder's steps, and of the steady state."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -32,30 +32,16 @@ WITH_INTERVAL = {*HEADLINE, *STEADY, *REFERENCE_COLUMNS} - {"steady_num_requests
 PointRow: TypeAlias = "pd.Series[Any]"  # a point's row in the summary
 LARGEST_TABLE = 400  # maximum rows of a table; summary.csv has all points
 MAYBE = "≈"  # marks a ratio whose interval includes 1
+RESERVED = " reserved"  # after memory that is reserved, among memory that is used
 OF_STEADY = "°"  # marks a steady-state latency that differs from the whole run's
 COLUMNS = (
-    *HEADLINE,
-    "goodput_share",
-    "longest_gap_p50",
-    "longest_gap_max",
-    "acceptance_rate",
-    "acceptance_length",
-    "preemptions",
-    "prefix_hit_rate",
-    "kv_cache_usage_max",
-    "kv_cache_full_share",
-    "memory_mean_bytes",
-    "memory_peak_bytes",
-    *REFERENCE_COLUMNS,
+    *(*HEADLINE, "goodput_share", "longest_gap_p50", "longest_gap_max", "acceptance_rate", "acceptance_length"),
+    *("preemptions", "prefix_hit_rate", "kv_cache_usage_max", "kv_cache_full_share"),
+    *("memory_mean_bytes", "memory_peak_bytes", *REFERENCE_COLUMNS),
 )
 BATCH_COLUMNS = (
-    "output_throughput",
-    "batch_latency_mean",
-    "output_length_mean",
-    "memory_mean_bytes",
-    "memory_peak_bytes",
-    *REFERENCE_COLUMNS,
-    "total_throughput",
+    *("output_throughput", "batch_latency_mean", "output_length_mean"),
+    *("memory_mean_bytes", "memory_peak_bytes", *REFERENCE_COLUMNS, "total_throughput"),
 )
 DECIDING = (
     *("output_throughput", "output_throughput_vs_parent", "goodput_share", "ttft_p50", "tpot_p50"),
@@ -152,7 +138,7 @@ def deciding_table(results: RunResults, most: int | None = LARGEST_TABLE) -> Tab
         view("task", lambda point: point["panel"], **KEY),
         *(replace(column, key=True) for column in _x_column(layout)),
         *([view("failed", share_of_failures)] if points["failed"].gt(0).any() else []),
-        *map(_brief_column, names),
+        *(_brief_column(name, results.reserving) for name in names),
     ]
     return _of_points(columns, points, most)
 
@@ -166,12 +152,14 @@ def everything_table(results: RunResults) -> Table[PointRow]:
     return _of_points([*columns, *(column for column in more if column.title not in present)], results.points)
 
 
-def _brief_column(name: str) -> Column[PointRow]:
+def _brief_column(name: str, reserving: Collection[int] = ()) -> Column[PointRow]:
     """Return a column with compact cells. Throughput has its interval, or the reason why it has none."""
     base, _, reference = name.partition("_vs_")
     if reference:
         return view(f"{label(base).short} × {reference}", lambda point: _brief_ratio(point, name))
-    return view(label(name).short, lambda point: _brief(point, name), label(name).unit)
+    marked = reserving if name.startswith("memory_") else ()
+    title, unit = label(name).short, label(name).unit
+    return view(title, lambda point: _brief(point, name) + RESERVED * (point.name in marked), unit)
 
 
 def _brief_ratio(point: PointRow, name: str) -> str:

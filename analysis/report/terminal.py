@@ -36,7 +36,6 @@ from sweep.numbers.warnings import Severity
 SCREEN = 23  # lines printed at a run's end, before the report's path
 FEWEST_ROWS = 3  # rows of each table on one screen
 MOST_DOUBTS = 3  # warnings on one screen
-MOST_FITS = 40
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 LEGENDS = {
     "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
@@ -66,6 +65,9 @@ class Summary:
         if points.points == len(points.rows):  # otherwise points on other rows might differ
             points, equal = points.condensed()
         note = f"in all rows: {equal}" if equal else ""
+        if len(self.answers) == 1 and len(points.rows) > room - 5 and "ladder_parent" not in self.results.points:
+            ranks: dict[Any, int] = {each.point: rank for rank, each in enumerate(self.answers[0].configurations)}
+            points = replace(points, rows=sorted(points.rows, key=lambda row: ranks.get(row.name, len(ranks))))
         winners = winners_table(self.results, self.answers).within(options.max_width)
         winning = list(_fitted_rows(winners, "", room - FEWEST_ROWS - 5, console, options))
         room -= sum(len(console.render_lines(part, options)) for part in winning)
@@ -214,11 +216,9 @@ def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None
 def _fits(results: RunResults) -> Iterator[Line]:
     if results.fits:
         yield Line("largest that fitted in memory:", "bold")
-    for fit in results.fits[:MOST_FITS]:
+    for fit in results.fits:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
         yield Line(f"{fit.line}, {fit.task}: {largest} ({fit.detail})")
-    if len(results.fits) > MOST_FITS:
-        yield Line(f"and {len(results.fits) - MOST_FITS:,} more: see report.html")
 
 
 def _failures(results: RunResults) -> Iterator[Line]:

@@ -396,10 +396,7 @@ def studies(arguments: list[str]) -> int:
     """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
     parser = Parser(studies)
     parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
-    parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)
     options = _printed(parser, arguments)
-    if options.markdown:
-        raise ConfigError("--markdown: expected --format markdown")
     from analysis.studies import printed
 
     _print(
@@ -426,6 +423,7 @@ def compare(arguments: list[str]) -> int:
 
     sweep compare results/monday results/tuesday
     sweep compare results/night@backend=transformers results/night@backend=vllm
+    sweep compare results/night          the baseline of the run with its other configurations
     sweep compare main branch --fail-if "output_throughput < -3%" --format markdown
 
     RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... selects the points with
@@ -437,21 +435,20 @@ def compare(arguments: list[str]) -> int:
     """
     percentage = _checked(Annotated[float, Field(gt=0, lt=100)], "percentages above 0 and below 100")
     parser = Parser(compare)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more runs; the first is the reference")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="the first is the reference; one needs a baseline")
     parser.add_argument("--metric", action="append", metavar="COLUMN", help="default: the headline quantities")
     parser.add_argument("--margin", type=percentage, default=3, help="%% within which values count as equal (3)")
     parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
     parser.add_argument("--noise", metavar="RUN", help="launches of one configuration on the same machine (A/A)")
     options = _printed(parser, arguments)
-    if len(options.runs) < 2:
-        raise ConfigError("RUN: expected two or more, e.g. sweep compare results/monday results/tuesday")
     from analysis import DamagedFile, RunNotFound
     from analysis import compare as room
 
     conditions = [room.condition(text) for text in options.fail_if]
     columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
-        sides = [room.side(text, options.all_rows) for text in options.runs]
+        runs = options.runs if len(options.runs) > 1 else room.sides_of_one(options.runs[0])
+        sides = [room.side(text, options.all_rows) for text in runs]
         _name_others(*(each.run for each in sides))
         noise = room.noise_of(options.noise, sides) if options.noise else None
     except (RunNotFound, DamagedFile) as error:

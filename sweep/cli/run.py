@@ -7,7 +7,7 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,8 +87,10 @@ def run(
     with traced(arguments):
         options = ConfigPath.of_user(config_dirs)
         arguments, answered = (arguments, None) if settled else with_dialect(with_model(arguments, options), options)
-        settings = functools.partial(_settings_of_run, arguments, config_dirs)
-        planned = plan_patiently(functools.partial(_planned, arguments, config_dirs), settings)
+        planned = plan_patiently(
+            functools.partial(_planned, arguments, config_dirs),
+            lambda: compose_run(arguments, lambda cluster: "cpu", options).settings,  # queries no other machine
+        )
     if answered:
         make_console(PIPE_WIDTH).print(f"endpoint: {masked_here(answered)}", markup=False, soft_wrap=True)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
@@ -205,11 +207,6 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     return Planned(plan, nodes, paths, composition, facts, assumption)
 
 
-def _settings_of_run(arguments: Sequence[str], config_dirs: Sequence[str]) -> Settings:
-    """Return the settings of a run, without querying any other machine."""
-    return compose_run(arguments, lambda cluster: "cpu", ConfigPath.of_user(config_dirs)).settings
-
-
 def _run_locked(
     planned: Planned,
     console: Console,
@@ -232,15 +229,14 @@ def _run_locked(
         if pending.launches:
             _print_findings(console, plan)
         write_plan(paths, plan.entries(command))
-    tracker = _tracker(plan.settings, paths) if pending.launches else None
-    plan, result, claims = _drive(planned, pending, ledger, history, console, command, tracker, race)
+    plan, result, claims, tracker = _drive(planned, pending, ledger, history, console, command, race)
     if mirror is not None:
         mirror.fetch_trials()
     ledger.close()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
     moved = _put_together(paths, console, mirror)  # before the report, so that its links stay valid
     rebuild = plan.settings.report and (changed or moved or _is_stale(paths))
-    if rebuild or changed or pending.launches:
+    if rebuild or changed or (pending.launches and plan.settings.capacity is None):
         print_report(paths.out, console, plan.settings.metrics, rebuild)
     else:
         console.print(f"nothing to do; sweep summary {paths.out}", markup=False, soft_wrap=True)
@@ -286,15 +282,23 @@ def _drive(
     history: History,
     console: Console,
     command: str,
-    tracker: Any,
     race: PlannedRace | None,
-) -> tuple[Plan, RunResult, dict[str, dict[str, Any]]]:
-    """Run the pending trials or a search; return the plan with its probes, how the run ended, and the claims."""
+) -> tuple[Plan, RunResult, dict[str, dict[str, Any]], Any]:
+    """Run the pending trials or a search; return the plan with its probes, how the run ended, the claims, the tracker.
+
+    The tracker and the executor start with the first trial: a repeated search may need none.
+    """
     plan, nodes, paths, composition, facts, _ = planned
+    tracker: Any = None
+    executor: Executor | None = None
 
     def run_driver(plan: Plan, pending: PendingWork) -> RunResult:
+        nonlocal tracker, executor
+        tracker = tracker or (_tracker(plan.settings, paths) if pending.launches else None)
+        if executor is None and pending.runnable:
+            executor = ending.enter_context(_executor(plan.settings, nodes, facts.replayed))
         with Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display:
-            result = Driver(plan, pending, paths, ledger, executor, display, tracker, race).run()
+            result = Driver(plan, pending, paths, ledger, executor or InlineExecutor(), display, tracker, race).run()
             if isinstance(executor, ReplayExecutor):
                 display.log(executor.describe())
             return result
@@ -307,18 +311,15 @@ def _drive(
         launches = [replace(launch, trials=[trial]) for launch, trial in pairs if trial.trial_id == trial_id]
         return run_driver(probes, replace(due, launches=launches, finished_trials=len(probes.trials) - 1))
 
-    try:
-        with _executor(plan.settings, nodes, facts.replayed) if pending.runnable else InlineExecutor() as executor:
-            if plan.settings.capacity is None:
-                return plan, run_driver(plan, pending), {}
-            plan_of = functools.partial(make_plan, surroundings=facts)
-            search = Search(composition, plan_of, measure, ledger, paths, console)
-            search.run()
-            write_plan(paths, search.plan.entries(command))
-            return search.plan, search.result, search.claims
-    finally:
-        if tracker is not None:
-            tracker.close()
+    with ExitStack() as ending:
+        ending.callback(lambda: tracker and tracker.close())
+        if plan.settings.capacity is None:
+            return plan, run_driver(plan, pending), {}, tracker
+        plan_of = functools.partial(make_plan, surroundings=facts)
+        search = Search(composition, plan_of, measure, ledger, paths, console)
+        search.run()
+        write_plan(paths, search.plan.entries(command))
+        return search.plan, search.result, search.claims, tracker
 
 
 def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int = 0) -> int:

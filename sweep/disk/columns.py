@@ -7,6 +7,7 @@ A column's meaning is the comment after its field: in `sweep.disk.row` for trial
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from sweep.base.records import REQUEST_COLUMNS, Record
 from sweep.disk import row
@@ -42,6 +43,7 @@ def request_columns() -> dict[str, Meaning]:
     return {**meanings, **{series.name: (series.unit, series.formula) for series in derived_series()}}
 
 
+@cache  # readers ask for each trial, and reading the source takes as long as reading the trial's requests
 def _commented_fields(kind: type) -> list[tuple[str, str]]:
     return [(field["name"], field["meaning"] or "") for field in _FIELD.finditer(inspect.getsource(kind))]
 

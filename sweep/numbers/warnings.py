@@ -335,7 +335,8 @@ def steady_state_differs(*figures: float | None) -> Evidence | None:
     """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10% from the steady state's."""
     pairs = zip(_PAIRED, figures[: len(_PAIRED)], figures[len(_PAIRED) :], strict=True)
     share, worst = max((off_steady(whole, steady), name) for name, whole, steady in pairs)
-    message = f"{worst} over the whole run differs by {share:.0%} from the steady state's"
+    title = f"{_LATENCIES[worst].quantity.label} {_LATENCIES[worst].name}"
+    message = f"{title} over the whole run differs by {share:.0%} from the steady state's"
     return Evidence(share, message) if share else None
 
 

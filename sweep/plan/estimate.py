@@ -62,6 +62,10 @@ class History:
                 launches[launch_kinds[deployment_id]].append(row["startup_seconds"])
         self.by_id, self.failed_by_id = _medians(by_id), _medians(failed_by_id)
         self.by_kind, self.launches = _medians(by_kind), _medians(launches)
+        repeated = [seconds for seconds in by_kind.values() if len(seconds) > 1]
+        total = sum(median(seconds) for seconds in repeated)
+        extremes = [sum(min(seconds) for seconds in repeated), sum(max(seconds) for seconds in repeated)]
+        self.spread = [extreme / total for extreme in extremes if total]  # of the quickest and slowest, over the median
         self.damaged = damaged  # unreadable files; complete once all rows are read
 
     @classmethod
@@ -215,15 +219,19 @@ def estimate_run(
     if not any(launch.backend.launches for launch in launches):  # this machine's price does not apply to an endpoint
         prices = {hourly_price(launch.backend, hardware) for launch in launches}
         hardware = hardware.model_copy(update={"price_per_hour": prices.pop() if len(prices) == 1 else None})
+    gpus = sum(node.gpus for node in nodes)
+    cluster = count(len(nodes), "node") + (f" with {count(gpus, 'GPU')}, {simulated.busy:.0%} busy" if gpus else "")
     units = "GPUs" if hardware.platform == "cuda" else "nodes"
     measured = assumed.measured if assumed else None
     parts = _parts_from_empty(launches, expected, assumed, measured) if assumed and measured else {}
     from_empty = f"{sum(parts.values()) / 60:.1f} min from an empty folder and cache"
-    longest = f" ({from_empty})" if parts and expected.unknown_launches else ""
+    ends = [duration_text(simulated.makespan * share) for share in history.spread if expected.trials]
+    ranges = [" to ".join(ends)] if len({*ends}) > 1 else []
+    ranges += [from_empty] if parts and expected.unknown_launches else []
+    spread = f" ({'; '.join(ranges)})" if ranges else ""
     listed = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds)
     messages = [
-        f"about {duration_text(simulated.makespan)}{longest} on {_cluster(nodes, simulated)}, "
-        f"{_cost(simulated, hardware)}",
+        f"about {duration_text(simulated.makespan)}{spread} on {cluster}, {_cost(simulated, hardware)}",
         *([f"{from_empty}: {listed} (on {measured.machine})"] if measured else []),
         f"{count(len(simulated.spans), 'launch')}, {simulated.makespan / (simulated.bound or 1):.2f} times "
         f"the shortest possible: all {units} busy, or the longest launch",
@@ -250,12 +258,6 @@ def _parts_from_empty(
         ),
         count(len(trials), "trial"): sum(expected.trials.get(trial, assumed.trial) for trial in trials),
     }
-
-
-def _cluster(nodes: Sequence[Node], simulated: SimulatedRun) -> str:
-    gpus = sum(node.gpus for node in nodes)
-    size = count(len(nodes), "node")
-    return f"{size} with {count(gpus, 'GPU')}, {simulated.busy:.0%} busy" if gpus else size
 
 
 def _cost(simulated: SimulatedRun, hardware: Hardware) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from analysis import open_results
 from sweep.base.config import ConfigError
-from sweep.cli import quick
+from sweep.cli import quick, run
 from sweep.cli.capacity import without_doubt
 from sweep.cli.commands import dispatch
 from sweep.disk.run_files import RunPaths, read_trials
@@ -89,6 +89,15 @@ def test_a_probe_whose_requests_failed_counts_once(monkeypatch, tmp_path):
         (claim,) = claims_of(url, budget="3s", status=(1,)).values()
     measured = [*Path("run").glob("*/*/*/*/trial.parquet")]  # a disturbed probe has two
     assert 2 < claim["probes"] <= len(rows(Path("run"))) <= len(measured) < 2 * claim["probes"]
+
+
+@pytest.mark.slow
+def test_a_finished_search_starts_no_executor_and_no_tracker(url, monkeypatch):
+    while (claim := next(iter(claims_of(url, slo="ttft=1ms").values())))["status"] != "impossible":
+        pass  # on a busy machine the client was too late
+    monkeypatch.setattr(run, "_executor", None)
+    monkeypatch.setattr(run, "_tracker", None)
+    assert list(claims_of(url, slo="ttft=1ms").values()) == [claim]
 
 
 def test_an_endpoint_that_refuses_every_request_has_no_claim(monkeypatch, tmp_path, capsys):

@@ -81,7 +81,7 @@ def test_what_fails_a_build_is_one_sided_and_holds_for_all_configurations_at_onc
         assert width == pytest.approx(special.stdtrit(4, 0.95 ** (1 / count)) / two_sided)
 
 
-def test_what_fails_a_build_among_several_engines_does_not_cover_their_other_pairs(tmp_path):
+def test_what_fails_a_build_among_several_engines_does_not_cover_their_other_pairs(tmp_path, capsys):
     """The interval of three engines is Tukey's; the bound is Student's, of eight degrees of freedom."""
     logs = np.array([[0.01, 0.02, -0.03, 0.0, 0.0], [-0.02, 0.0, 0.0, 0.03, -0.01], [0.0, -0.01, 0.02, -0.01, 0.0]])
     rows = [
@@ -90,7 +90,11 @@ def test_what_fails_a_build_among_several_engines_does_not_cover_their_other_pai
         for engine, name in enumerate("abc")
         for i in range(5)
     ]
-    run_of(tmp_path, rows)
+    run_of(tmp_path, rows, baseline={"backend": "b"})
+    assert main(["compare", str(tmp_path), "--format", "json", "--metric", "output_throughput"]) == 0
+    sides = [f"{tmp_path}@backend={name}" for name in "bac"]
+    pairs = [(each["reference"], each["other"]) for each in json.loads(capsys.readouterr().out)["comparisons"]]
+    assert pairs == [(sides[0], sides[1]), (sides[0], sides[2])], "of one run, with the baseline"
     (compared,) = comparisons([side(f"{tmp_path}@backend={name}") for name in "ab"], ["output_throughput"])
     residuals = logs - logs.mean(axis=1, keepdims=True) - logs.mean(axis=0)
     error = np.sqrt(2 / 5 * (residuals**2).sum() / 8)

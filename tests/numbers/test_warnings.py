@@ -12,6 +12,7 @@ import pytest
 
 import analysis
 from analysis.load import open_run
+from analysis.report.tables import deciding_table
 from analysis.results import RunResults
 from analysis.warnings import CHECKS, by_point
 from backends.base import Launch
@@ -235,8 +236,10 @@ def test_answers_of_unequal_length_are_flagged(tmp_path: Path) -> None:
 def test_different_kinds_of_memory_are_flagged(tmp_path: Path) -> None:
     pool, used = ({"memory_peak_bytes": 2.0**30, "memory_label": label} for label in ("reserved", "process"))
     rows = [trial("a", 8, 0, 10.0, **pool), trial("b", 8, 0, 10.0, **used)]
-    message = warnings_of(run_of(tmp_path, rows))["different-memory"]
-    assert "memory reserved (a); memory of the processes (b)" in message
+    run = run_of(tmp_path, rows)
+    assert "memory reserved (a); memory of the processes (b)" in warnings_of(run)["different-memory"]
+    cells = [row[-1].text for row in deciding_table(RunResults(run)).body]
+    assert cells == ["1.00 reserved", "1.00"]
     assert "different-memory" not in warnings_of(run_of(tmp_path, [rows[0], trial("b", 8, 0, 10.0, **pool)]))
 
 

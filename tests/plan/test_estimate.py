@@ -70,6 +70,12 @@ def test_known_answer():
     assert "critical path: long m [long] (15 min); more GPUs would not shorten it" in result
 
 
+def test_the_range_is_from_the_quickest_to_the_slowest_trials_of_each_kind():
+    one = deployment("a", trial("1", 8))
+    history = History([row(one, one.trials[0], seconds) for seconds in (500, 600, 900)])
+    assert "about 12 min (10 min to 18 min) on 1 node" in words(plan(one), history)
+
+
 def test_each_launch_counts_with_its_own_start():
     """Three replicates of 60 s: one launch of 100 s for all, or one for each; two GPUs share those."""
     one = deployment("a", *(replace(trial(str(index), 8), replicate=index) for index in range(3)))

@@ -17,6 +17,7 @@ from analysis.report.terminal import Summary, doubts
 from analysis.results import RunResults
 from analysis.summary import summarise
 from sweep.__main__ import main
+from tests.explain.test_explain import factorial
 from tests.support.results import printed, report_of, rows_of, run_of, trial
 from tests.support.synthetic_run import make_completion_batches, make_run
 
@@ -91,6 +92,8 @@ def test_the_screen_answers_each_task_and_says_what_is_equal_and_doubtful(
         "! 12 trials without a result: tgi: unavailable",
         "! settings replaced for this machine",
     ], "in plain words: no YAML, hash, or list of processes"
+    combined = "\n".join(screen(factorial(Path("factorial")), 80))
+    assert re.search(r"tokens/s\nvllm, batching=256, .*graphs=true", combined), "the best rows, where not all fit"
     ladder_text = "\n".join(screen(RunResults(ladder(Path("ladder"))), 80))
     assert "in all rows: task qa, TTFT p50 100 ms" in ladder_text
     assert ladder_text.count("vllm, step ") == 12, "ten steps, and two in the sentence"
