@@ -18,7 +18,7 @@ from sweep.base.whole_file import parsed_size, read_bounded
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
-COUNTS = ("num_requests", "num_failed", "input_tokens", "output_tokens")
+WHOLE_COLUMNS = ("num_requests", "num_failed", "input_tokens", "output_tokens")
 NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # a row's names; its other columns are numbers
 EXPORTED = "sweep."  # prefix for keys of an export that vLLM's results lack
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # GuideLLM's and AIPerf's names
@@ -88,10 +88,10 @@ def _plausible(row: ImportedRow) -> ImportedRow:
         raise ValueError(f"num_requests={row['num_requests']}: expected at least num_failed={row['num_failed']}")
     if row.get("duration") == 0 < row.get("num_requests", 0) - row.get("num_failed", 0):
         raise ValueError("duration=0: expected a number > 0")
-    return row | {column: _count(row[column]) for column in COUNTS if row.get(column) is not None}
+    return row | {column: _whole(row[column]) for column in WHOLE_COLUMNS if row.get(column) is not None}
 
 
-def _count(number: Any) -> int:
+def _whole(number: float) -> int:
     """Return a whole number, which may be a rounded sum such as 5.00000001. Raises ValueError for anything else."""
     if type(number) not in (int, float) or abs(number - round(number)) > 1e-6:
         raise ValueError(f"{number!r}: expected a whole number")
@@ -122,7 +122,7 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     for series in ("ttft", "tpot", "itl", "e2el"):
         suffix = "e2e_latency" if of_sglang and series == "e2el" else series
         _add_series(row, series, {key: result.get(f"{key}_{suffix}_ms") for key in STATISTICS}, 1e-3)
-    failed = _count(result.get("failed") or 0)
+    failed = _whole(result.get("failed") or 0)
     ours = {key.removeprefix(EXPORTED): figure for key, figure in result.items() if key.startswith(EXPORTED)}
     if ours:
         ours["client_stamp_source"] = "sweep export"
@@ -131,7 +131,7 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         raise ValueError(f"{EXPORTED}*: expected strings and numbers")
     figures = {
         "duration": result.get("duration"),
-        "num_requests": _count(result["completed"]) + failed,
+        "num_requests": _whole(result["completed"]) + failed,
         "num_failed": failed,
         "input_tokens": result.get("total_input_tokens"),
         "output_tokens": result.get("total_output_tokens"),
@@ -164,10 +164,10 @@ def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
         _add_series(row, latency, _of_guidellm(metrics[key]), seconds)
     scheduled = _of_guidellm(metrics.get("request_scheduled_latency"))  # null in a closed loop
     row |= {f"e2el_{statistic}": figure for statistic, figure in _statistics(scheduled, 1.0).items()}
-    tokens = [_count(metrics[key]["successful"]["total_sum"]) for key in ("prompt_token_count", "output_token_count")]
+    tokens = [_whole(metrics[key]["successful"]["total_sum"]) for key in ("prompt_token_count", "output_token_count")]
     requests = metrics["request_totals"]
     duration = times["request_end_time"] - times["request_start_time"]
-    return _plausible(row | _totals(duration, _count(requests["successful"]), _count(requests["errored"]), tokens))
+    return _plausible(row | _totals(duration, _whole(requests["successful"]), _whole(requests["errored"]), tokens))
 
 
 def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -196,9 +196,9 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
     for latency, key in series.items():
         if key in content:
             _add_series(row, latency, content[key], {"ms": 1e-3, "sec": 1.0}[content[key]["unit"]])
-    tokens = [_count(content[key]["avg"]) for key in ("total_isl", "total_osl")]
-    failed = _count((content.get("error_request_count") or {}).get("avg") or 0)
-    totals = _totals(content["benchmark_duration"]["avg"], _count(content["request_count"]["avg"]), failed, tokens)
+    tokens = [_whole(content[key]["avg"]) for key in ("total_isl", "total_osl")]
+    failed = _whole((content.get("error_request_count") or {}).get("avg") or 0)
+    totals = _totals(content["benchmark_duration"]["avg"], _whole(content["request_count"]["avg"]), failed, tokens)
     return _plausible(row | totals)
 
 
@@ -208,7 +208,7 @@ def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> Im
         "model": model or "unknown",
         "workload": "imported",
         "load": load,
-        "concurrency": None if users is None or load != CLOSED else _count(users),
+        "concurrency": None if users is None or load != CLOSED else _whole(users),
         "rate": rate,
         "client_stamp_source": tool,
     }
