@@ -19,7 +19,7 @@ from sweep.numbers.quantity import columns
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
-COUNTS = ("num_requests", "num_failed", "input_tokens", "output_tokens")
+WHOLE_COLUMNS = ("num_requests", "num_failed", "input_tokens", "output_tokens")
 NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # a row's names; its other columns are numbers
 EXPORTED = "sweep."  # prefix for keys of an export that vLLM's results lack
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # GuideLLM's and AIPerf's names
@@ -91,7 +91,7 @@ def _plausible(row: ImportedRow) -> ImportedRow:
         raise ValueError(f"num_requests={row['num_requests']}: expected at least num_failed={row['num_failed']}")
     if row.get("duration") == 0 < row.get("num_requests", 0) - row.get("num_failed", 0):
         raise ValueError("duration=0: expected a number > 0")
-    return row | {column: _count(row[column]) for column in COUNTS if row.get(column) is not None}
+    return row | {column: _whole(row[column]) for column in WHOLE_COLUMNS if row.get(column) is not None}
 
 
 def _exported(row: ImportedRow) -> ImportedRow:
@@ -112,7 +112,7 @@ def _exported(row: ImportedRow) -> ImportedRow:
     return row
 
 
-def _count(number: Any) -> int:
+def _whole(number: float) -> int:
     """Return a whole number, which may be a rounded sum such as 5.00000001. Raises ValueError for anything else."""
     if type(number) not in (int, float) or abs(number - round(number)) > 1e-6:
         raise ValueError(f"{number!r}: expected a whole number")
@@ -143,9 +143,9 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     for series in ("ttft", "tpot", "itl", "e2el"):
         suffix = "e2e_latency" if of_sglang and series == "e2el" else series
         _add_series(row, series, {key: result.get(f"{key}_{suffix}_ms") for key in STATISTICS}, 1e-3)
-    answered = _count(result["completed"])
-    unanswered = max(_count(result.get("num_prompts") or 0) - answered, 0)  # old versions lack `failed`
-    failed = unanswered if result.get("failed") is None else _count(result["failed"])
+    answered = _whole(result["completed"])
+    unanswered = max(_whole(result.get("num_prompts") or 0) - answered, 0)  # old versions lack `failed`
+    failed = unanswered if result.get("failed") is None else _whole(result["failed"])
     ours = {key.removeprefix(EXPORTED): figure for key, figure in result.items() if key.startswith(EXPORTED)}
     if ours:
         ours["client_stamp_source"] = "sweep export"
@@ -190,10 +190,10 @@ def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
         _add_series(row, latency, _of_guidellm(metrics[key]), seconds)
     scheduled = _of_guidellm(metrics.get("request_scheduled_latency"))  # null in a closed loop
     row |= {f"e2el_{statistic}": figure for statistic, figure in _statistics(scheduled, 1.0).items()}
-    tokens = [_count(metrics[key]["successful"]["total_sum"]) for key in ("prompt_token_count", "output_token_count")]
+    tokens = [_whole(metrics[key]["successful"]["total_sum"]) for key in ("prompt_token_count", "output_token_count")]
     requests = metrics["request_totals"]
     duration = times["request_end_time"] - times["request_start_time"]
-    return _plausible(row | _totals(duration, _count(requests["successful"]), _count(requests["errored"]), tokens))
+    return _plausible(row | _totals(duration, _whole(requests["successful"]), _whole(requests["errored"]), tokens))
 
 
 def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -222,12 +222,12 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
     for latency, key in series.items():
         if key in content:
             _add_series(row, latency, content[key], {"ms": 1e-3, "sec": 1.0}[content[key]["unit"]])
-    failed = _count((content.get("error_request_count") or {}).get("avg") or 0)
+    failed = _whole((content.get("error_request_count") or {}).get("avg") or 0)
     missing = {"avg": 0} if failed and not content.get("request_count") else None  # nothing was completed
     answered, duration, *tokens = (
         (missing or content[key])["avg"] for key in ("request_count", "benchmark_duration", "total_isl", "total_osl")
     )
-    totals = _totals(duration, _count(answered), failed, [_count(number) for number in tokens])
+    totals = _totals(duration, _whole(answered), failed, [_whole(number) for number in tokens])
     return _plausible(row | totals)
 
 
@@ -237,7 +237,7 @@ def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> Im
         "model": model or "unknown",
         "workload": "imported",
         "load": load,
-        "concurrency": None if users is None or load != CLOSED else _count(users),
+        "concurrency": None if users is None or load != CLOSED else _whole(users),
         "rate": rate,
         "client_stamp_source": tool,
     }

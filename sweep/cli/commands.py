@@ -674,7 +674,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     """
     first, *rest = arguments or ["--help"]
     if first in COMMANDS:
-        with traced(arguments, OSError, UnicodeError) if first in READING else contextlib.nullcontext():
+        with traced(arguments, (OSError, UnicodeError)) if first in READING else contextlib.nullcontext():
             return COMMANDS[first](rest)
     if first == "help" and rest and rest[0] in COMMANDS:
         return COMMANDS[rest[0]](["--help"])

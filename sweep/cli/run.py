@@ -15,15 +15,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from backends.launch import gpus
-from sweep.base.config import (
-    ISSUE_AGAIN,
-    ConfigError,
-    Halted,
-    Settings,
-    content_hash,
-    first_line,
-    shortened,
-)
+from sweep.base.config import ISSUE_AGAIN, ConfigError, Halted, Settings, content_hash, first_line, shortened
 from sweep.base.masking import masked_here
 from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome

@@ -9,27 +9,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sweep.base.config import (
-    ConfigError,
-    DamagedFile,
-    Halted,
-    Unforeseen,
-    cache_directory,
-    first_line,
-    shortened,
-)
+from sweep.base.config import ConfigError, DamagedFile, Halted, Unforeseen, cache_directory, first_line, shortened
 from sweep.base.exits import Outage
 from sweep.base.masking import masked_message, secret_values
 
 
 @contextmanager
-def traced(arguments: Sequence[str], *expected: type[Exception]) -> Iterator[None]:
+def traced(arguments: Sequence[str], expected: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Raise Unforeseen for an error that is neither bad input nor `expected`, and write its traceback to a file."""
     try:
         yield
-    except (ConfigError, DamagedFile, Halted, Outage, *expected):
+    except (ConfigError, DamagedFile, Halted, Outage):
         raise
     except Exception as error:
+        if isinstance(error, expected):
+            raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a path that the user typed
             raise ConfigError(f"{shortened(error.filename)}: {os.strerror(error.errno)}") from None
         text = masked_message(f"sweep {shlex.join(arguments)}\n{traceback.format_exc()}", secret_values(os.environ))

@@ -23,8 +23,8 @@ LONG = "x9" * 20
 
 
 def keys(shapes: str) -> list[str]:
-    """Keys of these shapes: ~ stands for 40 letters and digits, ! for 14, # for 16 hexadecimal digits."""
-    return shapes.replace("~", LONG).replace("!", LONG[:14]).replace("#", "0f" * 8).split()
+    """Keys of these shapes: ~ is 40 letters and digits, ! is 14, # 16 hexadecimal digits, ^ 16 capitals."""
+    return shapes.replace("~", LONG).replace("!", LONG[:14]).replace("#", "0f" * 8).replace("^", "A1" * 8).split()
 
 
 # A key of each shape in the table, as an engine might log it; * stands for it.
@@ -34,19 +34,16 @@ LOGGED = {
     "Anthropic, DeepSeek, OpenAI, OpenRouter, Langfuse": ["sess-" + LONG, "sk-" + "ant-" + LONG, "sk-" + "or-" + LONG],
     "Atlassian": ["ATATT3" + LONG, "ATBB" + LONG, "ATCTT3" + LONG],
     "AWS": [
-        KEYS[3],
-        "ASIA" + "ABCDEFGHIJKLMNOP",
-        ("s3?X-Amz-Signature=*&x=1", LONG),
-        ("X-Amz-Security-Token=*", LONG),
-        "IQoJb3JpZ2lu" + 2 * LONG,
-        "amzn" + ".mws." + "0f" * 18,
-        ("AWS4-HMAC-SHA256 SignedHeaders=host, Signature=*", "0f" * 32),
+        *(
+            *keys("ASIA" + "ABCDEFGHIJKLMNOP IQoJb3JpZ2lu~~ amzn.mws.##0f0f"),
+            ("s3?X-Amz-Signature=*&x=1", LONG),
+            KEYS[3],
+        ),
+        *(("X-Amz-Security-Token=*", LONG), ("AWS4-HMAC-SHA256 SignedHeaders=host, Signature=*", "0f" * 32)),
     ],
     "Azure": [
-        ("AccountKey=*;", LONG),
-        ("SharedAccessKey=*", LONG),
+        *(("AccountKey=*;", LONG), ("SharedAccessKey=*", LONG), "a1b8Q~" + LONG[:34]),
         ("https://b.example/c?se=1&sig=*&sp=r", LONG),
-        "a1b8Q~" + LONG[:34],
     ],
     "Cerebras": ["csk-" + LONG],
     "Databricks": ["dapi" + "0f" * 16],
@@ -94,8 +91,7 @@ LOGGED = {
         "CFPAT-~ sl.~~ pat-na1-##0f0f sk.eyJ~.~ phx_~ access-production-##0f0f re_!_~"
     ),
     "Heroku, Netlify, New Relic, PlanetScale, Pulumi, Scaleway, Tailscale, Terraform": keys(
-        "HRKU-~ nfp_~ NRAK-A1A1A1A1A1A1A1A1A1A1A1A1A1A pscale_tkn_~ pul-##0f0f0f0f SCWA1A1A1A1A1A1A1A1A tskey-auth-~"
-        " !.atlasv1.~~"
+        "HRKU-~ nfp_~ NRAK-^A1A1A1A1A1B pscale_tkn_~ pul-##0f0f0f0f SCW^B tskey-auth-~ !.atlasv1.~~"
     ),
     "hashed passwords": keys("$2b$12$~! $6$~ $argon2id$~"),
     "web tokens (JWT)": ["eyJ" + "a" * 20 + "." + "b" * 20 + "." + "c" * 20],
@@ -104,15 +100,11 @@ LOGGED = {
         "LS0tLS1CRUdJTi" + "BSU0Eg" + LONG,
     ],
     "a URL's password, or key as its user": [
-        ("http://*@proxy:80/", "me:s3cret"),
-        ("https://*@git/x", LONG),
-        ("?key=*&", LONG),
+        *(("http://*@proxy:80/", "me:s3cret"), ("https://*@git/x", LONG), ("?key=*&", LONG)),
     ],
     "headers": [
-        ("Authorization: Bearer *", "abc123def456"),
-        ("-H 'authorization: bearer *'", LONG),
-        ("cookie: *", "session=abc; id=12345"),
-        ('Authorization: Digest response="*"', "0f" * 16),
+        *(("Authorization: Bearer *", "abc123def456"), ("-H 'authorization: bearer *'", LONG)),
+        *(("cookie: *", "session=abc; id=12345"), ('Authorization: Digest response="*"', "0f" * 16)),
     ],
 }
 PAIRS = [

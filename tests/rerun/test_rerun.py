@@ -262,17 +262,15 @@ def test_foreign_parts_of_a_capsule_are_shown_and_need_trust(tmp_path, capsys, m
     assert "no such class" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "file", ["ledger.jsonl", "plan.jsonl", "status.json", "totals.json", "trials.parquet", "claims.json"]
-)
-def test_a_pipe_among_a_runs_files_stops_no_command(file, tmp_path, capsys):
-    folder = write_run(tmp_path / "run", rows())
-    (folder / file).unlink(missing_ok=True)
-    os.mkfifo(folder / file)
-    dry = ["run", *SIMULATED, f"out={folder}", "dry_run=true"]
-    replayed = [*dry, "cluster.simulate={nodes: 1, gpus: 0}", f"cluster.replay={folder / file}"]
-    for command in (["status", str(folder)], dry, replayed):
-        assert main(command) == 0 or "expected a regular file" in capsys.readouterr().err
+def test_a_pipe_among_a_runs_files_stops_no_command(tmp_path, capsys):
+    for file in ("ledger.jsonl", "plan.jsonl", "status.json", "totals.json", "trials.parquet", "claims.json"):
+        pipe = write_run(tmp_path / file / "run", rows()) / file
+        pipe.unlink(missing_ok=True)
+        os.mkfifo(pipe)
+        dry = ["run", *SIMULATED, f"out={pipe.parent}", "dry_run=true"]
+        replayed = [*dry, "cluster.simulate={nodes: 1, gpus: 0}", f"cluster.replay={pipe}"]
+        for command in (["status", str(pipe.parent)], dry, replayed):
+            assert main(command) == 0 or "expected a regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("column", "text"), [("config", "x"), ("config", "[1]"), ("started_at", "x")])
