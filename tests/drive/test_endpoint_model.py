@@ -588,6 +588,23 @@ def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):
     assert {'backend.api="messages"', 'backend.path="/messages"'} <= {*arguments}, line
 
 
+def test_a_responses_api_may_reject_temperature_and_store():
+    class Strict(Endpoint):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path != "/v1/responses":
+                return self.reply(404, "no such path")
+            if extra := next((key for key in ("temperature", "store") if key in body), None):
+                return self.reply(400, f"Unrecognized request argument: {extra}")
+            events = [{"type": "response.output_text.delta", "delta": "a"}] * 16
+            events += [{"type": "response.completed", "response": {}}]
+            return self.reply(200, "".join(f"data: {json.dumps(event)}\n\n" for event in events))
+
+    with serving(Strict) as url:
+        arguments, line = dialect_of(url)
+    assert {"backend.extra_body.temperature=null", "backend.extra_body.store=null"} <= {*arguments}, line
+
+
 def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "a\nhush-hush")
     with pytest.raises(ConfigError, match=r"api_key_env=SOME_KEY: .*cannot be sent in a header") as caught:
