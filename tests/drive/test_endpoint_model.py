@@ -568,7 +568,9 @@ def test_a_value_without_a_character_of_the_grammar_needs_no_quotes():
 def test_a_models_name_that_looks_like_a_number_is_text():
     for names in ("1e5,true", "007,1_000", "nan,'x y'"):
         assert ",".join(parse_command_line([f"model={names}"]).axes["model"]) == names.replace("'", "")
-    assert parse_command_line(["model.served_name=1e5"]).scalars == {"model.served_name": "1e5"}
+    typed = ["model.served_name=1e5", "workload.models={1e5: 1, true: 2, a/b: 1}"]
+    models = {"1e5": 1, "true": 2, "a/b": 1}
+    assert parse_command_line(typed).scalars == {"model.served_name": "1e5", "workload.models": models}
 
 
 def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):
