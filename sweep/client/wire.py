@@ -64,6 +64,7 @@ ENDLESS = 4, 64  # an answer is endless above this multiple of the requested tok
 NO_TEMPLATE = "the model has no chat template; set backend.api=completions"
 OTHER_LIMIT = "set backend.max_tokens_field=max_completion_tokens"
 REDIRECTS = (301, 302, 303, 307, 308)
+WHOLE_ANSWER = (b'"choices"', b'"stop_reason"', b'"output"', b'"generated_text"')  # keys of an answer in one piece
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for aborted answers
 # The fields of a delta that contain a reasoning model's text before its answer.
 REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
@@ -448,7 +449,7 @@ class Answer:
             self.fail(self._status_error())
             return
         if not self._is_stream:
-            whole = b'"choices"' in self._carry and b'"delta"' not in self._carry
+            whole = any(key in self._carry for key in WHOLE_ANSWER) and b'"delta"' not in self._carry
             ignores = "; the server ignored stream=true" if whole else ""
             self.fail(f"protocol: not an event stream{ignores}: {_message(self._carry)}")
             return
@@ -790,7 +791,7 @@ def _message(data: bytes) -> str:
     except ValueError:
         content = None
     if isinstance(content, dict):
-        error = content.get("error", content)
+        error = content.get("error") or content
         if isinstance(error, dict):
             code = error.get("code") or error.get("type") or error.get("http_status_code") or ""
             text = f"{code} {error.get('message', json.dumps(error))}"

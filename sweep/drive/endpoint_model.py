@@ -53,6 +53,7 @@ PROBE_REMEDIES: dict[str, tuple[str, Any]] = {
     "ignore_eos": ("ignores_eos", False),
     "stream_options": ("extra_body.stream_options", None),
     "temperature": ("extra_body.temperature", None),
+    "store": ("extra_body.store", None),  # of the Responses API
 }
 
 

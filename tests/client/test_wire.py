@@ -419,6 +419,12 @@ def test_tgi_error_in_a_200() -> None:
         (429, [(b"retry-after", b"0.5")], b"slow down", "status: 429 retry_after=0.5 slow down"),
         (500, [], b"", "status: 500"),
         (200, [(b"content-type", b"application/json")], b'{"a": 1}', 'protocol: not an event stream: {"a": 1}'),
+        (
+            200,
+            [],
+            b'{"error": null, "output": []}',
+            'protocol: not an event stream; the server ignored stream=true: {"error": null, "output": []}',
+        ),
     ],
 )
 def test_answers_that_are_no_streams(status: int, headers: list[tuple[bytes, bytes]], body: bytes, error: str) -> None:

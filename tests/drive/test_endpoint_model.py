@@ -568,7 +568,9 @@ def test_a_value_without_a_character_of_the_grammar_needs_no_quotes():
 def test_a_models_name_that_looks_like_a_number_is_text():
     for names in ("1e5,true", "007,1_000", "nan,'x y'"):
         assert ",".join(parse_command_line([f"model={names}"]).axes["model"]) == names.replace("'", "")
-    assert parse_command_line(["model.served_name=1e5"]).scalars == {"model.served_name": "1e5"}
+    typed = ["model.served_name=1e5", "workload.models={1e5: 1, true: 2, a/b: 1}"]
+    models = {"1e5": 1, "true": 2, "a/b": 1}
+    assert parse_command_line(typed).scalars == {"model.served_name": "1e5", "workload.models": models}
 
 
 def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):
@@ -586,6 +588,23 @@ def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):
     with serving(Messages) as url:
         arguments, line = dialect_of(url, "backend.api_key_env=SOME_KEY")
     assert {'backend.api="messages"', 'backend.path="/messages"'} <= {*arguments}, line
+
+
+def test_a_responses_api_may_reject_temperature_and_store():
+    class Strict(Endpoint):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path != "/v1/responses":
+                return self.reply(404, "no such path")
+            if extra := next((key for key in ("temperature", "store") if key in body), None):
+                return self.reply(400, f"Unrecognized request argument: {extra}")
+            events = [{"type": "response.output_text.delta", "delta": "a"}] * 16
+            events += [{"type": "response.completed", "response": {}}]
+            return self.reply(200, "".join(f"data: {json.dumps(event)}\n\n" for event in events))
+
+    with serving(Strict) as url:
+        arguments, line = dialect_of(url)
+    assert {"backend.extra_body.temperature=null", "backend.extra_body.store=null"} <= {*arguments}, line
 
 
 def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch):
