@@ -291,8 +291,8 @@ def capacity(arguments: list[str]) -> int:
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
-    from sweep.cli.capacity import arguments_of_run
     from sweep.cli.run import run
+    from sweep.cli.searches.capacity import arguments_of_run
     from sweep.disk.run_files import RunPaths
 
     run_arguments, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
@@ -321,7 +321,7 @@ def ladder(arguments: list[str]) -> int:
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
-    from sweep.cli.ladder import measure_ladder
+    from sweep.cli.searches.ladder import measure_ladder
 
     status, out = measure_ladder(options.first, options.second, options.overrides, folders)
     if out is not None:
@@ -348,7 +348,7 @@ def quick(arguments: list[str]) -> int:
     if len(urls) > 1 or any("=" not in key for key in keys):
         typed = " ".join(options.url_and_keys)
         raise ConfigError(f"{typed}: expected one URL, such as http://127.0.0.1:8000, and KEY=VALUE")
-    from sweep.cli.quick import quick_report
+    from sweep.cli.searches.quick import quick_report
 
     return quick_report(urls[0] if urls else None, options.slo, keys, folders)
 

@@ -20,9 +20,9 @@ from sweep.base.masking import masked_here
 from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
 from sweep.base.wording import count
-from sweep.cli.capacity import Search, check_search
 from sweep.cli.output import make_console
-from sweep.cli.race import PlannedRace, race_lines, race_of
+from sweep.cli.searches.capacity import Search, check_search
+from sweep.cli.searches.race import PlannedRace, race_lines, race_of
 from sweep.cli.tracebacks import traced
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.cluster.replay_executor import MeasuredTable, ReplayExecutor

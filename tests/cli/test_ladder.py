@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sweep.__main__ import main
-from sweep.cli.ladder import Differences, compared, interacting, read_command
+from sweep.cli.searches.ladder import Differences, compared, interacting, read_command
 from tests.explain.test_explain import KNOBS, explained, factorial
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4}

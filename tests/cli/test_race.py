@@ -7,7 +7,7 @@ import pytest
 
 from analysis.load import open_run, requests
 from sweep.__main__ import main
-from sweep.cli.race import PlannedRace
+from sweep.cli.searches.race import PlannedRace
 from sweep.disk.run_files import RunPaths, read_trials
 from tests.drive.test_driver import Scripted, drive, make_plan, replicated
 

@@ -13,8 +13,8 @@ from sweep.base.config import ConfigError, read_slo
 from sweep.base.options import ConfigPath
 from sweep.base.records import Fault, Outcome
 from sweep.base.wording import number
-from sweep.cli.capacity import ENDPOINT, PROBE_TRIES, arguments_of_run, folder_of
 from sweep.cli.run import run
+from sweep.cli.searches.capacity import ENDPOINT, PROBE_TRIES, arguments_of_run, folder_of
 from sweep.disk.run_files import RunPaths, read_claims, read_trials
 from sweep.drive.endpoint_model import local_server, with_dialect, with_model
 
