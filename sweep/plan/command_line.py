@@ -66,9 +66,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         elif is_point_key(key) and override.value() in ([], "") and not ("." in key and argument[-1] in "'\""):
             raise ConfigError(f"{key}=[]: an axis needs at least one value")
         else:
-            scalars[key] = (
-                _weights_as_typed(override.value(), argument) if key == "workload.models" else override.value()
-            )
+            scalars[key] = _as_typed(key, override.value(), argument)
     return CommandLine(experiment, scalars, axes)
 
 
@@ -99,12 +97,11 @@ def _quoted_names(argument: str) -> str:
     return f"{plain[1]}=" + ",".join(name if name[0] in "'\"" else f"'{name}'" for name in names)
 
 
-def _weights_as_typed(weights: Any, argument: str) -> Any:
-    """Return the weights of models with their names as typed: 1e5 and true are names too."""
-    typed = re.findall(r"[{,]\s*([^\s:,{}]+)\s*:", argument)
-    if not isinstance(weights, dict) or len(typed) != len(weights) or all(isinstance(name, str) for name in weights):
-        return weights
-    return dict(zip(typed, weights.values(), strict=True))
+def _as_typed(key: str, chosen: Any, argument: str) -> Any:
+    """Return a value; the names in `workload.models` stay as typed, since 1e5 and true are names too."""
+    names = re.findall(r"[{,]\s*([^\s:,{}]+)\s*:", argument)
+    is_renamed = key == "workload.models" and isinstance(chosen, dict) and len(names) == len(chosen)
+    return dict(zip(names, chosen.values(), strict=True)) if is_renamed else chosen
 
 
 def _parse_override(argument: str) -> Override:
