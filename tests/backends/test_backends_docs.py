@@ -173,13 +173,11 @@ def test_the_worked_example(tmp_path):
         f"backend.env.python={sys.executable} out={out} cache_dir={tmp_path / 'cache'}"
     )
     command = [sys.executable, "-m", "sweep", *words.split()]
-    for _ in range(3):  # as a user would: its answers are short, so a busy machine may limit the client
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        if run.returncode == 0:
-            break
-    assert run.returncode == 0, run.stdout + run.stderr
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     row = pq.read_table(out / "trials.parquet").to_pylist()[0]
-    assert (row["backend"], row["outcome"], row["engine_version"]) == ("parrot", "ok", "1.0")
+    assert (row["backend"], row["engine_version"]) == ("parrot", "1.0")
+    # Its answers are short, so on a busy machine the client may take too much of their time. They are complete even so.
+    assert row["outcome"] in (["ok"] if run.returncode == 0 else ["client_limited"]), run.stdout + run.stderr
     assert row["output_tokens"] == 4 * 6
     assert row["agreement"] is None
     assert row["agreement_reference"] == "none: agreement=false"

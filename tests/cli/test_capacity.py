@@ -8,8 +8,9 @@ import pytest
 
 from analysis import open_results
 from sweep.base.config import ConfigError
-from sweep.cli import quick, run
+from sweep.cli import run
 from sweep.cli.commands import dispatch
+from sweep.cli.searches import quick
 from sweep.cli.searches.capacity import without_doubt
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import endpoint_model
