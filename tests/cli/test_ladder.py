@@ -23,7 +23,7 @@ SPECULATION = f"--speculative-config '{json.dumps(NGRAM)}'"
             {"max-num-seqs": 64, "enforce-eager": True, "speculative-config": NGRAM},
         ),
         (
-            "VLLM_X=1 /opt/bin/python3.12 -m vllm.entrypoints.openai.api_server --model org/m --api-key k --dtype half",
+            "VLLM_X=1 /opt/bin/python3.12 -m vllm.entrypoints.openai.api_server --model org/m --dtype half",
             "vllm",
             {"backend.environ.VLLM_X": "1", "backend.dtype": "half"},
         ),
@@ -51,6 +51,7 @@ def test_a_command_is_read_in_sweeps_terms(command: str, backend: str, settings:
         ("vllm serve", "vllm serve", "--from: expected a model in the command line, or model=NAME"),
         ("vllm serve o/m", "vllm serve o/m --port 1", "--to: expected a command that differs from --from"),
         ("vllm serve o/m --trust-remote-code", "vllm serve o/m", "--from: flags.trust-remote-code: running code"),
+        ("vllm serve o/m --api-key abc", "vllm serve o/m", "--from: --api-key: expected no key"),
         ("vllm serve 'o/m", "vllm serve o/m", "--from: No closing quotation"),
         ("llama-server --model m.gguf", "llama-server", "--from: m.gguf: expected a folder or a repository"),
         ("", "vllm serve o/m", "--from: empty: unknown engine"),

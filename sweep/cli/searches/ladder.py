@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from analysis.explain.decomposition import Explanation
 
 NOT_SET_HERE = ("backend.port", "model.served_name", "backend.metrics_path")  # sweep chooses them
-IGNORED = ("api-key", "api-key-file", "ssl-keyfile", "ssl-certfile")  # flags that have no effect on speed either
+IGNORED = ("api-key-file", "ssl-keyfile", "ssl-certfile")  # flags that have no effect on speed either
 MOST_CHANGES = 10  # settings that `sweep explain` takes apart
 REPLICATES = 3
 NUMERIC = re.compile(r"[+-]?(\d+|\d+\.\d*(e[+-]?\d+)?|\.\d+)", re.IGNORECASE)
@@ -186,6 +186,8 @@ def read_command(option: str, command: str, has_model: bool) -> EngineCommand:
     flags, ignored = dict[str, Any](), list[str]()
     for flag, setting in _flags(option, rules, rest):
         key = rules.setter(flag, setting) if flag else "model"
+        if "api-key" in rules.meanings(flag or "model"):  # the command line is recorded
+            raise ConfigError(f"{option}: --api-key: expected no key; engines that sweep launches need none")
         if key == "model":
             settings |= {} if has_model else _model(option, setting)
         elif key in NOT_SET_HERE or set(rules.meanings(flag)) & {*ADDRESS_FLAGS, *IGNORED}:
