@@ -16,6 +16,7 @@ from rich.console import Console
 
 from backends.launch import gpus
 from sweep.base.config import ISSUE_AGAIN, ConfigError, Halted, Settings, content_hash, first_line, shortened
+from sweep.base.exits import Outage
 from sweep.base.masking import masked_here
 from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
@@ -78,9 +79,9 @@ def run(
     """
     with traced(arguments):
         options = ConfigPath.of_user(config_dirs)
-        arguments, answered = (arguments, None) if settled else with_dialect(with_model(arguments, options), options)
-        planned = plan_patiently(
-            functools.partial(_planned, arguments, config_dirs),
+        arguments = arguments if settled else with_model(arguments, options)
+        arguments, answered, planned = plan_patiently(
+            functools.partial(_planned_for_endpoint, arguments, config_dirs, settled),
             lambda: compose_run(arguments, lambda cluster: "cpu", options).settings,  # queries no other machine
         )
     if answered:
@@ -176,6 +177,27 @@ class Planned(NamedTuple):
     composition: Composition
     facts: Surroundings
     assumption: str | None = None  # a note about the machine that the plan assumes
+
+
+def _planned_for_endpoint(
+    arguments: Sequence[str], config_dirs: Sequence[str], settled: bool
+) -> tuple[Sequence[str], str | None, Planned]:
+    """Plan a command line with what its endpoint needs; return both, and a line on how the endpoint answered.
+
+    Raises Outage if the endpoint is unreachable, unless a trial planned without it has a row already: then its settings
+    are known to need no change.
+    """
+    if settled:
+        return arguments, None, _planned(arguments, config_dirs)
+    try:
+        arguments, answered = with_dialect(arguments, ConfigPath.of_user(config_dirs))
+    except Outage:
+        planned = _planned(arguments, config_dirs)
+        known = ledger_to_read(planned.plan.settings, planned.paths).rows
+        if not any(trial.trial_id in known for trial in planned.plan.trials):
+            raise
+        return arguments, None, planned
+    return arguments, answered, _planned(arguments, config_dirs)
 
 
 def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from sweep.base.config import ConfigError, build, first_line, parent_mapping, shortened
+from sweep.base.exits import Outage
 from sweep.base.options import ConfigPath
 from sweep.base.records import (
     API_VERSION,
@@ -73,7 +74,8 @@ def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
 def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[str], str | None]:
     """Return the command line with the settings that its endpoint needs, and a line on how it answered a short request.
 
-    Raises ConfigError if TLS fails, e.g. because the certificate is not trusted.
+    Raises ConfigError if TLS fails, e.g. because the certificate is not trusted; Outage if the endpoint cannot be
+    reached or is busy, since the ids of its trials depend on these settings.
     """
     endpoint = _endpoint(line := parse_command_line(arguments), options)
     varied = any(key.startswith(("backend.", "model")) for key in line.axes)
@@ -208,8 +210,9 @@ class _Endpoint:
     def probe(self, model: str, typed: Mapping[str, Any]) -> tuple[list[str], str]:
         """Send short requests until one is answered; return the settings it used, and a line that describes the answer.
 
-        Only settings that were not typed are changed. If the endpoint does not answer, that is left to the trial, which
-        uses the dialect that came closest: its error says more than a 404 for another dialect.
+        Only settings that were not typed are changed. If an answer does not end, or each is an error, that is left to
+        the trial, which uses the dialect that came closest: its error says more than a 404 for another dialect. Raises
+        Outage for an endpoint that may answer later.
         """
         asking = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api")
         names = (*asking, "headers", "auth_header", "auth_scheme")
@@ -229,7 +232,7 @@ class _Endpoint:
             if isinstance(answer, str):
                 return [], f"{self.url}: no answer to a first request ({answer})"
             if answer.status in BUSY:
-                return [], f"{self.url}: no answer to a first request ({shortened(answer.error)})"
+                raise Outage(f"backend.url={self.url}: no answer to a first request ({shortened(answer.error)})")
             error = answer.error_of(answer.streams[0])
             implied = plain if target.api in TYPED_APIS else {}
             needed = [name for name in change if name not in implied and change[name] != self.backend.get(name, "")]
@@ -249,7 +252,10 @@ class _Endpoint:
         return typing if nearness else [], f"{self.url}: a first request failed ({shortened(problem)})"
 
     def _ask(self, target: wire.Target) -> wire.Answer | str:
-        """Return the answer to a short request, or the reason for its failure. Raises ConfigError if TLS fails."""
+        """Return the answer to a short request, or the reason for its failure.
+
+        Raises ConfigError if TLS fails; Outage if the endpoint cannot be reached.
+        """
         request = Request("probe", "Count from one to four.", PROBE_TOKENS, UNKNOWN, "warmup")
         body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
         headers = wire.header_fields(target, self.key) | {"x-request-id": "probe"}
@@ -273,6 +279,8 @@ class _Endpoint:
                 raise ConfigError(f"backend.url={self.url}: {shortened(first_line(error))}{remedy}") from None
             if isinstance(error, httpx.HTTPStatusError):
                 return answer
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not tls_remedy(error):
+                raise Outage(f"backend.url={self.url}: {shortened(first_line(error))}") from None
             return tls_remedy(error).lstrip("; ") or shortened(first_line(error))
         return answer
 

@@ -483,11 +483,11 @@ def dialect_of(url, *typed, **answers):
     return with_dialect(with_model([url, "model=m", *typed], ConfigPath.of_user([])), ConfigPath.of_user([]))
 
 
-def test_a_probe_meets_a_busy_moment_an_endless_answer_and_an_empty_one(monkeypatch):
-    """None of them changes the plan, takes longer than its bound, or hides why."""
+def test_a_probe_meets_an_endless_answer_and_an_empty_one(monkeypatch):
+    """Neither changes the plan, takes longer than its bound, or hides why."""
 
     class Odd(Endpoint):
-        answer: ClassVar = (503, "busy")
+        answer: ClassVar = (200, "")
 
         def do_POST(self):
             self.rfile.read(int(self.headers["content-length"]))
@@ -497,7 +497,6 @@ def test_a_probe_meets_a_busy_moment_an_endless_answer_and_an_empty_one(monkeypa
     endless = 'data: {"choices": [{"index": 0, "text": "a", "finish_reason": null}]}\n\n' * 1000
     with serving(Odd) as url:
         for answer, words in (
-            ((503, "busy"), "status: 503"),
             ((200, ended), "empty"),
             ((200, endless), "does not end"),
         ):
@@ -505,6 +504,40 @@ def test_a_probe_meets_a_busy_moment_an_endless_answer_and_an_empty_one(monkeypa
             _, line = dialect_of(url, "backend.api=completions")
             assert words in line, line
             assert "None" not in line
+
+
+@pytest.mark.slow
+def test_a_trial_keeps_its_id_while_its_endpoint_is_away(tmp_path, capsys):
+    """The endpoint needs a setting that only its answer to the probe shows, and is part of a trial's id."""
+
+    class Slow(Endpoint):
+        delays: ClassVar = {"a/b": 0.2}  # so that the client is not the bottleneck
+
+    class Newer(Slow):
+        limit = "max_completion_tokens"
+        busy = 1
+
+        def do_POST(self):
+            if self.busy:
+                type(self).busy -= 1
+                self.rfile.read(int(self.headers["content-length"]))
+                return self.reply(503, "loading")
+            return super().do_POST()
+
+    short = "model=a/b workload.num_requests=4 workload.output_tokens=4 patience=2"
+    with serving(Newer) as url:
+        command = ["run", url, *short.split(), "backend.api=completions", f"out={tmp_path}"]
+        assert main(command) in (0, 1), "a busy machine may spoil the trial (client_limited)"
+        assert "planning: " in capsys.readouterr().err, "waited for an endpoint that was busy"
+    rows = analysis.load(tmp_path)
+    assert set(rows["outcome"]) <= {"ok", "client_limited"}
+    assert main(command) == 75, "its trials are unknown without its answer"
+    assert "run the same command again" in capsys.readouterr().err
+    assert analysis.load(tmp_path).equals(rows)
+    with serving(Slow) as plain:
+        command = ["run", plain, *short.split(), "backend.api=completions", f"out={tmp_path / 'plain'}"]
+        assert main(command) in (0, 1)
+    assert main(command) in (0, 1), "no row is missing, and none of them needed a setting"
 
 
 @pytest.mark.parametrize(

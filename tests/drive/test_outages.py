@@ -288,12 +288,25 @@ def test_an_endpoint_that_is_gone_for_a_while_costs_none_of_24_trials(tmp_path, 
     assert {row["outcome"] for row in rows} <= {"ok", "client_limited"}
 
 
-def test_an_endpoint_that_stays_away_leaves_its_trials_for_the_next_command(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("more", "what_next"),
+    [
+        ("load.concurrency=1,2", "Connection refused (tried for 1 s); run the same command again to continue"),
+        (  # nothing is asked of the endpoint before planning
+            "backend.verify_tls=true,false",
+            "accepts no connections (tried for 1 s); the next run of the command retries it",
+        ),
+    ],
+)
+def test_an_endpoint_that_stays_away_leaves_its_trials_for_the_next_command(
+    more, what_next, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(policy, "FIRST_PAUSE", 0.25)
-    command = [*ENDPOINT, f"backend.url=http://127.0.0.1:{free_port()}", "load.concurrency=1,2", "patience=1"]
+    command = [*ENDPOINT, f"backend.url=http://127.0.0.1:{free_port()}", more, "patience=1"]
     assert main([*command, f"out={tmp_path}"]) == 75
     assert rows_in(tmp_path) == []
-    assert "accepts no connections (tried for 1 s); the next run of the command retries it" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert what_next in printed.out + printed.err
 
 
 def test_an_interpreter_that_does_not_work_is_an_answer(tmp_path):
