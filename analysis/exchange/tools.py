@@ -95,7 +95,7 @@ def _plausible(row: ImportedRow) -> ImportedRow:
 
 
 def _exported(row: ImportedRow) -> ImportedRow:
-    """Return an export's row, with sweep's outcome and figures. Raises ValueError for one that sweep does not write."""
+    """Return an export's row, with sweep's outcome and figures. Raises ValueError for a value sweep never writes."""
     if row["outcome"] not in list(Outcome):
         raise ValueError(f"{EXPORTED}outcome={row['outcome']!r}: expected {', '.join(Outcome)}")
     declared = columns(PERCENTILES).items()

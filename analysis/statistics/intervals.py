@@ -107,7 +107,7 @@ class PooledRequests:
 
     @cached_property
     def dependence_within(self) -> FloatArray:
-        """The dependence within replicates, without differences between them (e.g. launches). Shape (...)."""
+        """Like `dependence`, but without differences between replicates (e.g. between launches). Shape (...)."""
         parts, variance = self._rank_parts
         return self._factor(parts - parts.mean(-1, keepdims=True), variance, BATCHES[:1])
 
@@ -292,7 +292,7 @@ def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArra
 
 
 def _hidden_variance(length: FloatArray) -> FloatArray:
-    """Return the factor on the variance of short replicates, which cannot reveal a dependence as long as themselves."""
+    """Return the factor that raises the variance of short replicates: they hide dependence as long as themselves."""
     return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(length, HIDE_MOST_VARIANCE), np.float64)
 
 

@@ -128,7 +128,7 @@ class RisingCheck(FindingCheck):
 
 
 class ConstantCheck(FindingCheck):
-    """The column is constant over three or more values of `over`: its ratio to the smallest's is within limits."""
+    """The column is constant over three or more values of `over`: within limits, relative to the smallest `over`."""
 
     kind: Literal["constant"]
     column: str

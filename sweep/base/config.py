@@ -184,7 +184,7 @@ class Cluster(Strict):
         if self.address is not None and self.kind != "ray":
             raise ValueError(f"address={self.address} has no effect with cluster={self.name}; needs cluster=ray")
         if self.replay is not None and self.simulate is None:
-            raise ValueError(f"replay={self.replay}: expected the nodes as well: simulate={{nodes: 1, gpus: 8}}")
+            raise ValueError(f"replay={self.replay}: expected the nodes as well, e.g. simulate={{nodes: 1, gpus: 8}}")
         return self
 
 

@@ -211,7 +211,7 @@ def attempts_before(before: Cells | None) -> dict[str, Any]:
 
 
 def stored_exit(row: Cells) -> Exit | None:
-    """Return how a row's trial ended, if that was stored: of failures alone."""
+    """Return how a row's trial ended, which is stored only for failures; else None."""
     return Exit.restored(row["exit"]) if row.get("exit") else None
 
 

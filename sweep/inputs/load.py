@@ -114,7 +114,7 @@ class Batch(Load):
         return f"batches of {self.batch_size}"
 
     def check_pairing(self, workload: Any) -> None:
-        """Raise ConfigError for sessions: a batch has no turn that waits for another."""
+        """Raise ConfigError for sessions, since the requests of a batch cannot wait for each other."""
         if len(workload.starts(workload.num_requests)) < workload.num_requests:
             problem = "its sessions have turns that follow each other"
             raise ConfigError(f"workload={workload.name}: {problem}; expected load=closed, or another load but batch")

@@ -322,7 +322,7 @@ def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
 
 
 def speaker_of(turn: Any) -> str:
-    """Return who speaks in a turn. Raises Unusable for none of those that are known."""
+    """Return the speaker of a turn. Raises Unusable for an unknown speaker."""
     if not isinstance(turn, Mapping):
         raise Unusable("a turn is not a mapping; expected {role, content} or {from, value}", of_conversation=True)
     speaker = str(turn.get("role") or turn.get("from") or "").strip().lower()

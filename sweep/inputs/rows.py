@@ -56,7 +56,7 @@ def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
 
 
 def parse_time(cell: Any) -> tuple[Decimal, bool]:
-    """Return a cell's time, exact since a float cannot hold a date with ns, and whether it is a date in ISO 8601.
+    """Return a cell's exact time (a float cannot hold a date with ns), and whether it is an ISO 8601 date.
 
     A date becomes s since 1970; the unit of a number is its column's. Raises ValueError.
     """
@@ -70,7 +70,7 @@ def parse_time(cell: Any) -> tuple[Decimal, bool]:
 
 
 def seconds_of(cell: Any, unit: str) -> Decimal:
-    """Return a cell's time in s; `unit` is that of a number. Raises ValueError."""
+    """Return a cell's time in s; `unit` is the unit of numbers. Raises ValueError."""
     number, is_date = parse_time(cell)
     if not number.is_finite():
         raise ValueError(f"{cell} is not finite")

@@ -42,7 +42,7 @@ def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
 
 
 def drift_over(records: Records, mask: Mask) -> float | None:
-    """Return the p50 or p90 of e2el after the largest change, divided by that before; None if there is no drift."""
+    """Return the p50 or p90 of e2el after the largest change, divided by its value before; None without drift."""
     sent = as_floats(records.sent)
     if np.isnan(as_floats(records.scheduled)[mask]).all():  # the users' first requests were sent at once
         mask = mask & (sent > np.nanmin((sent + e2el(records))[mask], initial=np.inf))

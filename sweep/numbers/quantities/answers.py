@@ -35,9 +35,9 @@ def odd_answer_share(
 ) -> float | None:
     """share of the successful answers that are unlike the trial's other answers. Such an answer has over twice their
     tokens per event, or took less than 5% of their time per token. Or, with ignore_eos, its length is over 10% off the
-    requested tokens. Or, at an endpoint, it repeats another answer's text. A repeated text counts if at least half of
-    all answers repeat one, or if it took less than half the time of the fastest tenth of the rest. A single such answer
-    is not counted.
+    requested tokens. Or, at an endpoint, it repeats another answer's text. A repeated text counts only if half of all
+    answers repeat a text, or if it took less than half the time of the fastest tenth of the unique answers. A single
+    such answer is not counted.
 
     Texts with fewer than about 8 different words, and texts for equal prompts, are not compared.
     """
@@ -67,7 +67,7 @@ def odd_answer_share(
 
 
 def has_other_length(tokens: Floats, requested: Floats) -> Mask:
-    """Return a mask of answers whose length differs from that requested by more than the tolerance. Same shape."""
+    """Return a mask of answers whose length differs from the request by more than the tolerance. Same shape."""
     return np.asarray(np.abs(tokens - requested) > np.maximum(1, LENGTH_TOLERANCE * requested))
 
 
@@ -91,8 +91,8 @@ def served_model(records: Records, mask: Mask) -> str | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def other_model_share(records: Records, mask: Mask, asked_model: str | None) -> float | None:
-    """share of an endpoint's answers that name a model other than the requested one, or other than most answers do; a
-    path before the name, and a date or `latest` after it, are ignored.
+    """share of an endpoint's answers that name a model other than the requested model, or other than the model that
+    most answers name; a path before the name, and a date or `latest` after it, are ignored.
     """
     answered = np.flatnonzero(mask & succeeded(records))
     pairs = Counter((records.model[index] or asked_model, records.served_model[index]) for index in answered)

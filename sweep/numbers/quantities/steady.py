@@ -42,7 +42,7 @@ def steady_output_throughput(records: Records, mask: Mask, window: Window) -> fl
 
 @quantity(unit="tokens/s", **IN_WINDOW, label="Total throughput")
 def steady_total_throughput(records: Records, mask: Mask, window: Window) -> float | None:
-    """(output tokens that arrived in the window + input tokens of requests whose first token did) / its length."""
+    """(output tokens that arrived in the window + input tokens of requests whose first token did so) / its length."""
     tokens = _tokens(records, mask, window)
     begun = mask & succeeded(records) & _inside(records, token_times(records)[0], window)
     inputs = total_tokens(records.input_tokens, begun) if begun.any() else 0
