@@ -254,7 +254,7 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
 
 
 @_warning(
-    "More replicates narrow it, the second and third most, later ones by the root of their number. If it "
+    "More replicates narrow it: the second and third most, each later one less. If it "
     "comes from the launches, more requests per trial give an interval from the requests.",
     ("output_throughput",),
 )

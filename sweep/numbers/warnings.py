@@ -332,11 +332,11 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
 
 @_warning(_PAIRED, columns=(*_PAIRED, *(f"steady_{name}" for name in _PAIRED)))
 def steady_state_differs(*figures: float | None) -> Evidence | None:
-    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10% from the steady state's."""
+    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10% from the steady state."""
     pairs = zip(_PAIRED, figures[: len(_PAIRED)], figures[len(_PAIRED) :], strict=True)
     share, worst = max((off_steady(whole, steady), name) for name, whole, steady in pairs)
     title = f"{_LATENCIES[worst].quantity.label} {_LATENCIES[worst].name}"
-    message = f"{title} over the whole run differs by {share:.0%} from the steady state's"
+    message = f"{title} over the whole run differs by {share:.0%} from the steady state"
     return Evidence(share, message) if share else None
 
 

@@ -353,7 +353,7 @@ class Capacity:
         return min(math.exp((low + high) / 2), HIGHEST * self.throughput)
 
     def _missing(self, run: Replay) -> float:
-        """Return the largest deficit of the twin's share of good requests below a bound's; negative if it meets all."""
+        """Return how far the twin's share of good requests is below the tightest bound; negative if it meets all."""
         scaled = zip(self.question.bounds, self.scales, strict=True)
         return max(bound.share - float(np.nanmean(bound.good(run, scale))) for bound, scale in scaled)
 

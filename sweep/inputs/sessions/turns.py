@@ -209,5 +209,5 @@ def replay_note(turns: Sequence[Turn]) -> str:
     if tokens:
         rate = sum(ideal_hits((turn.input_tokens, blocks_of_turn(turn)) for turn in turns)) / tokens
         parts.append(f"{tokens:,} input and {sum(turn.output_tokens for turn in turns):,} output tokens")
-        parts.append(f"an infinite prefix cache answers {rate:.1%} of the input")
+        parts.append(f"an infinite prefix cache supplies {rate:.1%} of the input")
     return f"{', '.join(parts)}; gaps of {max(waits):.3g} s in the longest session"

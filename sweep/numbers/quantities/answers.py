@@ -159,8 +159,8 @@ def _gap_shapes(records: Records, chosen: Mask) -> GapShapes:
 def held_back(records: Records, chosen: Mask) -> Mask:
     """Return a mask of answers that were held back and then sent event by event, at once or in bursts.
 
-    Shape (requests,). An engine reads a prompt's tokens at least twice as fast as it writes tokens. So its waits last
-    at most half of its gap for each prompt token in flight. A buffer's waits are longer.
+    Shape (requests,). An engine reads a prompt's tokens at least twice as fast as it writes tokens. So its pauses
+    last at most half its gap between tokens, per prompt token in flight. A buffer's pauses are longer.
     """
     gaps = _gap_shapes(records, chosen)
     chosen = chosen & (gaps.number >= FEWEST_GAPS)

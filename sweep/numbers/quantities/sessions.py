@@ -182,5 +182,5 @@ def replay_schedule_error(certificate: ReplayProof) -> float | None:
 
 @quantity(unit="sessions", kind="validity", type=int, label="Sessions not begun")
 def sessions_not_begun(certificate: ReplayProof, records: Records, mask: Mask) -> int:
-    """sessions of a replay without any turn that was due."""
+    """replayed sessions of which no turn was due."""
     return max(0, certificate.sessions - np.unique(np.asarray(records.session)[mask]).size)
