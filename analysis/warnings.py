@@ -310,7 +310,7 @@ def unequal_characters(run: Run, layout: Layout) -> Iterator[Evidence]:
 def _unequal(
     ok: pd.DataFrame, column: str, most: float, text: str, by: "pd.Series[int] | None" = None
 ) -> Iterator[Evidence]:
-    """Yield evidence for questions in which one engine's mean number of tokens is over `most` times another's.
+    """Yield evidence for questions in which one engine's mean number of tokens is over `most` times another engine's.
 
     Replicates have different prompts, so only replicates that both engines have are compared. `by` replaces the number
     of answers as the divisor.
@@ -397,7 +397,7 @@ def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
 # The run -------------------------------------------------------------------------------------------------------------
 
 
-@_warning("Compare engines within this run; do not compare its values with the study's.")
+@_warning("Compare engines within this run; do not compare its values with the study's values.")
 def replaced_settings(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The study's model, hardware or settings were replaced to suit this machine."""
     replaced = run.experiment.get("replaced") or []

@@ -43,7 +43,7 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True)
 class PointComparison:
-    """One configuration compared by one quantity. `ratio` is the second side's value divided by the reference's."""
+    """One configuration compared by one quantity. `ratio` is the second side's value / the reference's value."""
 
     reference: str
     other: str
@@ -80,7 +80,7 @@ def comparisons(
     margin: float = MARGIN,
     noise: MachineNoise | None = None,
 ) -> list[PointComparison]:
-    """Compare every configuration of each later side with the first side's, by each column.
+    """Compare every configuration of each later side with the same one of the first side, by each column.
 
     With `noise`, no interval is narrower than repeated launches of one configuration on that machine allow.
 

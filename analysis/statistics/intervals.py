@@ -178,7 +178,7 @@ class PooledRequests:
         return _batch_sums(deviations, self.lengths) / self.n[..., None, None], variance
 
     def _factor(self, parts: FloatArray, variance: FloatArray, batches: Sequence[int]) -> FloatArray:
-        """Return the pooled mean's variance relative to that of independent values: the largest over the BATCHES tried.
+        """Return the pooled mean's variance relative to independent values: the largest over the BATCHES tried.
 
         The means of successive batches correlate as ρ, ρ², ρ³, …, i.e. an autoregression of order 1, as in ASAP3
         (Steiger, Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).

@@ -1,4 +1,4 @@
-"""Judges a study's findings on a run, and puts the study's table next to the run's."""
+"""Judges a study's findings on a run, and puts the study's table next to the run's table."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple

@@ -82,7 +82,7 @@ def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> E
 
 
 def for_nodes(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
-    """Return the environment with the nodes' architecture and Python, if they differ from this machine's."""
+    """Return the environment with the nodes' architecture and Python, if this machine has others."""
     if host is None or host.platform != "linux":
         return spec
     stated = {"machine": host.machine, "python_version": None if spec.image or spec.python_version else host.python}

@@ -1,4 +1,4 @@
-"""The simulated engine's prefix cache: whole blocks of prompts, of which the least recently used are dropped."""
+"""The simulated engine's prefix cache: whole blocks of prompts; the least recently used blocks are dropped."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

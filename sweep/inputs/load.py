@@ -326,7 +326,7 @@ class Trace(_ArrivalProcess):
         return faults_of(rows, lengths) if lengths else {}
 
     def _times(self) -> Floats:
-        """Return the arrivals in s since the first one. Shape (arrivals,)."""
+        """Return the arrivals in s since the first arrival. Shape (arrivals,)."""
         column, unit, cells = self._cells()
         instants = list(self._instants(column, unit, cells))
         if not instants:

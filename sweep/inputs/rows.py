@@ -58,7 +58,7 @@ def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
 def parse_time(cell: Any) -> tuple[Decimal, bool]:
     """Return a cell's exact time (a float cannot hold a date with ns), and whether it is an ISO 8601 date.
 
-    A date becomes s since 1970; the unit of a number is its column's. Raises ValueError.
+    A date becomes s since 1970; a number has the unit of its column. Raises ValueError.
     """
     text = str(cell).strip()
     with suppress(InvalidOperation):
@@ -149,7 +149,7 @@ def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
 def read_rows(
     path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False
 ) -> list[FileRow]:
-    """Return the rows of a file, or only the `first` ones; with `any_ending`, unknown file types are read as text."""
+    """Return the rows of a file, or only the `first` rows; with `any_ending`, unknown file types are read as text."""
     if path.suffix.lower() not in READERS and not any_ending:
         problem = f"the ending {path.suffix} is unknown" if path.suffix else "a name without an ending"
         raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")

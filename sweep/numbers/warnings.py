@@ -187,7 +187,7 @@ def low_agreement(agreement: float, coarser_format: str | None = None) -> Eviden
 
 @_warning(lowest_is_worst=True)
 def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Evidence | None:
-    """Fewer than 90% of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
+    """Under 90% of the greedy tokens agree with the reference, in a format declared coarser than the model's format."""
     message = f"agreement with the reference is {agreement:.0%} in {coarser_format}"
     return Evidence(agreement, message) if agreement < LOW_AGREEMENT else None
 
@@ -201,7 +201,7 @@ def inexact_agreement(agreement: float) -> Evidence | None:
 
 @_warning(("quality",), lowest_is_worst=True)
 def low_quality(quality: float, quality_high: float) -> Evidence | None:
-    """The engine's likelihood per token of bundled text is below 98% of the reference's, by more than its interval."""
+    """The likelihood per token of bundled text is below 98% of the reference likelihood, by more than its interval."""
     return Evidence(quality, f"quality is {quality:.1%} of the reference's") if quality_high < LOW_QUALITY else None
 
 

@@ -66,7 +66,7 @@ def race_of(plan: Plan, ledger: Ledger, paths: RunPaths) -> PlannedRace | None:
 
 
 def _is_factorial(plan: Plan) -> bool:
-    """Return whether a plan switches several settings of an engine on and off, of which `sweep explain` needs all."""
+    """Return whether a plan switches several settings of an engine on and off: `sweep explain` needs all points."""
     knobs = [key for key in plan.axes if key.startswith(("backend.", "gateway."))]
     values = [{repr(trial.coordinates.get(key)) for trial in plan.trials} for key in knobs]
     return len(knobs) > 1 and all(len(different) <= 2 for different in values)
