@@ -24,7 +24,7 @@ from sweep.inputs.workload import Draw, ExactLengths, content_digest
 class Recorded(SessionWorkload, ExactLengths):
     """The recorded requests of a file: conversations, sessions, prompts that share blocks, or only lengths.
 
-    A trace's prompts are random words of exactly the recorded length; they share the prefixes that were shared before.
+    A trace's prompts are random words of exactly the recorded length; they share prefixes as the recorded prompts do.
     """
 
     file: str  # path of a trace or of conversations: docs/experiments.md has the formats
