@@ -13,7 +13,7 @@ from analysis.summary import key_columns
 
 
 class Retired(NamedTuple):
-    """A point that needs no more trials: beaten by the best of its question, or the only one left."""
+    """A point that needs no more trials: beaten by the best point of its task and load, or the only point left."""
 
     point: int
     best: int

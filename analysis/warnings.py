@@ -254,8 +254,8 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
 
 
 @_warning(
-    "More replicates narrow it: the second and third most, each later one less. If it "
-    "comes from the launches, more requests per trial give an interval from the requests.",
+    "More replicates narrow it: the second and third most, each later one less. If the "
+    "interval comes from the launches, more requests per trial give an interval from the requests.",
     ("output_throughput",),
 )
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -358,7 +358,7 @@ def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(limited), f"the client was the bottleneck in {count(len(limited), 'trial')}", tuple(limited))
 
 
-@_warning("Compare their speeds with other engines' only if you know that their answers are right.", ("agreement",))
+@_warning("Compare their speeds with other engines only if you know that their answers are right.", ("agreement",))
 def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Some engines' answers were compared with the reference, but other engines' answers could not be compared."""
     ok = _asked(run, layout)

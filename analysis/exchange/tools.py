@@ -261,7 +261,7 @@ def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) 
 
 
 def _add_series(row: ImportedRow, latency: str, of_tool: Mapping[str, Any], seconds: float) -> None:
-    """Add a latency's statistics, in seconds. In a closed loop, a latency from sending is also sweep's latency."""
+    """Add a latency's statistics, in seconds. In a closed loop, sweep also measures from sending."""
     for statistic, figure in _statistics(of_tool, seconds).items():
         if latency in ("ttft", "e2el"):
             row[f"service_{latency}_{statistic}"] = figure

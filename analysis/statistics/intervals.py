@@ -272,7 +272,7 @@ def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
 
 
 def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
-    """Return whether few requests cause most of the variance, and the slowest adds much to a replicate's total.
+    """Return whether few requests cause most of the variance, and the slowest request adds much to a replicate's total.
 
     Then the next replicate may have one more slow request or none, and a few do not show how frequent they are. Shape
     (...).

@@ -290,7 +290,7 @@ def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progres
 
 
 def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -> None:
-    """Install exactly these distributions: first the prebuilt, then those compiled against the prebuilt."""
+    """Install exactly these distributions: first prebuilt distributions, then distributions compiled against them."""
     late = [pin for pin in pins if pin.partition("==")[0] in spec.compiled]
     first = [pin for pin in pins if pin not in late]
     lock, at = folder / "requirements.txt", ("--python", str(folder), "--compile-bytecode")

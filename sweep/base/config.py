@@ -440,7 +440,7 @@ def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Con
 
 
 def _refuse_odd_numbers(typed: Any, built: Any, key: str, largest: float) -> None:
-    """Reject what pydantic accepts as a number but should not: `true`, inf, nan and absurdly large numbers."""
+    """Reject values that pydantic wrongly accepts as numbers: `true`, inf, nan and absurdly large numbers."""
     if isinstance(built, int | float) and not isinstance(built, bool):
         if isinstance(typed, bool):
             raise ConfigError(f"{key}={typed}: input should be a number")

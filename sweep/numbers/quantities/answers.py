@@ -33,11 +33,11 @@ SAME_SUFFIX = r"[-:@](latest|\d{4}[\d-]*)"  # end of a model's name: the version
 def odd_answer_share(
     records: Records, mask: Mask, exact_length: bool, unlike_prompts: bool, endpoint: bool
 ) -> float | None:
-    """share of the successful answers that are unlike the trial's other answers. Such an answer has over twice their
-    tokens per event, or took less than 5% of their time per token. Or, with ignore_eos, its length is over 10% off the
-    requested tokens. Or, at an endpoint, it repeats another answer's text. A repeated text counts only if half of all
-    answers repeat a text, or if it took less than half the time of the fastest tenth of the unique answers. A single
-    such answer is not counted.
+    """share of the successful answers that are unlike the trial's other answers. An odd answer has over twice the
+    others' tokens per event, or took less than 5% of the others' time per token. Or, with ignore_eos, its length is
+    over 10% off the requested tokens. Or, at an endpoint, it repeats another answer's text. A repeated text counts only
+    if half of all answers repeat a text, or if it took less than half the time of the fastest tenth of the unique
+    answers. A single odd answer is not counted.
 
     Texts with fewer than about 8 different words, and texts for equal prompts, are not compared.
     """
@@ -72,7 +72,7 @@ def has_other_length(tokens: Floats, requested: Floats) -> Mask:
 
 
 def _repeated(texts: Floats, last: Floats) -> Mask:
-    """Return a mask of answers that repeat another's text, if most do or if they are faster than unique texts."""
+    """Return a mask of answers with a repeated text, if most answers repeat one or they are faster than others."""
     _, group, count = np.unique(texts, return_inverse=True, return_counts=True)
     same = (texts != UNKNOWN) & (count[group] > 1)
     if same.mean() >= CANNED or same.all():

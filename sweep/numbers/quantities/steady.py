@@ -87,8 +87,8 @@ def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | 
 
 @quantity(unit="", kind="validity")
 def drift(records: Records, mask: Mask) -> float | None:
-    """e2el of later measured requests / of earlier requests; null unless p50 or p90 differs by 20% and every tenth
-    after some moment is above (or below) every tenth before it.
+    """e2el of later measured requests / of earlier requests; null unless p50 or p90 differs by 20% and every later
+    tenth of the requests is above (or below) every earlier tenth.
     """
     return drift_over(records, mask)
 
