@@ -526,7 +526,7 @@ def selfcheck(arguments: list[str]) -> int:
     at this load.
     """
     parser = Parser(selfcheck)
-    count, numbers = Annotated[int, Field(ge=1)], "whole numbers from 1"
+    count, numbers = Annotated[int, Field(ge=1)], "whole numbers of at least 1"
     seconds = _checked(Annotated[float, Field(ge=0, allow_inf_nan=False)], "seconds from 0")
     processes = _checked(count | Literal["auto"], f"{numbers}, or auto")
     most = _checked(count, numbers)

@@ -277,7 +277,7 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
     cell = row.get("output_tokens")
     if length is None and cell not in (None, "") and cell == cell:  # a table has NaN in an empty cell
         if (tokens := whole_number(cell)) is None:
-            raise Unusable(f"output_tokens={shortened(repr(cell))}; expected a whole number from 1")
+            raise Unusable(f"output_tokens={shortened(repr(cell))}; expected a whole number of at least 1")
     elif length is None and not answer:
         raise Unusable("no output_tokens and no answer; set workload.output_tokens", is_conversation)
     for part, content in (("prompt", text), ("answer", answer)):

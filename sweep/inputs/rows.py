@@ -99,7 +99,7 @@ def faults_of(rows: Sequence[FileRow], columns: TraceColumns) -> dict[int, str]:
     for number, row in enumerate(rows, 1):
         for column in (columns.input_tokens, columns.output_tokens):
             if number not in faults and whole_number(row.get(column)) is None:
-                faults[number] = f"{column}={shortened(repr(row.get(column)))}; expected a whole number from 1"
+                faults[number] = f"{column}={shortened(repr(row.get(column)))}; expected a whole number of at least 1"
         if timed and is_missing(time := row.get(columns.time)):
             faults.setdefault(number, f"{columns.time}={time!r}; expected a time")
     return faults
