@@ -363,7 +363,7 @@ class TunnelRefused(ConnectionError):
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy, and the header in which it expects its key: a whole line, or empty."""
+    """An HTTP proxy, and the header line with its key; empty if it needs no key."""
 
     url: str
     address: tuple[str, int]
