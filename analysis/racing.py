@@ -13,7 +13,7 @@ from analysis.summary import key_columns
 
 
 class Retired(NamedTuple):
-    """A point that needs no more trials: beaten by the best of its question, or the only one left."""
+    """A point that needs no more trials: beaten by the best point of its task and load, or the only point left."""
 
     point: int
     best: int
@@ -41,7 +41,7 @@ def retired(contest: Contest, racing: Collection[int], looks: int) -> Iterator[R
 def retired_trials(
     run: Run, quantity: LabelledColumn, racing: Collection[str], looks: int
 ) -> Iterator[tuple[str, str, Retired]]:
-    """Yield each point that needs no more trials, judged by the rows so far, as a trial of it and a trial of the best.
+    """Yield each point that needs no more trials: one of its trials, a trial of the best point, and why.
 
     `racing` has the trials of the points that still race.
     """

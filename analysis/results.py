@@ -70,7 +70,7 @@ class RunResults:
 
     @cached_property
     def reserving(self) -> frozenset[int]:
-        """The points whose memory is what the engine reserved, if that of other points is what they used."""
+        """The points with memory that their engine reserved, if other points have the memory in use."""
         kinds = self.layout.placed(self.run.ok).groupby("point")["memory_label"].first().dropna()
         return frozenset(kinds.index[kinds == "reserved"] if kinds.nunique() > 1 else ())
 
@@ -85,7 +85,7 @@ class RunResults:
 
     @cached_property
     def dropped(self) -> "pd.Series[str]":
-        """Why the race needed no more trials of each point; null where it did."""
+        """Why the race dropped each point; null if it did not."""
         return dropped_trials(self.run, self.layout).groupby("point")["reason"].first().reindex(self.points.index)
 
     @cached_property

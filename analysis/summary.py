@@ -44,7 +44,7 @@ SUMMARY_COLUMNS = {
     "COLUMN_effective_n": ("requests", "effective number of independent requests"),
     "COLUMN_by_launches": (
         "",
-        "whether its intervals come from the launches' values, since the requests give none",
+        "whether its intervals come from the launches' values, because there are too few requests",
     ),
     "COLUMN_n": ("trials", "trials with a value, if some trials with a result lack it"),
     "COLUMN_vs_baseline, COLUMN_vs_parent": ("times", "of a headline column: its ratio to the baseline, or parent"),

@@ -213,11 +213,11 @@ def order_resemblance(series: Sequence[FloatArray]) -> float | None:
 @register(
     CHECKS,
     Severity.INFO,
-    "Intervals of a new launch, and leads, assume launches that are independent and alike: set replicates=20, or "
+    "Intervals for a new launch, and leads, assume launches that are independent and alike: set replicates=20, or "
     "measure again on another day.",
 )
 def few_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """A configuration leads, by launches too few to show a trend between them, or an odd one in five."""
+    """A configuration leads, but the launches are too few to reveal a trend, or one odd launch in five."""
     standings = [layout.points[name] for name in _derived(layout, "standing")]
     best = [each.index[each == Standing.BEST] for each in standings]
     launched = layout.placed(run.ok[run.ok["launch"].notna()])
@@ -228,9 +228,9 @@ def few_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(float(counts.min()), message)
 
 
-@_warning("Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.")
+@_warning("Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch cannot show.")
 def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Replicates that are compared with another engine's were measured on a single launch."""
+    """Replicates that are compared with another engine's replicates were measured on a single launch."""
     standings = _derived(layout, "standing")
     compared = layout.points.index[layout.points[standings].notna().any(axis="columns")]
     launched = layout.placed(run.ok[run.ok["launch"].notna()])
@@ -254,8 +254,8 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
 
 
 @_warning(
-    "More replicates narrow it: the second and third the most, later replicates by the root of their number. If it "
-    "comes from the launches, more requests per trial give an interval from the requests.",
+    "More replicates narrow it: the second and third most, each later one less. If the "
+    "interval comes from the launches, more requests per trial give an interval from the requests.",
     ("output_throughput",),
 )
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -285,7 +285,7 @@ def unequal_answers(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 @_warning(
     "A chat template adds tokens, and another tokenizer counts differently: compare engines with the same backend.api,"
-    " and set model.tokenizer to the served model's.",
+    " and set model.tokenizer to the served model's tokenizer.",
     ("total_throughput", *TTFT_COLUMNS),
 )
 def unequal_inputs(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -310,7 +310,7 @@ def unequal_characters(run: Run, layout: Layout) -> Iterator[Evidence]:
 def _unequal(
     ok: pd.DataFrame, column: str, most: float, text: str, by: "pd.Series[int] | None" = None
 ) -> Iterator[Evidence]:
-    """Yield evidence for questions in which one engine's mean number of tokens is over `most` times another's.
+    """Yield evidence for questions in which one engine's mean number of tokens is over `most` times another engine's.
 
     Replicates have different prompts, so only replicates that both engines have are compared. `by` replaces the number
     of answers as the divisor.
@@ -358,9 +358,9 @@ def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(limited), f"the client was the bottleneck in {count(len(limited), 'trial')}", tuple(limited))
 
 
-@_warning("Compare their speeds with other engines' only if you know that their answers are right.", ("agreement",))
+@_warning("Compare their speeds with other engines only if you know that their answers are right.", ("agreement",))
 def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Some engines' answers were compared with the reference, but other engines' answers could not be."""
+    """Some engines' answers were compared with the reference, but other engines' answers could not be compared."""
     ok = _asked(run, layout)
     lines = ok.groupby("line", sort=False)
     unknown = lines["agreement"].max().isna()
@@ -397,7 +397,7 @@ def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
 # The run -------------------------------------------------------------------------------------------------------------
 
 
-@_warning("Compare engines within this run; do not compare its values with the study's.")
+@_warning("Compare engines within this run; do not compare its values with the study's values.")
 def replaced_settings(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The study's model, hardware or settings were replaced to suit this machine."""
     replaced = run.experiment.get("replaced") or []

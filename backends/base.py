@@ -369,7 +369,7 @@ class Backend(Strict):
         return (dtype if self.dtype == "auto" else self.dtype) == "bfloat16"
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """Return the folder to load: the model's, or a conversion made once by `python`. Raises ValueError, OSError."""
+        """Return the folder to load: the model, or its conversion made once by `python`. Raises ValueError, OSError."""
         return model
 
     def gpus_unused(self, log: str) -> str | None:
@@ -392,7 +392,7 @@ class Backend(Strict):
         return {"max_model_len": models[0].get("max_model_len")}
 
     def coarser(self, launch: Launch) -> str | None:
-        """Return the declared format of weights or KV cache if it is coarser than the model's, else None."""
+        """Return the declared format of weights or KV cache if coarser than the model's, else None."""
         formats = [self.facts(launch).get("quantization")]
         formats += [value for name, value in self.flags_on(launch).items() if COARSE_FLAG.search(name)]
         return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)

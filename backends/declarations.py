@@ -169,7 +169,7 @@ class LogReading:
         return table.find("out of memory: CUDA out of memory") if self.ran_out_of_memory(message) else None
 
     def exit_told_by(self, message: str) -> Exit:
-        """Return the exit that the engine's message reports: its cause, or the signal that killed a process of it."""
+        """Return the exit that the engine's message reports: its cause, or the signal that killed a process."""
         killed = re.search(r"killed by signal\b ?(\d*)", message, re.IGNORECASE)
         return replace(told(message), signal=int(killed[1] or 0) if killed else None)
 

@@ -86,7 +86,7 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
 
 
 def _contests(runs: Sequence[RunResults], measured: pd.DataFrame, count: int) -> Contests:
-    """Return the contests between the points of all runs; for a single run, its existing contests."""
+    """Return the contests (comparisons at one task and load) of all runs' points; a single run keeps its own."""
     if len(runs) == 1:
         return runs[0].contests
     question = -1 - np.arange(count)  # a point without a result gets a separate question

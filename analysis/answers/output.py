@@ -9,8 +9,8 @@ from analysis.answers.task_answer import RankedConfiguration, TaskAnswer
 from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
 NEW = "new_launch"
-WITHOUT_REQUESTS = "true if the intervals come from the launches' values, since the requests give none"
-BEST_OVER_IT = "the best's value / this configuration's, as a plain ratio; for a cost 0.8 means 20% less"
+WITHOUT_REQUESTS = "true if the intervals come from the launches' values, because there are too few requests"
+BEST_OVER_IT = "the best value / this configuration's value, as a plain ratio; for a cost 0.8 means 20% less"
 
 
 class AnswerRow(NamedTuple):

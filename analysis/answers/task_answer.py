@@ -64,7 +64,7 @@ def bounds(
 
 
 def fewest_requests(points: pd.DataFrame, slo: Iterable[str], percentiles: Sequence[float]) -> int:
-    """Return the fewest requests behind any point's values; they set the percentile of a bound without one."""
+    """Return the fewest requests behind any point's values; this sets the percentile of a bound that names none."""
     fewest = int((points["requests"] + points["failed"]).min())
     usual = percentile_name(bounded_percentile(fewest, percentiles))
     names = [f"{bound}_{usual}" for bound in slo if ".p" not in bound]

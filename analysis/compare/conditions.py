@@ -22,7 +22,7 @@ class Condition:
     change: float  # relative, e.g. -0.03 for 3% less
 
     def met(self, comparison: PointComparison) -> bool:
-        """Return whether the change is larger than the condition's, and its one-sided bound excludes no change."""
+        """Return whether the change exceeds the condition's limit, and its one-sided bound excludes "no change"."""
         if not self.judges(comparison) or comparison.within_guess:
             return False
         if self.sign == "<":

@@ -64,7 +64,7 @@ class Match:
 
     @cached_property
     def pause(self) -> float:
-        """Seconds from one side's last launch to the other's first; NaN if unknown, negative if they overlap."""
+        """Seconds from one side's last launch to the other side's first; NaN if unknown, negative if they overlap."""
         begins = [begin.dropna() for begin in self._begins]
         if not all(map(len, begins)):
             return math.nan

@@ -52,7 +52,7 @@ class MachineNoise:
         return Error(error, float(len(differences)), launches, known=True)
 
     def covers(self, pause: float, launches: int, column: str) -> bool:
-        """Return whether half of the comparisons of such blocks had a pause at least half as long (SIMILAR_PAUSE)."""
+        """Return whether the median pause between such blocks is at least half as long as `pause` (SIMILAR_PAUSE)."""
         if not pause >= LEAST_PAUSE:
             return True
         pauses = self._blocks(column, launches)["pause"]

@@ -59,7 +59,7 @@ def verdict_text(comparison: PointComparison, margin: float) -> str:
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:
     """Return lines on each quantity's smallest detectable change: with these launches, and in 10, 30 and 120 minutes.
 
-    Also the launches that detect CHANGES, and the machine's noise if it was measured separately.
+    They also give the launches that detect the CHANGES, and the machine's noise if it was measured separately.
     """
     lines = list(
         dict.fromkeys(f"noise of {each.quantity.in_sentence}: {each.noise}" for each in comparisons if each.noise)
@@ -90,7 +90,7 @@ def _budget(comparison: PointComparison, change: float, launches: int) -> str:
 
 
 def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
-    """Return the columns of comparisons. Differences within the margin are equal; `unit` is the quantity's."""
+    """Return the columns of comparisons. Differences within the margin are equal; `unit` belongs to the quantity."""
 
     def verdict(each: PointComparison) -> Cell:
         return Cell(verdict_text(each, margin), style=VERDICT_STYLES.get(each.verdict, ""))
@@ -102,7 +102,7 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
         Column("column", "the compared column of trials.parquet", lambda each: each.quantity.column),
         Column("reference_value", MEAN, lambda each: each.first, _first, "of `column`", "reference", unit),
         Column("other_value", MEAN, lambda each: each.second, _second, "of `column`", "other", unit),
-        Column("ratio", "the other run's value / the reference's", lambda each: each.ratio, _ratio),
+        Column("ratio", "the other run's value / the reference's value", lambda each: each.ratio, _ratio),
         Column(
             "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95% interval"
         ),

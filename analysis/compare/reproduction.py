@@ -1,4 +1,4 @@
-"""Judges a repeated trial: do its results differ from the first by more than two launches of one point differ? The
+"""Judges a repeated trial: does it differ from the first by more than the noise between launches explains? The
 spread between launches comes from the run. Its components of variance (`variance`), pooled over its points, are
 weighted as RUN_FREEDOM degrees of freedom relative to the point's replicates (G. K. Smyth 2004). The two measurements
 are compared as one launch per side, with an error (`power.Error`) as in every comparison. Values are compared as

@@ -1,4 +1,4 @@
-"""Puts the sides of a comparison into contests with all points that their runs measured at the same task and load."""
+"""Compares the sides together with all points that their runs measured at the same task and load."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

@@ -40,7 +40,7 @@ def side(text: str, all_rows: bool = False) -> Side:
 
 
 def sides_of_one(run_name: str) -> list[str]:
-    """Return the sides within one run: its baseline, then the others by the baseline's setting. Raises as `side`."""
+    """Return a run's sides: its baseline, then one for each other value of the baseline's key. Raises as `side`."""
     run = open_run(run_place(run_name), kinds=())
     ((key, reference),) = [*run.baseline.items()] if len(run.baseline) == 1 else [("", "")]
     name = f"{key}.name" if key in PARTS else key

@@ -43,7 +43,7 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True)
 class PointComparison:
-    """One configuration compared by one quantity. `ratio` is the second side's value divided by the reference's."""
+    """One configuration compared by one quantity. `ratio` is the second side's value / the reference's value."""
 
     reference: str
     other: str
@@ -80,7 +80,7 @@ def comparisons(
     margin: float = MARGIN,
     noise: MachineNoise | None = None,
 ) -> list[PointComparison]:
-    """Compare every configuration of each later side with the first side's, by each column.
+    """Compare every configuration of each later side with the same one of the first side, by each column.
 
     With `noise`, no interval is narrower than repeated launches of one configuration on that machine allow.
 
@@ -175,7 +175,7 @@ def point_comparison(
 
 
 def _widened(interval: FloatArray, error: Error, of_machine: Error, level: float) -> tuple[FloatArray, Error]:
-    """Return the interval and its error, or those of the machine's noise if they are larger."""
+    """Return the interval and its error; if the machine's noise is larger, both come from that noise."""
     ratio, _, high = interval
     half = of_machine.half_width(level)
     if math.log(high / ratio) > half:
@@ -186,7 +186,7 @@ def _widened(interval: FloatArray, error: Error, of_machine: Error, level: float
 def _one_sided(contest: Contest, pair: tuple[int, int], level: float, of_machine: Error | None) -> float:
     """Return how far the one-sided bounds at this level are from the logarithm of a ratio; NaN if unknown.
 
-    The widest counts: by the variance pooled over the contest, by the pair's own (Welch), or by the machine's noise.
+    The widest of three bounds counts: by the contest's pooled variance, the pair's own (Welch), the machine's noise.
     """
     pooled, own, freedom = contest.model.errors(contest.model.pairs(pair[1:], pair[:1]))
     errors = [(contest.model.freedom, float(pooled[0])), (float(freedom[0]), float(own[0]))]

@@ -95,7 +95,7 @@ def _plausible(row: ImportedRow) -> ImportedRow:
 
 
 def _exported(row: ImportedRow) -> ImportedRow:
-    """Return an export's row, with sweep's outcome and figures. Raises ValueError for one that sweep does not write."""
+    """Return an export's row, with sweep's outcome and figures. Raises ValueError for a value sweep never writes."""
     if row["outcome"] not in list(Outcome):
         raise ValueError(f"{EXPORTED}outcome={row['outcome']!r}: expected {', '.join(Outcome)}")
     declared = columns(PERCENTILES).items()
@@ -261,7 +261,7 @@ def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) 
 
 
 def _add_series(row: ImportedRow, latency: str, of_tool: Mapping[str, Any], seconds: float) -> None:
-    """Add a latency's statistics, in seconds. In a closed loop, a latency from sending is also sweep's latency."""
+    """Add a latency's statistics, in seconds. In a closed loop, sweep also measures from sending."""
     for statistic, figure in _statistics(of_tool, seconds).items():
         if latency in ("ttft", "e2el"):
             row[f"service_{latency}_{statistic}"] = figure

@@ -70,7 +70,7 @@ PART_COLUMNS: tuple[Column[PartRow], ...] = (
         lambda row: row.entry,
     ),
     Column("name", "the part's name; for an interaction both knobs", lambda row: row.part.name, heading="what", **KEY),
-    Column("change", "the knob's new setting; of a branch, the step below it", lambda row: row.part.change or None),
+    Column("change", "the knob's new setting; for a branch, the step below it", lambda row: row.part.change or None),
     view("set to", lambda row: row.part.change, kind="text"),
     Column("gain", "factor; the parts' factors multiply to the whole", lambda row: row.part.gain.value),
     Column("gain_ci_low, gain_ci_high", "95% interval, for all parts at once", lambda row: row.part.gain[1:]),

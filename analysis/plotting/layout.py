@@ -92,7 +92,7 @@ def _of_workload(points: pd.DataFrame, key: str) -> bool:
 
 
 def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, Any]) -> list[str]:
-    """Return all lines or, if there are too many, those with the best values, the baseline's line, and some more."""
+    """Return all lines or, if there are too many, the lines with the best values, the baseline, and a few more."""
     if len(lines) <= MOST_LINES:
         return lines
     standings = points[[name for name in points if str(name).endswith("_standing")]]

@@ -177,7 +177,7 @@ def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) ->
 
 
 def _tested(contests: Contests, quantity: LabelledColumn, shown: Sequence[float | None]) -> Iterator[TestedPair]:
-    """Return the pairs of each question: all pairs if there are few points, else only pairs with the best."""
+    """Return the tested pairs of points at one task and load: all pairs of few points, else pairs with the best."""
     for members in by_question(contests.question):
         rivals = [int(point) for point in members if shown[point] is not None]
         rivals = [point for point in rivals if not contests.barred([quantity.column], point)]

@@ -63,7 +63,7 @@ def _told_apart(titles: Sequence[str], settings: Sequence[dict[str, Any]]) -> li
 
 
 def _telling(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the first keys that distinguish these settings, names first."""
+    """Return the keys that distinguish these settings, names first, as few as needed."""
     chosen: list[str] = []
     distinct = 1
     for key in dict.fromkeys([*VALUE_ALONE, GPUS, *(key for each in settings for key in each)]):

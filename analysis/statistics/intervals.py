@@ -107,7 +107,7 @@ class PooledRequests:
 
     @cached_property
     def dependence_within(self) -> FloatArray:
-        """The dependence within replicates, without differences between them (e.g. launches). Shape (...)."""
+        """Like `dependence`, but without differences between replicates (e.g. between launches). Shape (...)."""
         parts, variance = self._rank_parts
         return self._factor(parts - parts.mean(-1, keepdims=True), variance, BATCHES[:1])
 
@@ -178,7 +178,7 @@ class PooledRequests:
         return _batch_sums(deviations, self.lengths) / self.n[..., None, None], variance
 
     def _factor(self, parts: FloatArray, variance: FloatArray, batches: Sequence[int]) -> FloatArray:
-        """Return the pooled mean's variance relative to that of independent values: the largest over the BATCHES tried.
+        """Return the pooled mean's variance relative to independent values: the largest over the BATCHES tried.
 
         The means of successive batches correlate as ρ, ρ², ρ³, …, i.e. an autoregression of order 1, as in ASAP3
         (Steiger, Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
@@ -272,7 +272,7 @@ def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
 
 
 def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
-    """Return whether few requests cause most of the variance, and the slowest adds much to a replicate's total.
+    """Return whether few requests cause most of the variance, and the slowest request adds much to a replicate's total.
 
     Then the next replicate may have one more slow request or none, and a few do not show how frequent they are. Shape
     (...).
@@ -292,7 +292,7 @@ def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArra
 
 
 def _hidden_variance(length: FloatArray) -> FloatArray:
-    """Return the factor on the variance of short replicates, which cannot reveal a dependence as long as themselves."""
+    """Return the factor that raises the variance of short replicates: they hide dependence as long as themselves."""
     return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(length, HIDE_MOST_VARIANCE), np.float64)
 
 

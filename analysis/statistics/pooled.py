@@ -161,7 +161,7 @@ def launches(run: Run) -> "pd.Series[int]":
 
 
 def pooled_columns(run: Run) -> dict[str, Statistic]:
-    """Return the columns of statistics over all requests of a point, and of quantiles over all its batches and gaps."""
+    """Return the columns that pool a point's requests (any statistic), or its batches and gaps (quantiles)."""
     return {column: statistic for column, statistic in columns(run.percentiles).items() if _is_pooled(statistic)}
 
 

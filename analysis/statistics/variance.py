@@ -45,7 +45,7 @@ class Components(NamedTuple):
 
 
 def components(run: Run, layout: Layout) -> list[Components]:
-    """Return the components of variance of SPREAD_OF, if points have replicates."""
+    """Return the components of variance of the quantities in SPREAD_OF, if points have replicates."""
     placed = layout.placed(run.ok)
     results: list[Components] = []
     for column in SPREAD_OF:

@@ -128,7 +128,7 @@ class RisingCheck(FindingCheck):
 
 
 class ConstantCheck(FindingCheck):
-    """The column is constant over three or more values of `over`: its ratio to the smallest's is within limits."""
+    """The column is constant over three or more values of `over`: within limits, relative to the smallest `over`."""
 
     kind: Literal["constant"]
     column: str
@@ -301,6 +301,6 @@ def _line_text(where: Where, over: str, ends: Sequence[float] = ()) -> str:
 
 
 def _limits(at_least: float | None, at_most: float | None, unit: str = "x") -> str:
-    """Return a check's limits as text: the study's, or those set here if the study gives none."""
+    """Return a check's limits as text: the study's limits, or limits set here if the study gives none."""
     limits: list[tuple[str, Any]] = [("at least", at_least), ("at most", at_most)]
     return f"judged by: {' and '.join(f'{word} {limit:.4g}{unit}' for word, limit in limits if limit is not None)}"

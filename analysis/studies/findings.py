@@ -1,4 +1,4 @@
-"""Judges a study's findings on a run, and puts the study's table next to the run's."""
+"""Judges a study's findings on a run, and puts the study's table next to the run's table."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -93,7 +93,7 @@ class Beside(NamedTuple):
 
 
 def beside(results: RunResults) -> list[Beside]:
-    """Return the study's values, each with the run's value."""
+    """Return the study's values, each next to the run's value."""
     study = study_of(results.run.name)
     table = study.tables.get(results.run.name) if study else None
     return list(published_rows(table, run_points(results))) if table else []

@@ -77,7 +77,7 @@ def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str
 
 
 def _destination(results: RunResults, project: str | None, entity: str | None) -> dict[str, Any]:
-    """Return the project and entity given on the command line, else those to which the run was tracked."""
+    """Return the project and entity given on the command line, else the project and entity of the tracked run."""
     file = results.run.paths.tracking / "destination.json"
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {

@@ -165,7 +165,7 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summarised(percentiles: Sequence[float]) -> list[str]:
-    """Return the columns for a run's summary: those that usually decide; trials.parquet has all."""
+    """Return the columns for a run's summary: columns that usually decide; trials.parquet has all."""
     latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in percentiles]
     return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *OTHER_FIGURES]))[:MOST_KEYS]
 

@@ -125,7 +125,7 @@ def bytes_left_out(log: str) -> int:
 
 
 def cut_log(log: str) -> None:
-    """Keep the head and the tail of a log twice as large as both, with a note about the bytes removed."""
+    """Cut the middle out of a log that is twice as large as its kept head and tail, and note the bytes removed."""
     with contextlib.suppress(OSError):
         if (size := os.path.getsize(log)) < 2 * (LOG_HEAD + LOG_TAIL):
             return

@@ -53,7 +53,7 @@ def cuda_release(compiler: str) -> str | None:
 
 
 def _toolkit(compiler: Path) -> Path:
-    """Return the user's CUDA toolkit if its release is that of the environment's compiler, else the environment's."""
+    """Return the user's CUDA toolkit if its release is the environment compiler's, else the environment's toolkit."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
             release = cuda_release(str(Path(home) / "bin" / "nvcc"))

@@ -82,7 +82,7 @@ def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> E
 
 
 def for_nodes(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
-    """Return the environment with the nodes' architecture and Python, if they differ from this machine's."""
+    """Return the environment with the nodes' architecture and Python, if this machine has others."""
     if host is None or host.platform != "linux":
         return spec
     stated = {"machine": host.machine, "python_version": None if spec.image or spec.python_version else host.python}
@@ -290,7 +290,7 @@ def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progres
 
 
 def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -> None:
-    """Install exactly these distributions: first the prebuilt, then those compiled against the prebuilt."""
+    """Install exactly these distributions: first prebuilt distributions, then distributions compiled against them."""
     late = [pin for pin in pins if pin.partition("==")[0] in spec.compiled]
     first = [pin for pin in pins if pin not in late]
     lock, at = folder / "requirements.txt", ("--python", str(folder), "--compile-bytecode")

@@ -37,7 +37,7 @@ def node_target(spec: EnvironmentSpec) -> str:
 
 
 def python_version(spec: EnvironmentSpec) -> str:
-    """Return an environment's Python version, e.g. "3.12": its setting, else the nodes', else the orchestrator's."""
+    """Return an environment's Python version, e.g. "3.12": from its setting, the nodes or the orchestrator."""
     return spec.python_version or ".".join(map(str, sys.version_info[:2]))
 
 

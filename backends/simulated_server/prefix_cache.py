@@ -1,11 +1,11 @@
-"""The simulated engine's prefix cache: whole blocks of prompts, of which the least recently used are dropped."""
+"""The simulated engine's prefix cache: whole blocks of prompts; the least recently used blocks are dropped."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 
 class PrefixCache:
-    """Blocks of `block` tokens, each known by its own tokens and all before it, as vLLM keeps them."""
+    """Blocks of `block` tokens, each identified by its own tokens and all tokens before it, as in vLLM."""
 
     def __init__(self, block: int, tokens: int) -> None:
         self._block, self._most = block, tokens // block
@@ -28,5 +28,5 @@ class PrefixCache:
         return cached
 
     def clear(self) -> None:
-        """Forget every block; the counters go on."""
+        """Forget every block, but keep the counters."""
         self._blocks.clear()

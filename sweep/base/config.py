@@ -184,7 +184,7 @@ class Cluster(Strict):
         if self.address is not None and self.kind != "ray":
             raise ValueError(f"address={self.address} has no effect with cluster={self.name}; needs cluster=ray")
         if self.replay is not None and self.simulate is None:
-            raise ValueError(f"replay={self.replay}: expected the nodes as well: simulate={{nodes: 1, gpus: 8}}")
+            raise ValueError(f"replay={self.replay}: expected the nodes as well, e.g. simulate={{nodes: 1, gpus: 8}}")
         return self
 
 
@@ -440,7 +440,7 @@ def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Con
 
 
 def _refuse_odd_numbers(typed: Any, built: Any, key: str, largest: float) -> None:
-    """Reject what pydantic accepts as a number but should not: `true`, inf, nan and absurdly large numbers."""
+    """Reject values that pydantic wrongly accepts as numbers: `true`, inf, nan and absurdly large numbers."""
     if isinstance(built, int | float) and not isinstance(built, bool):
         if isinstance(typed, bool):
             raise ConfigError(f"{key}={typed}: input should be a number")

@@ -110,7 +110,7 @@ class Outage(Failed, ValueError):
 def exit_of(error: BaseException) -> Exit:
     """Return the exit that an error describes: from its `exit`, errno, HTTP status, or a library's message.
 
-    Messages of this project are not interpreted: their exit is that of the cause, or else the raising function.
+    Messages of this project are not interpreted: their exit is the exit of their cause, or else the raising function.
     """
     if exit := getattr(error, "exit", None):
         assert isinstance(exit, Exit)

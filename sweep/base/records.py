@@ -147,7 +147,7 @@ class SessionPlaces(NamedTuple):
 
     @staticmethod
     def of(requests: Sequence[Request]) -> SessionPlaces:
-        """Return where each request stands. Raises ValueError if one precedes the turn that it follows."""
+        """Return each request's place in its session. Raises ValueError if a request precedes its parent turn."""
         session, turn, turns = array("i"), array("i"), array("i")
         for index, request in enumerate(requests):
             if request.parent >= index:
@@ -161,7 +161,7 @@ class SessionPlaces(NamedTuple):
 
 
 def most_at_once(requests: Sequence[Request]) -> int:
-    """Return the most turns that any session can have in flight: those that no other turn follows."""
+    """Return the most turns that any session can have in flight: the turns that no other turn follows."""
     parents = {request.parent for request in requests}
     if parents <= {UNKNOWN}:
         return 1
@@ -211,7 +211,7 @@ class Record:
     token_source: TokenSource | None = None  # who counted the tokens: the server, or the client's tokenizer (`text`)
     asked_input_tokens: int = UNKNOWN  # tokens of the prompt, as the model's tokenizer counts them
     asked_output_tokens: int = UNKNOWN  # requested tokens of the answer (max_tokens)
-    streamed_tokens: int = UNKNOWN  # tokens of the answer received in its chunks; equals `output_tokens` by default
+    streamed_tokens: int = UNKNOWN  # answer tokens received in chunks; equals `output_tokens` by default
     hidden_tokens: int = 0  # tokens of the answer that were counted but never sent: reasoning
     recounted_tokens: int = UNKNOWN  # tokens of the answer, if recounted by the model's tokenizer
     first_answer: float | None = None  # when the first chunk after visible reasoning arrived, since `sent`
@@ -359,11 +359,11 @@ def tls_remedy(error: object) -> str:
 
 
 class TunnelRefused(ConnectionError):
-    """A proxy answered a request for a tunnel with a status 4xx, such as that of a wrong password."""
+    """A proxy answered a request for a tunnel with a status 4xx, e.g. because of a wrong password."""
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy, and the header in which it expects its key: a whole line, or empty."""
+    """An HTTP proxy, and the header line with its key; empty if it needs no key."""
 
     url: str
     address: tuple[str, int]
@@ -385,7 +385,7 @@ class Proxy(NamedTuple):
 def proxy_of(url: str, use: ProxyUse) -> Proxy | None:
     """Return the environment's proxy for an endpoint; None for loopback, for hosts in NO_PROXY, or if `use` is none.
 
-    Raises ValueError if the address is not that of an HTTP proxy.
+    Raises ValueError if the address does not name an HTTP proxy.
     """
     endpoint = urlsplit(url)
     if use == "none" or is_loopback(endpoint.hostname or ""):
@@ -451,7 +451,7 @@ async def open_tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, requ
         answer += data
     status = answer.partition(b"\r\n")[0].decode("latin-1")
     if refused := re.match(r"HTTP/1\.\d (4\d\d)\b", status):
-        raise TunnelRefused(f"status: {refused[1]} of the proxy, which opened no tunnel")
+        raise TunnelRefused(f"status: {refused[1]} from the proxy, which opened no tunnel")
     if not re.match(r"HTTP/1\.\d 2\d\d\b", status):
         raise ConnectionError(f"the proxy opened no tunnel: {status[:100]!r}")
 

@@ -279,7 +279,7 @@ def capacity(arguments: list[str]) -> int:
 
     sweep capacity http://127.0.0.1:8000 --slo ttft=500ms,tpot.p95=50ms workload.input_tokens=2000
 
-    A bound without a percentile applies to p90. load=closed searches the most users of a closed loop instead of
+    A bound without a percentile applies to p90. load=closed searches for the most users of a closed loop instead of
     a rate. Each probe is a trial in a results folder; the same command continues where it stopped. KEY=VALUE is
     any key of sweep run. Ctrl-C prints the interval so far.
     """
@@ -306,7 +306,7 @@ def capacity(arguments: list[str]) -> int:
 
 
 def ladder(arguments: list[str]) -> int:
-    """Measure the way from one command line of an engine to another: what each differing flag brings.
+    """Measure how much each flag contributes that differs between two command lines of an engine.
 
     sweep ladder --from "vllm serve org/model" --to "vllm serve org/model --max-num-seqs 64 --enforce-eager"
 
@@ -526,7 +526,7 @@ def selfcheck(arguments: list[str]) -> int:
     at this load.
     """
     parser = Parser(selfcheck)
-    count, numbers = Annotated[int, Field(ge=1)], "whole numbers from 1"
+    count, numbers = Annotated[int, Field(ge=1)], "whole numbers of at least 1"
     seconds = _checked(Annotated[float, Field(ge=0, allow_inf_nan=False)], "seconds from 0")
     processes = _checked(count | Literal["auto"], f"{numbers}, or auto")
     most = _checked(count, numbers)

@@ -318,7 +318,7 @@ def _drive(
             return result
 
     def measure(probes: Plan, trial_id: str) -> RunResult:
-        """Run one probe: an earlier one has counted, even if a failed trial would be pending."""
+        """Run only this probe: earlier probes are not repeated, even if their failed trials would be pending."""
         write_plan(paths, probes.entries(command))
         due = find_pending(probes, ledger, history, nodes, drivers_of(nodes))
         pairs = [(launch, trial) for launch in due.launches for trial in launch.trials]

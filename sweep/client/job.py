@@ -55,9 +55,9 @@ class PackedRow(NamedTuple):
 
 @dataclass
 class Job:
-    """The calls of one trial, numbered: the warm-up's, then the measured ones. `open` reads one process's part.
+    """The calls of one trial, numbered: warm-up calls, then measured calls. `open` reads one process's part.
 
-    A call that follows another's answer is a turn of the same session; every other call begins a session.
+    A call that follows the answer to another call is a turn of the same session; every other call begins a session.
     """
 
     target: wire.Target

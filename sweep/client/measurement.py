@@ -175,7 +175,7 @@ def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequ
     folder.mkdir(parents=True, exist_ok=True)
     size = (job.mode.batch() or 1) if job.target.batch_form == "list" else 1
     if size > 1 and any(request.parent != UNKNOWN for request in requests):
-        raise ValueError("a batch in one call cannot have turns that follow each other")
+        raise ValueError("a batch in one call cannot have turns that wait for each other")
     with (folder / "requests").open("wb") as file:
         for phase in (warmup, requests):
             for begin in range(0, len(phase), size):
@@ -458,7 +458,7 @@ def _record(
 
 
 def _turn(phases: list[list[Request]], places: list[SessionPlaces], number: int, warmup: int) -> dict[str, Any]:
-    """Return a record's fields about its session, for the request of this number among both phases."""
+    """Return a record's session fields for a request, numbered over both phases."""
     measured = number >= warmup
     place, index = places[measured], number - warmup * measured
     request, session = phases[measured][index], place.session[index]

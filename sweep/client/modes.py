@@ -84,7 +84,7 @@ class Mode:
         return self
 
     def branching(self, branches: int) -> Self:
-        """Return the mode for sessions that have so many turns in flight at once."""
+        """Return the mode for sessions with up to this many turns in flight at once."""
         return self
 
     def after_warm_up(self, request_duration: float) -> Self:

@@ -21,7 +21,7 @@ def process_count(
     if processes == "auto":
         return min(_busy_processes(mode, requests), len(cpus or os.sched_getaffinity(0)))
     if processes < 1:
-        raise ValueError(f"client.processes={processes}: expected 'auto' or a whole number from 1")
+        raise ValueError(f"client.processes={processes}: expected 'auto' or a whole number of at least 1")
     return min(processes, streams)
 
 

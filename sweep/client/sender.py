@@ -207,7 +207,7 @@ class Sender:
         self._settle()
 
     def _follow(self, index: int, number: int, instant: int, now: int) -> bool:
-        """Send a turn at this instant; return whether that is before sending stops."""
+        """Send a turn at this instant, or put it on the timeline; return False if sending stops before."""
         if instant >= self._deadline:
             return False
         if instant <= now:
@@ -218,7 +218,7 @@ class Sender:
         return True
 
     def _skip(self, dispatch: Dispatch) -> None:
-        """Record the turns that would have followed a failed one: none of them can be what was recorded."""
+        """Record the turns after a failed turn as never sent: they could not repeat the recording."""
         failed = [dispatch.number] if self.stopped is None else []
         while failed:
             for number, _ in self.job.followers.get(failed.pop(), ()):

@@ -206,7 +206,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
 
 
 def _messages(target: Target, request: Request) -> list[dict[str, str]]:
-    """Return a prompt as messages with roles; a text is one message of a user."""
+    """Return a prompt as messages with roles; a text becomes one user message."""
     if isinstance(request.prompt, str):
         return [{"role": "user", "content": request.prompt}]
     messages = [part._asdict() for part in request.prompt if isinstance(part, Message)]

@@ -408,7 +408,7 @@ class RayExecutor:
             self.cleanups.append(task.remote(marker))
 
     def has_nodes_besides(self, node_ids: set[str]) -> bool:
-        """Return whether there is a node besides these, including nodes in backoff."""
+        """Return whether the cluster has further nodes, including nodes in backoff."""
         return bool({node.node_id for node in self.nodes} - node_ids - self.full)
 
     @_halting()

@@ -64,7 +64,7 @@ class MeasuredTable:
 
 
 def _rows_of_csv(path: Path) -> list[dict[str, Any]]:
-    """Return a CSV's rows; without a throughput, those of users whose requests mostly decode, which shows it."""
+    """Return a CSV's rows. Without a throughput it is computed, for closed loops whose requests mostly decode."""
     rows, types = list[dict[str, Any]](), trial_schema()
     with path.open(newline="") as file:
         for texts in csv.DictReader(file):
@@ -123,7 +123,7 @@ def _comparable(setting: Any) -> Any:
 
 
 class ReplayExecutor(InlineExecutor):
-    """Answers launches from a table, as long as they took, on simulated nodes."""
+    """Answers launches from a table of measured rows, with their measured durations, on simulated nodes."""
 
     def __init__(self, table: MeasuredTable, nodes: Sequence[Node]) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class ReplayExecutor(InlineExecutor):
     def _row(
         self, work: Work, trial: Trial, measured: Mapping[str, Any], launch: str, begin: float, end: float
     ) -> dict[str, Any]:
-        """Return the table's row as this plan's trial, and copy its requests if the table is beside them."""
+        """Return the table's row as this plan's trial, and copy its requests if they are next to the table."""
         times = {"started_at": self._time(begin), "ended_at": self._time(end)}
         if not measured:
             reason = f"not measured: {self.table.path.name} has no row of this point and replicate"

@@ -25,7 +25,7 @@ class Identity:
 
     trial_id: str  # hash of everything that could change its result
     deployment_id: str  # id of the deployment: engine, model and settings, launched as one
-    attempt: str  # number of the launch that measured it, and the name of its folder under the deployment's
+    attempt: str  # number of the launch that measured it, and the name of its folder under the deployment's folder
     experiment: str  # name of the experiment that the trial was measured for
     label: str  # settings that distinguish it from the other trials of its plan
     backend: str  # name of the engine's adapter
@@ -58,7 +58,7 @@ class EngineFacts:
     launch: str | None  # id of the launch: replicates of one launch are not independent
     engine_version: str | None  # version that the engine reports
     dtype: str | None  # number format that the engine computes in
-    coarser_format: str | None  # weights' or KV cache's format if coarser than the model's; null: equal, or unknown
+    coarser_format: str | None  # format of weights or KV cache, if coarser than the model's; null: equal, or unknown
     agreement_reference: str | None  # reference for the greedy tokens, or why there was no comparison
     quality_reference: str | None  # reference for the log-probabilities, or why there was no comparison
     versions: str  # versions of this program and of the packages in the engine's environment, JSON

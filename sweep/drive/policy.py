@@ -6,11 +6,11 @@ RULES defines what follows from an outcome; an Exit decides whose fault a failur
 | exit | a failed launch or trial | while a node is prepared |
 |---|---|---|
 | SIGKILL, SIGTERM; its supervisor was killed | surroundings: never final, not counted as a repetition | – |
-| likewise, but its log names its own watchdog (Blame.ITSELF) | engine: final once repeated | – |
-| a signal of ENGINE_SIGNALS | engine: final once repeated | – |
+| likewise, but its log names its own watchdog (Blame.ITSELF) | engine: final if it repeats | – |
+| a signal of ENGINE_SIGNALS | engine: final if it repeats | – |
 | words of a broken node (Blame.NODE) | surroundings: the node is quarantined, not used again | an answer |
 | words of something that the user can fix (Blame.USER) | engine, never final | an answer, never final |
-| an exit status, words without an outage | engine: final once repeated | an answer: its trials fail at once |
+| an exit status, words without an outage | engine: final if it repeats | an answer: its trials fail at once |
 | words of a tool that its table lists as an outage | surroundings | waited for, up to `patience` |
 | an OSError number of OUTAGE_ERRORS; HTTP 408, 429, 5xx | surroundings | waited for |
 | a full disk | – | waited for in a build; else no more launches on that node |
@@ -211,7 +211,7 @@ def attempts_before(before: Cells | None) -> dict[str, Any]:
 
 
 def stored_exit(row: Cells) -> Exit | None:
-    """Return how a row's trial ended, if that was stored: of failures alone."""
+    """Return how a row's trial ended, which is stored only for failures; else None."""
     return Exit.restored(row["exit"]) if row.get("exit") else None
 
 

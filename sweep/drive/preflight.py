@@ -97,7 +97,7 @@ def assume_machine(settings: Settings) -> Settings:
 
 
 def find_nodes(settings: Settings) -> list[Node]:
-    """Return the nodes for deployments: this machine, the cluster's nodes with its autoscaler's, or simulated nodes."""
+    """Return the nodes for deployments: this machine, the cluster's nodes (autoscaler included), or simulated nodes."""
     hardware, simulated = settings.hardware, settings.cluster.simulate
     if simulated is not None:
         accelerators = tuple(name for name in (simulated.accelerator or hardware.accelerator,) if name)

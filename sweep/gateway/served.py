@@ -1,4 +1,4 @@
-"""Agreement of the cache's answers with the engine's: it sends both prompts again, one after the other."""
+"""Agreement of the cache's answers with the engine's answers: it sends both prompts again, one after the other."""
 
 import json
 import os

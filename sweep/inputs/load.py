@@ -114,10 +114,10 @@ class Batch(Load):
         return f"batches of {self.batch_size}"
 
     def check_pairing(self, workload: Any) -> None:
-        """Raise ConfigError for sessions: a batch has no turn that waits for another."""
+        """Raise ConfigError for sessions, since the requests of a batch cannot wait for each other."""
         if len(workload.starts(workload.num_requests)) < workload.num_requests:
             problem = "its sessions have turns that follow each other"
-            raise ConfigError(f"workload={workload.name}: {problem}; expected load=closed, or another load but batch")
+            raise ConfigError(f"workload={workload.name}: {problem}; expected load=closed, or any load except batch")
 
     def mode(self, count: int, seed: int, starts: Sequence[int] | None = None) -> Mode:
         return Lockstep(self.batch_size, duration=self.duration)
@@ -291,7 +291,7 @@ class Trace(_ArrivalProcess):
             raise ConfigError(f"load.unit={self.unit}: the gaps in {self.path} are in {unit}; expected {unit}")
         problem = f"lengths and times in {self.path} belong together"
         if order != "file":
-            raise ConfigError(f"workload.order={order}: {problem}; expected file with this load")
+            raise ConfigError(f"workload.order={order}: {problem}; expected workload.order=file with this load")
         if skip != (ours := self.skip_unsendable):
             raise ConfigError(f"load.skip_unsendable={ours}: {problem}; expected {skip}, like workload.skip_unsendable")
 
@@ -326,7 +326,7 @@ class Trace(_ArrivalProcess):
         return faults_of(rows, lengths) if lengths else {}
 
     def _times(self) -> Floats:
-        """Return the arrivals in s since the first one. Shape (arrivals,)."""
+        """Return the arrivals in s since the first arrival. Shape (arrivals,)."""
         column, unit, cells = self._cells()
         instants = list(self._instants(column, unit, cells))
         if not instants:

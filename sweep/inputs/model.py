@@ -320,7 +320,7 @@ class ServedModel(Model):
         return None
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        raise ValueError(f"model={self.name}: only a name; to launch an engine, choose a model in conf/model")
+        raise ValueError(f"model={self.name}: only an endpoint's name; to launch an engine, choose one in conf/model")
 
 
 @lru_cache  # many deployments of a plan share a model

@@ -277,7 +277,7 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
     cell = row.get("output_tokens")
     if length is None and cell not in (None, "") and cell == cell:  # a table has NaN in an empty cell
         if (tokens := whole_number(cell)) is None:
-            raise Unusable(f"output_tokens={shortened(repr(cell))}; expected a whole number from 1")
+            raise Unusable(f"output_tokens={shortened(repr(cell))}; expected a whole number of at least 1")
     elif length is None and not answer:
         raise Unusable("no output_tokens and no answer; set workload.output_tokens", is_conversation)
     for part, content in (("prompt", text), ("answer", answer)):
@@ -322,7 +322,7 @@ def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
 
 
 def speaker_of(turn: Any) -> str:
-    """Return who speaks in a turn. Raises Unusable for none of those that are known."""
+    """Return the speaker of a turn. Raises Unusable for an unknown speaker."""
     if not isinstance(turn, Mapping):
         raise Unusable("a turn is not a mapping; expected {role, content} or {from, value}", of_conversation=True)
     speaker = str(turn.get("role") or turn.get("from") or "").strip().lower()

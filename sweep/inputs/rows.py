@@ -56,9 +56,9 @@ def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
 
 
 def parse_time(cell: Any) -> tuple[Decimal, bool]:
-    """Return a cell's time, exact since a float cannot hold a date with ns, and whether it is a date in ISO 8601.
+    """Return a cell's exact time (a float cannot hold a date with ns), and whether it is an ISO 8601 date.
 
-    A date becomes s since 1970; the unit of a number is its column's. Raises ValueError.
+    A date becomes s since 1970; a number has the unit of its column. Raises ValueError.
     """
     text = str(cell).strip()
     with suppress(InvalidOperation):
@@ -70,7 +70,7 @@ def parse_time(cell: Any) -> tuple[Decimal, bool]:
 
 
 def seconds_of(cell: Any, unit: str) -> Decimal:
-    """Return a cell's time in s; `unit` is that of a number. Raises ValueError."""
+    """Return a cell's time in s; `unit` is the unit of numbers. Raises ValueError."""
     number, is_date = parse_time(cell)
     if not number.is_finite():
         raise ValueError(f"{cell} is not finite")
@@ -99,7 +99,7 @@ def faults_of(rows: Sequence[FileRow], columns: TraceColumns) -> dict[int, str]:
     for number, row in enumerate(rows, 1):
         for column in (columns.input_tokens, columns.output_tokens):
             if number not in faults and whole_number(row.get(column)) is None:
-                faults[number] = f"{column}={shortened(repr(row.get(column)))}; expected a whole number from 1"
+                faults[number] = f"{column}={shortened(repr(row.get(column)))}; expected a whole number of at least 1"
         if timed and is_missing(time := row.get(columns.time)):
             faults.setdefault(number, f"{columns.time}={time!r}; expected a time")
     return faults
@@ -149,7 +149,7 @@ def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
 def read_rows(
     path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False
 ) -> list[FileRow]:
-    """Return the rows of a file, or only the `first` ones; with `any_ending`, unknown file types are read as text."""
+    """Return the rows of a file, or only the `first` rows; with `any_ending`, unknown file types are read as text."""
     if path.suffix.lower() not in READERS and not any_ending:
         problem = f"the ending {path.suffix} is unknown" if path.suffix else "a name without an ending"
         raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")

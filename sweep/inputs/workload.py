@@ -100,7 +100,7 @@ class Workload(Strict):
 
     @property
     def replays(self) -> bool:
-        """Return whether its prompts share what recorded prompts shared, within a session or between sessions."""
+        """Return whether its prompts share the prefixes of recorded prompts, within a session or between sessions."""
         return False
 
     @property

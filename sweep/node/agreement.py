@@ -1,6 +1,6 @@
 """Compares an engine's answers with answers of transformers at launch: its greedy tokens and its log-probabilities.
 
-agreement: the share of positions at which the engine's greedy token equals the reference's, each after the same
+agreement: the share of positions at which the engine's greedy token equals the reference token, each after the same
 reference tokens (`answers.Comparison`). quality: exp of the mean log-probability per token of bundled text under the
 engine, divided by the reference's. The reference is computed in float32, or in the model's dtype if float32 does not
 fit. This happens once per model and node, before an engine uses the memory. The engine's answers are compared once per

@@ -20,7 +20,7 @@ Reply = list[int] | str  # token ids if the engine returns them, else text
 
 @dataclass
 class Comparison:
-    """The comparison of one prompt's continuation with the reference's, position by position.
+    """The comparison of one prompt's continuation with the reference, position by position.
 
     At every position the engine continues the reference's tokens: after a difference it is queried again from that
     position. So it decodes with its cache, as in a measurement, and one difference does not affect all later positions.

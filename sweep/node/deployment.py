@@ -286,7 +286,7 @@ def _wait_for_gpu_memory(node: PreparedNode, emit: Emit) -> None:
 def _first_facts(
     work: Work, node: PreparedNode, engines: Sequence[server.Engine], expected: agreement.Reference | str, emit: Emit
 ) -> dict[str, Any]:
-    """Return facts about the engine and its answers; for replicas, the first engine's, with the latest cold start."""
+    """Return facts about the engine and its answers; for replicas, of the first engine, with the latest cold start."""
     first = [measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout) for engine in engines]
     replicas: dict[str, Any] = {}
     if len(engines) > 1:
@@ -360,7 +360,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
 
 
 def _weights(work: Work, environment: environments.Environment, progress: Progress) -> Path:
-    """Return the folder that the engine loads: the model's, or a conversion of it.
+    """Return the folder that the engine loads: the model, or a conversion of it.
 
     Conversions for an image use this project's interpreter, since the image's cannot run on this machine.
     """

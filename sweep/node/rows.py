@@ -82,7 +82,7 @@ def unmeasured_row(
 def replayed_row(
     work: Work, trial: Trial, measured: Mapping[str, Any], table: str, own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a measured row as this trial's, with columns of its `own` and the digest of the table it is from."""
+    """Return a table's row as this trial's row, with the trial's `own` columns and the table's digest."""
     planned = asdict(identity(work, trial))
     facts = json.loads(measured.get("engine_facts") or "{}") | {"replayed": table}
     row = {"outcome": Outcome.OK.value, "client_stamp_source": "table", **planned}

@@ -142,7 +142,7 @@ def _invalid(reason: str, exit: Exit) -> Verdict:
 
 
 def other_length(records: Records, most: float) -> str | None:
-    """Return how answers' lengths differ from those requested with ignore_eos, with the remedy; None if they agree.
+    """Return how answers' lengths differ from the requested (ignore_eos), with the remedy; None if they agree.
 
     `most` is the maximum share of answers that may differ by more than the tolerance.
     """
@@ -161,7 +161,7 @@ def other_length(records: Records, most: float) -> str | None:
 
 
 def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
-    """Return how token totals differ from those requested with ignore_eos, with the remedy; None if they agree."""
+    """Return how token totals differ from the totals requested with ignore_eos, with the remedy; None if they agree."""
     if not asked_tokens or abs(tokens / asked_tokens - 1) <= LENGTH_TOLERANCE:
         return None
     means = f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f}"

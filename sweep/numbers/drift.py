@@ -26,7 +26,7 @@ CHANGE_POINTS = range(3, 8)  # tenths after which the latency of a whole trial m
 
 
 def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
-    """Return the p50 or p90 of e2el in the second half, divided by the first half's; None if there is no drift."""
+    """Return the p50 or p90 of e2el in the second half, divided by its value in the first half; None without drift."""
     latencies = _latencies(records, sent_within(records, mask, window))
     if latencies.size < TENTHS * FEWEST_IN_A_TENTH:
         return None
@@ -42,7 +42,7 @@ def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
 
 
 def drift_over(records: Records, mask: Mask) -> float | None:
-    """Return the p50 or p90 of e2el after the largest change, divided by that before; None if there is no drift."""
+    """Return the p50 or p90 of e2el after the largest change, divided by its value before; None without drift."""
     sent = as_floats(records.sent)
     if np.isnan(as_floats(records.scheduled)[mask]).all():  # the users' first requests were sent at once
         mask = mask & (sent > np.nanmin((sent + e2el(records))[mask], initial=np.inf))

@@ -19,7 +19,7 @@ WRAPS = np.uint32(1 << 31)  # µs above which a difference may be a negative one
 def count_gaps(stamps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> Counts:
     """Count the gaps between neighbouring stamps of each request, in µs; decreasing stamps give 0.
 
-    `offsets` holds the start of each request's stamps, and the end of the last request's.
+    `offsets` holds the start of each request's stamps, and the end of the last request's stamps.
     """
     counts = np.zeros(GAP_BINS, np.int64)
     wide = bool(stamps.size) and bool(stamps.max() >= WRAPS)

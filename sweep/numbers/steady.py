@@ -15,7 +15,7 @@ The window
   * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
     initial transient", Operations Research 31, 1983).
 Two series are examined: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
-there is one, the tokens per second of each batch, and no drain. `quantities.steady` defines its quantities.
+there is one series, the tokens per second of each batch, and no drain. `quantities.steady` defines its quantities.
 """
 
 import numpy as np

@@ -187,21 +187,21 @@ def low_agreement(agreement: float, coarser_format: str | None = None) -> Eviden
 
 @_warning(lowest_is_worst=True)
 def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Evidence | None:
-    """Fewer than 90% of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
+    """Under 90% of the greedy tokens agree with the reference, in a format declared coarser than the model's format."""
     message = f"agreement with the reference is {agreement:.0%} in {coarser_format}"
     return Evidence(agreement, message) if agreement < LOW_AGREEMENT else None
 
 
 @_info(lowest_is_worst=True)
 def inexact_agreement(agreement: float) -> Evidence | None:
-    """Some greedy tokens, at most 10%, differ from the reference's."""
+    """Some greedy tokens, at most 10%, differ from the reference's tokens."""
     inexact = LOW_AGREEMENT <= agreement < 1
     return Evidence(agreement, f"agreement with the reference is {agreement:.1%}") if inexact else None
 
 
 @_warning(("quality",), lowest_is_worst=True)
 def low_quality(quality: float, quality_high: float) -> Evidence | None:
-    """The engine's likelihood per token of bundled text is below 98% of the reference's, by more than its interval."""
+    """The likelihood per token of bundled text is below 98% of the reference likelihood, by more than its interval."""
     return Evidence(quality, f"quality is {quality:.1%} of the reference's") if quality_high < LOW_QUALITY else None
 
 
@@ -237,7 +237,7 @@ def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | No
 @_severe((*TTFT_COLUMNS, *E2EL, "goodput", "goodput_share"))
 def growing_queue(queue_growth: float) -> Evidence | None:
     """The requests in flight and e2el grow over the whole trial of an open loop: the load is above capacity."""
-    message = f"the queue grew until the last request (score {queue_growth:.1f}; {GROWING:g} is a growing queue)"
+    message = f"the queue grew until the last request (score {queue_growth:.1f}; the limit is {GROWING:g})"
     return Evidence(queue_growth, message) if queue_growth >= GROWING else None
 
 
@@ -274,17 +274,17 @@ def cached_input(cached_share: float, recorded_prefix_hit_rate: float | None = N
 
 @_severe()
 def other_prefixes(replay_hit_error: float) -> Evidence | None:
-    """The prompts of a replay share other prefixes than the recorded ones, by more than half a point of the input."""
+    """A replay's prompts share different prefixes than the recorded prompts, for more than 0.5% of the input."""
     share = replay_hit_error
-    message = f"{share:.1%} of the input shares other prefixes than the recorded prompts"
+    message = f"{share:.1%} of the input differs from the recorded prompts in its shared prefixes"
     return Evidence(share, message) if share > REPLAY else None
 
 
 @_warning()
 def unrecorded_hits(cache_hit_difference: float) -> Evidence | None:
-    """The engine's cache answered more of a replay than an infinite cache can: it had seen prompts before."""
+    """The engine's cache supplied more of a replay's input than an infinite cache could: it had seen prompts before."""
     share = cache_hit_difference
-    message = f"the engine's cache answered {share:.1%} of the input more than an infinite one has of these prompts"
+    message = f"the engine's cache supplied {share:.1%} more of the input than an infinite cache could"
     return Evidence(share, message) if share > REPLAY else None
 
 
@@ -297,14 +297,14 @@ def other_recorded_lengths(replay_exact_lengths: float) -> Evidence | None:
 
 @_severe(lowest_is_worst=True)
 def other_turns(replay_exact_turns: float) -> Evidence | None:
-    """Turns of a replay differ from the recorded ones: in the blocks of their prompts, their parents or their gaps."""
+    """Turns of a replay differ from the recorded turns in the blocks of their prompts, their parents or their gaps."""
     share = 1 - replay_exact_turns
-    return Evidence(replay_exact_turns, f"{share:.1%} of the turns are not the recorded ones") if share else None
+    return Evidence(replay_exact_turns, f"{share:.1%} of the turns differ from the recorded turns") if share else None
 
 
 @_severe()
 def other_schedule(replay_schedule_error: float) -> Evidence | None:
-    """Sessions of a replay were scheduled at other times than recorded."""
+    """Sessions of a replay were scheduled at different times than recorded."""
     error = replay_schedule_error
     message = f"a session was scheduled {error:.3g} s from its recorded time"
     return Evidence(error, message) if error > TIME_ROUNDING else None
@@ -312,7 +312,7 @@ def other_schedule(replay_schedule_error: float) -> Evidence | None:
 
 @_severe(lowest_is_worst=True)
 def early_turns(earliest_turn: float) -> Evidence | None:
-    """A turn was sent before its parent's answer and its gap were over."""
+    """A turn was sent too early: before the end of its parent's answer plus its gap."""
     early = -earliest_turn
     return Evidence(earliest_turn, f"a turn was sent {early * 1e3:.2f} ms early") if early > TIME_ROUNDING else None
 
@@ -321,7 +321,7 @@ def early_turns(earliest_turn: float) -> Evidence | None:
 def cut_sessions(sessions_cut: int, sessions_not_begun: int | None = None) -> Evidence | None:
     """Sessions were cut short or never began, so later turns, with the longest histories, are missing."""
     cut = sessions_cut + (sessions_not_begun or 0)
-    return Evidence(cut, f"{count(cut, 'session')} cut short, or never begun") if cut else None
+    return Evidence(cut, f"{count(cut, 'session')} cut short or never begun") if cut else None
 
 
 @_warning()
@@ -332,11 +332,11 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
 
 @_warning(_PAIRED, columns=(*_PAIRED, *(f"steady_{name}" for name in _PAIRED)))
 def steady_state_differs(*figures: float | None) -> Evidence | None:
-    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10% from the steady state's."""
+    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10% from the steady state."""
     pairs = zip(_PAIRED, figures[: len(_PAIRED)], figures[len(_PAIRED) :], strict=True)
     share, worst = max((off_steady(whole, steady), name) for name, whole, steady in pairs)
     title = f"{_LATENCIES[worst].quantity.label} {_LATENCIES[worst].name}"
-    message = f"{title} over the whole run differs by {share:.0%} from the steady state's"
+    message = f"{title} over the whole run differs by {share:.0%} from the steady state"
     return Evidence(share, message) if share else None
 
 
@@ -416,8 +416,8 @@ def odd_answers(odd_answer_share: float) -> Evidence | None:
 
 @_severe()
 def other_model(other_model_share: float, served_model: str) -> Evidence | None:
-    """Answers name a different model than was requested, or several models."""
-    message = f"{other_model_share:.0%} of the answers name a different model than was requested ({served_model})"
+    """Answers name a different model from the requested model, or several models."""
+    message = f"{other_model_share:.0%} of the answers name a different model from the requested model ({served_model})"
     return Evidence(other_model_share, message) if other_model_share > 0 else None
 
 
@@ -430,7 +430,7 @@ def padded_first_token(first_gap_ratio: float) -> Evidence | None:
 
 @_info(TTFT_COLUMNS)
 def closed_connections(closed_share: float) -> Evidence | None:
-    """Most connections were closed after their answer, so each request had to set one up."""
+    """Most connections were closed after their answer, so each request had to set up a new connection."""
     closed = closed_share > MOSTLY
     return (
         Evidence(closed_share, f"connections were closed after {closed_share:.0%} of the answers") if closed else None
@@ -456,7 +456,7 @@ def unverified_tokens(
 
 @_severe((*STREAMED, *ARRIVALS, "goodput"))
 def buffered_stream(buffered_share: float) -> Evidence | None:
-    """More than 10% of the events arrived together with another event of the answer, or belong to one held back."""
+    """More than 10% of the events arrived together with another event of the answer, or the answer was held back."""
     buffered = buffered_share > BUFFERED
     message = f"{buffered_share:.0%} of the events arrived together with another"
     return Evidence(buffered_share, message) if buffered else None
@@ -486,7 +486,7 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
 
 @_warning(ARRIVALS)
 def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:
-    """Over 5% more tokens than events, and no event reports how many tokens it contains."""
+    """There are over 5% more tokens than events, and no event reports how many tokens it contains."""
     silent = "final usage" in token_source.split(", ") and tokens_per_event > MERGED
     return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens per event") if silent else None
 
@@ -574,7 +574,7 @@ def cpu_thermal_limit(cpu_thermal_limits: int) -> Evidence | None:
 
 @_warning()
 def replayed(engine_facts: str) -> Evidence | None:
-    """The trial was not measured in this run: a table of measured rows answered (cluster.replay)."""
+    """The trial was not measured in this run: its row comes from a table of measured rows (cluster.replay)."""
     return Evidence(1, "replayed from a table, not measured here") if '"replayed": ' in engine_facts else None
 
 

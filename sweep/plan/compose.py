@@ -327,7 +327,7 @@ def _in_sentence(value: Any) -> str:
 def _replace_unreachable(
     group: str, request: _Request, line: CommandLine, options: ConfigPath, obstacle: Obstacle
 ) -> None:
-    """Replace an unfetchable model or data set by the `instead` of its file, unless the user typed it."""
+    """Replace a model or data set that cannot be fetched by its file's `instead`, unless the user typed it."""
     name = request.chosen[group]
     if group in line.typed or group in request.plan.grid or name not in options.choices(group):
         return

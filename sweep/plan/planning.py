@@ -209,7 +209,7 @@ class _Builder:
 
 
 def _check_replay(workload: Workload, deployment: Deployment) -> None:
-    """Raise ConfigError if an engine, or what is before it, cannot replay what recorded prompts shared."""
+    """Raise ConfigError if an engine, or the gateway before it, cannot replay the prefixes of recorded prompts."""
     backend = deployment.backend
     if workload.replays and backend.traits.timed_inside:
         problem = f"a replay needs a client, and {backend.name} is timed inside its own process"

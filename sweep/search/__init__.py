@@ -1,1 +1,1 @@
-"""Searches: proposers that are told measured trials and choose the next; they know neither Ray nor clocks."""
+"""Searches: proposers that get measured trials and choose the next trial; they use neither Ray nor clocks."""

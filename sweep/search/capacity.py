@@ -155,7 +155,7 @@ class Capacity:
 
     @property
     def _full(self) -> float:
-        """Return the length, in s, of a probe for which the risk was calibrated."""
+        """Return the probe length, in s, for which the risk was calibrated."""
         return max(self.question.shortest, self.question.requests / self.throughput)
 
     @property
@@ -271,7 +271,7 @@ class Capacity:
         return False
 
     def _excess(self, probed: ProbeResult) -> float:
-        """Return how far the share of good requests exceeds the tightest bound's, in standard deviations of a request.
+        """Return how far the share of good requests exceeds the tightest bound's share, in standard deviations.
 
         It is negative if a bound is exceeded.
         """
@@ -281,7 +281,7 @@ class Capacity:
         )
 
     def _take_confirmation(self, measured: ProbeResult) -> None:
-        """Lower the claim if a fresh run at it, freed of this run's luck by the twin, does not meet a bound."""
+        """Lower the claim if a fresh run at its rate misses a bound, after the twin has removed this run's luck."""
         twin, long = self.twin.run(measured.run.requests), self._long_run(self.claimed_rate, 5 * LONG_RUN)
         missing = -1.0
         for bound, scale in zip(self.question.bounds, self.scales, strict=True):
@@ -295,7 +295,7 @@ class Capacity:
             self.phase = "done"
 
     def _match(self, j: int, nearby: list[ProbeResult], twins: list[Replay]) -> float | None:
-        """Scale a bound to give the twin the measured share; return its standard error, None if the share is near 1."""
+        """Scale a bound so that the twin has the measured share; return the standard error, None near share 1."""
         bound, self.drift_by_bound[j] = self.question.bounds[j], 0.0
         good = [bound.good(probed.run) for probed in nearby]
         pooled = np.concatenate([getattr(twin, bound.quantity) for twin in twins])
@@ -353,12 +353,12 @@ class Capacity:
         return min(math.exp((low + high) / 2), HIGHEST * self.throughput)
 
     def _missing(self, run: Replay) -> float:
-        """Return the largest deficit of the twin's share of good requests below a bound's; negative if it meets all."""
+        """Return how far the twin's share of good requests is below the tightest bound; negative if it meets all."""
         scaled = zip(self.question.bounds, self.scales, strict=True)
         return max(bound.share - float(np.nanmean(bound.good(run, scale))) for bound, scale in scaled)
 
     def _long_run(self, rate: float, count: int) -> Replay:
-        """Return the twin's run of many fresh requests at this rate, without its empty start."""
+        """Return the twin's run of many fresh requests at this rate, without the start, when the queue is empty."""
         requests = Requests(self.question.arrivals(count, 77) / rate, *self._lengths(count))
         return self.twin.run(requests).section(slice(count // 10, None))
 
@@ -420,7 +420,7 @@ def _throughput(run: Replay) -> float:
 
 
 def _most_decoding(run: Replay) -> int:
-    """Return the most requests between their first and last token at once: the deployment's limit, if it was full."""
+    """Return the most requests that were decoding at once: the deployment's limit, if it was full."""
     valid = np.isfinite(run.e2el)
     times = np.concatenate([(run.arrivals + latency)[valid] for latency in (run.ttft, run.e2el)])
     changes = np.repeat([1, -1], int(valid.sum()))[np.argsort(times, kind="stable")]

@@ -10,7 +10,7 @@ Judge = Callable[[list[str]], Mapping[int, str]]
 class Race:
     """The points still in the race. It depends only on the trials that ended, so their rows replay it.
 
-    Block k holds the k-th replicate of each point. A look follows each complete block but the first and the last.
+    Block k holds the k-th replicate of each point. A look follows each complete block except the first and the last.
     """
 
     def __init__(self, points: Sequence[Sequence[str]], judge: Judge) -> None:

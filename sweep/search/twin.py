@@ -65,7 +65,7 @@ class Replay:
         return Requests(self.arrivals, self.inputs, self.outputs, self.users)
 
     def section(self, requests: slice | NDArray[np.bool_]) -> "Replay":
-        """Return the run of some of its requests."""
+        """Return the replay with only some of its requests."""
         return replace(self, **{name: column[requests] for name, column in vars(self).items() if name != "users"})
 
 
@@ -195,7 +195,7 @@ class Twin:
         return run_queue(costs or self.costs, self.limits, requests)
 
     def begin(self, saturated: Replay, light: Replay) -> None:
-        """Take a guess from a saturated run and a lightly loaded one."""
+        """Guess the costs from a saturated run and a lightly loaded run."""
         saturated, light = (run.section(np.isfinite(run.e2el)) for run in (saturated, light))  # requests that succeeded
         crowded, alone = np.nanmedian(saturated.tpot), np.nanquantile(light.tpot, 0.1)
         step = 0.8 * min(alone, crowded)

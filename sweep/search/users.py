@@ -1,6 +1,6 @@
 """A search for the highest number of users of a closed loop: a curve through all probes decides, without a twin.
 
-A closed loop slows down with its deployment, so that probes of one number of users differ little.
+A closed loop slows down with its deployment, so probes with the same number of users differ little.
 """
 
 import math
@@ -66,7 +66,7 @@ class UserCapacity:
         return None
 
     def _rate(self, users: int) -> float:
-        """Return the throughput to expect of these users, in requests/s, from the closest probe and its growth."""
+        """Return the expected throughput of this many users, in requests/s, from the closest probe and its growth."""
         rates = sorted((probed.probe.users, probed.probe.requests / probed.seconds) for probed in self.measured)
         fewer = [pair for pair in rates if pair[0] <= users] or rates[:1]
         slower = next((pair for pair in reversed(fewer) if pair[0] < fewer[-1][0]), (0, 0.0))
@@ -85,7 +85,7 @@ class UserCapacity:
         return self.failing - self.sustained <= max(1, CLOSE * self.sustained)
 
     def _undecided(self) -> Sequence[int]:
-        """Return the numbers of users to probe next, the best first; none if what is left to decide is too close."""
+        """Return the numbers of users to probe next, the best first; empty if the rest is too close to decide."""
         most = max((probed.probe.users for probed in self.measured[1:]), default=1)
         if self.failing > MOST_USERS:
             return sorted({min(4 * most, MOST_USERS), min(2 * most, MOST_USERS)} - {most}, reverse=True)
@@ -156,13 +156,13 @@ class UserCapacity:
 
 
 def margin_of(batches: SharesOfBatches, share: float, users: int) -> float:
-    """Return how far the share of good requests of one number of users exceeds a share; nan if it has none."""
+    """Return how far the share of good requests at one number of users exceeds a share; nan without requests."""
     own = batches.users == users
     return float(np.average(batches.good[own], weights=batches.sizes[own])) - share if own.any() else math.nan
 
 
 def decided_by(batches: SharesOfBatches, share: float, every: Integers) -> Integers:
-    """Return the decisions of `decisions`, or else of a number's own probes; unclear if the two do not agree."""
+    """Return `decisions`, corrected by each number's own probes: these have priority; unclear if they disagree."""
     decided = decisions(batches, every, share)
     for index in np.flatnonzero(np.isin(every, batches.users)):
         own = SharesOfBatches(*(column[batches.users == every[index]] for column in batches))
@@ -177,7 +177,7 @@ def decisions(batches: SharesOfBatches, every: Integers, share: float, level: fl
 
     A logistic curve in the logarithm of the users goes through the batches near each number. The interval's variance is
     the sandwich (White 1982), which has the correlation of requests within batches. The interval is at least as wide as
-    that of independent requests. The risk is `level` on each side.
+    for independent requests. The risk is `level` on each side.
     """
     from scipy import stats  # here, since a run without a search imports this module too
 

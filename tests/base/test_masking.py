@@ -99,7 +99,7 @@ LOGGED = {
         "-----BEGIN RSA " + "PRIVATE KEY-----\nMII\n-----END RSA " + "PRIVATE KEY-----",
         "LS0tLS1CRUdJTi" + "BSU0Eg" + LONG,
     ],
-    "a URL's password, or key as its user": [
+    "a password in a URL, or a key as the URL's user": [
         *(("http://*@proxy:80/", "me:s3cret"), ("https://*@git/x", LONG), ("?key=*&", LONG)),
     ],
     "headers": [

@@ -46,14 +46,18 @@ def test_a_command_is_read_in_sweeps_terms(command: str, backend: str, settings:
     [
         ("vlm serve o/m", "vllm serve o/m", "--from: vlm serve: unknown engine; expected: llama-server,"),
         ("vllm serve o/m", "sglang serve --model-path o/m", "--to: sglang; expected vllm, the engine of --from"),
-        ("vllm serve o/m", "vllm serve o/n", "--to: another model.repo than --from; expected the same"),
+        ("vllm serve o/m", "vllm serve o/n", "--to: model.repo differs from --from; expected the same"),
         ("vllm serve o/m -tp 2", "vllm serve o/m", "--from: -tp: expected the long form of a flag"),
         ("vllm serve", "vllm serve", "--from: expected a model in the command line, or model=NAME"),
         ("vllm serve o/m", "vllm serve o/m --port 1", "--to: expected a command that differs from --from"),
         ("vllm serve o/m --trust-remote-code", "vllm serve o/m", "--from: flags.trust-remote-code: running code"),
         ("vllm serve o/m --api-key abc", "vllm serve o/m", "--from: --api-key: expected no key"),
         ("vllm serve 'o/m", "vllm serve o/m", "--from: No closing quotation"),
-        ("llama-server --model m.gguf", "llama-server", "--from: m.gguf: expected a folder or a repository"),
+        (
+            "llama-server --model m.gguf",
+            "llama-server",
+            "--from: m.gguf: expected a folder, a repository",
+        ),
         ("", "vllm serve o/m", "--from: empty: unknown engine"),
     ],
 )

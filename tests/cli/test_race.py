@@ -99,7 +99,7 @@ def test_the_plan_advises_a_race_of_many_configurations(capsys, tmp_path):
 
 def test_the_plan_says_where_a_race_by_throughput_drops_nothing(capsys, tmp_path):
     command = [*ENGINE, "backend.itl.mean=0.01,0.03", f"out={tmp_path / 'out'}", "dry_run=true", "replicates=3"]
-    advice = "no point is dropped where an open loop determines output_throughput; e.g. race=ttft_p50"
+    advice = "no point is dropped if an open loop sets output_throughput; try a latency: race=ttft_p50"
     for arguments in (["race=true", "load=poisson"], ["race=ttft_p50", "load=poisson"], ["race=true", "load=closed"]):
         assert main([*command, *arguments]) == 0
         assert (advice in capsys.readouterr().out) == (arguments == ["race=true", "load=poisson"])

@@ -14,15 +14,15 @@ def no_measurement(monkeypatch):
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [
-        ("--streams", "-3", "whole numbers from 1"),
-        ("--streams", "0", "whole numbers from 1"),
-        ("--streams", "many", "whole numbers from 1"),
+        ("--streams", "-3", "whole numbers of at least 1"),
+        ("--streams", "0", "whole numbers of at least 1"),
+        ("--streams", "many", "whole numbers of at least 1"),
         ("--itl", "-1", "seconds from 0"),
         ("--itl", "nan", "seconds from 0"),
         ("--itl", "inf", "seconds from 0"),
         ("--itl", "fast", "seconds from 0"),
-        ("--processes", "x", "whole numbers from 1, or auto"),
-        ("--processes", "0", "whole numbers from 1, or auto"),
+        ("--processes", "x", "whole numbers of at least 1, or auto"),
+        ("--processes", "0", "whole numbers of at least 1, or auto"),
     ],
 )
 def test_an_option_out_of_range_is_refused(option, value, allowed, capsys):

@@ -825,7 +825,7 @@ def test_a_connection_that_cannot_be_made_leaves_no_half_open_state(
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "status: 407 of the proxy"),
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "status: 407 from the proxy"),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "connect: the proxy opened no tunnel: 'HTTP/1.1 502"),
         (b"", "connect: the proxy opened no tunnel"),
         (b"x" * (64 << 10), "connect: the proxy opened no tunnel"),

@@ -111,7 +111,7 @@ def test_a_ledger_from_before_there_were_checksums_is_read(tmp_path):
 def test_a_value_of_another_type_is_damage_where_no_checksum_tells(tmp_path, entry):
     (tmp_path / "ledger.jsonl").write_text(json.dumps(entry) + "\n")
     ledger = Ledger(tmp_path / "ledger.jsonl", write=False)
-    assert [problem for _, _, problem in ledger.set_aside] == ["not an entry of this kind of file"]
+    assert [problem for _, _, problem in ledger.set_aside] == ["not an entry that this file may contain"]
     assert not ledger.rows
 
 

@@ -323,7 +323,7 @@ def test_a_served_model_has_only_a_name(tmp_path: Path) -> None:
     assert served.load_tokenizer(tmp_path) is None
     counted = ServedModel(name="x", tokenizer=str(SHIPPED_TOKENIZER)).load_tokenizer(tmp_path)
     assert counted is not None
-    with pytest.raises(ValueError, match=r"^model=somebody/else: only a name"):
+    with pytest.raises(ValueError, match=r"^model=somebody/else: only an endpoint's name"):
         served.prepare(tmp_path, silent)
 
 

@@ -150,8 +150,8 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
             "load=recorded",
             "conversations have no recorded times; expected load=closed",
         ),
-        ([{"messages": CHAT[1:2] * 2 + CHAT[2:]}], "", "two messages of a user in a row"),
-        ([{"messages": CHAT[1:3] + CHAT[:1]}], "", "a system message after the first"),
+        ([{"messages": CHAT[1:2] * 2 + CHAT[2:]}], "", "two user messages in a row"),
+        ([{"messages": CHAT[1:3] + CHAT[:1]}], "", "a system message that is not the first message"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused_in_one_line(

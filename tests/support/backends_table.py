@@ -13,12 +13,12 @@ from sweep.base.config import ROOT
 DOCUMENT = ROOT / "docs" / "backends.md"
 BEGIN, END = "<!-- {}: python -m tests.support.backends_table -->", "<!-- end of {} -->"
 FAULTS = {
-    "engine": "the engine's, final once repeated",
-    "itself": "the engine's, also if it was killed",
-    "user": "the engine's, never final: mend it and run the command again",
-    "node": "the surroundings': another node",
-    "outage": "the surroundings': later",
-    "memory": "none: `oom_load` or `oom_run`",
+    "engine": "the engine; final if it repeats",
+    "itself": "the engine, even if it was killed",
+    "user": "the engine; never final: fix it and run the command again",
+    "node": "the surroundings; retried on another node",
+    "outage": "the surroundings; retried later",
+    "memory": "nobody: the outcome is `oom_load` or `oom_run`",
 }
 NOT_STATED = "–"  # by the backend's class
 HEADINGS = (

@@ -1,1 +1,1 @@
-"""Commands and runs that search: the highest load, a first answer, a race, the way between two command lines."""
+"""Commands and runs that search: the highest load, a first answer, a race, what differs between two command lines."""

@@ -101,7 +101,7 @@ class Search:
             write_whole(self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
 
     def _probe(self, deployment: Deployment, base: Trial, proposer: Capacity | UserCapacity, probe: Probe) -> str:
-        """Measure a probe and tell the proposer; return why no other can follow, if none can."""
+        """Measure a probe and tell the proposer; return why no further probe can follow, or ""."""
         trial = self._planned(base, probe, len(proposer.measured))
         row = self.ledger.valid_row(trial.trial_id)
         for _ in range(PROBE_TRIES):
@@ -141,7 +141,7 @@ class Search:
 
 
 def is_evidence(row: Mapping[str, Any]) -> bool:
-    """Whether a row says how an endpoint bears its load: the trial is OK, or too many but not all requests failed."""
+    """Whether a row shows how an endpoint copes with its load: the trial is OK, or many but not all requests failed."""
     if row["outcome"] != Outcome.INVALID:
         return bool(row["outcome"] == Outcome.OK)
     exit, share = stored_exit(row), (row.get("num_failed") or 0) / (row.get("num_requests") or 1)
@@ -178,7 +178,7 @@ def check_search(plan: Plan) -> str:
     for key in SEARCHED:
         axis = sorted({trial.coordinates[key] for trial in plan.trials if key in trial.coordinates})
         if len(axis) > 1:
-            raise ConfigError(f"{key}={','.join(map(str, axis))}: expected no axis; a capacity search chooses it")
+            raise ConfigError(f"{key}={','.join(map(str, axis))}: expected no axis; a capacity search chooses the load")
     for deployment in plan.deployments:
         if deployment.backend.launches:
             launched = f"backend={deployment.backend.name}: would be launched again for each probe"
@@ -191,7 +191,7 @@ def check_search(plan: Plan) -> str:
 
 
 def interval_text(claim: Claim) -> str:
-    """The interval of a claim, of which an end may be unknown."""
+    """Return a claim's interval as text; one end may be unknown."""
     low, high = ends_of(claim)
     if claim.lower == claim.upper != 0:
         return f"{low} {claim.unit}"

@@ -1,4 +1,4 @@
-"""Two command lines of an engine as one experiment: how much each differing flag brings, and which flags interact."""
+"""Two command lines of an engine as one experiment: what each differing flag contributes, and which flags interact."""
 
 import json
 import re
@@ -46,7 +46,7 @@ class EngineCommand(NamedTuple):
 
 @dataclass(frozen=True)
 class Differences:
-    """The settings in which two commands of one engine differ, and those that they share."""
+    """The settings in which two commands of one engine differ, and the settings that they share."""
 
     backend: str
     shared: SweepKeys
@@ -77,7 +77,7 @@ class Differences:
 
 
 def measure_ladder(first: str, second: str, overrides: Sequence[str], folders: Sequence[str]) -> tuple[int, str | None]:
-    """Measure what lies between two commands. Return the exit status, and the results to explain, if there are any.
+    """Measure the changes between two commands. Return the exit status, and the results to explain, if any.
 
     First each change is measured alone and each is left out; then the pairs of changes whose effects depend on others.
     Raises ConfigError for bad input.
@@ -122,7 +122,7 @@ def _opening(differences: Differences, commands: Sequence[EngineCommand]) -> Ite
 
 
 def _explained(out: str) -> "list[Explanation]":
-    """Return what `sweep explain` shows; empty if it cannot explain the gain, for a reason that it then prints."""
+    """Return the explanations of a run; empty if the gain cannot be explained (`sweep explain` prints why)."""
     from analysis import open_results
     from analysis.explain.decomposition import explanations
     from sweep.disk.stored_run import run_place
@@ -134,7 +134,7 @@ def _explained(out: str) -> "list[Explanation]":
 
 
 def interacting(explained: "Iterable[Explanation]", keys: Sequence[str]) -> list[Changes]:
-    """Return the pairs to measure: of the changes whose effect depends on the others, in any explained quantity.
+    """Return the pairs to measure: pairs of changes whose effect on any explained quantity depends on other changes.
 
     If only one change is known to depend on others, it is paired with each.
     """
@@ -161,7 +161,7 @@ def compared(before: EngineCommand, after: EngineCommand) -> Differences:
             pairs[f"backend.{key}"] = tuple(default if each is None else each for each in setting)  # type: ignore[assignment]
     changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     if task := [key for key in changed if key.startswith("model")]:
-        raise ConfigError(f"--to: another {task[0]} than --from; expected the same, since it changes the task")
+        raise ConfigError(f"--to: {task[0]} differs from --from; expected the same, since it changes the task")
     if not changed:
         raise ConfigError("--to: expected a command that differs from --from in at least one flag")
     if len(changed) > MOST_CHANGES:
@@ -172,7 +172,7 @@ def compared(before: EngineCommand, after: EngineCommand) -> Differences:
 def read_command(option: str, command: str, has_model: bool) -> EngineCommand:
     """Return a command line such as `vllm serve MODEL --max-num-seqs 64`. Raises ConfigError, naming the option.
 
-    With `has_model`, the model of the command line is ignored, since another is given.
+    With `has_model`, the model of the command line is ignored, since another model is given.
     """
     try:
         words = shlex.split(command)
@@ -208,7 +208,7 @@ def read_command(option: str, command: str, has_model: bool) -> EngineCommand:
 
 
 def _engine(option: str, words: Sequence[str]) -> tuple[str, FlagRules, list[str]]:
-    """Return the engine that a command line starts, and what follows its name."""
+    """Return the engine that a command line starts, and the words after its name."""
     commands = {words: name for name in reversed(names()) for words in configured(name).flag_rules.commands}
     line = " ".join(word.rpartition("/")[2] if not place else word for place, word in enumerate(words))
     for start, name in sorted(commands.items(), key=lambda item: -len(item[0])):
@@ -262,5 +262,5 @@ def _model(option: str, model: Any) -> SweepKeys:
         return {"model": "path", "model.path": str(Path(str(model)).resolve()), "model.name": Path(str(model)).name}
     if Path(str(model)).exists() or str(model).count("/") != 1:
         known = ", ".join(ConfigPath().choices("model"))
-        raise ConfigError(f"{option}: {model}: expected a folder or a repository; or model=NAME ({known})")
+        raise ConfigError(f"{option}: {model}: expected a folder, a repository, or model=NAME ({known})")
     return {"model": "hub", "model.repo": str(model), "model.name": str(model).partition("/")[2]}

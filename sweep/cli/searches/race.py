@@ -1,4 +1,4 @@
-"""A race over the plan of an ordinary run: the points that it has, and how their rows are compared."""
+"""A race within an ordinary run: its points, and how their rows are compared."""
 
 from collections.abc import Mapping
 
@@ -61,12 +61,12 @@ class PlannedRace(Race):
 
 
 def race_of(plan: Plan, ledger: Ledger, paths: RunPaths) -> PlannedRace | None:
-    """Return the race of a plan, with what its rows so far decide; None without one."""
+    """Return the race of a plan, replayed over the rows so far; None if the plan has no race."""
     return PlannedRace(plan, ledger, paths) if plan.settings.race else None
 
 
 def _is_factorial(plan: Plan) -> bool:
-    """Return whether a plan switches several settings of an engine on and off, of which `sweep explain` needs all."""
+    """Return whether a plan switches several settings of an engine on and off: `sweep explain` needs all points."""
     knobs = [key for key in plan.axes if key.startswith(("backend.", "gateway."))]
     values = [{repr(trial.coordinates.get(key)) for trial in plan.trials} for key in knobs]
     return len(knobs) > 1 and all(len(different) <= 2 for different in values)
@@ -108,5 +108,5 @@ def race_lines(plan: Plan) -> list[str]:
     drops = f"after 2{last} replicates, points that are surely not the best by {settings.race} are dropped"
     lines = [f"race: {drops}; {between}; the best of a task and load is dropped in at most 5% of races"]
     if settings.race in AS_OFFERED and any(trial.load.open_loop for trial in plan.trials):
-        lines.append(f"advice: no point is dropped where an open loop determines {settings.race}; e.g. race=ttft_p50")
+        lines.append(f"advice: no point is dropped if an open loop sets {settings.race}; try a latency: race=ttft_p50")
     return lines

@@ -10,7 +10,7 @@ CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 def messages_body(model: str, messages: list[dict[str, str]], limit: int) -> dict[str, Any]:
-    """Return a conversation, whose system messages have a field of their own."""
+    """Return a request for a conversation; its system messages have a separate field."""
     system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
     turns = [message for message in messages if message["role"] != "system"]
     body = {"model": model, "max_tokens": limit, "temperature": 0, "stream": True, "messages": turns}

@@ -8,7 +8,7 @@ RESPONSES_REASONS = {"max_output_tokens": "length"}
 
 
 def responses_body(model: str, messages: list[dict[str, str]], limit: int) -> dict[str, Any]:
-    """Return a request that the server does not store; a single message of a user is sent as text."""
+    """Return a request that the server does not store; a single user message is sent as text."""
     alone = len(messages) == 1 and messages[0]["role"] == "user"
     return {
         "model": model,

@@ -69,7 +69,7 @@ def entries(
             if vouched and not has_seal:
                 raise ValueError("it has no checksum")
             if not fits(entry):
-                raise ValueError("not an entry of this kind of file")
+                raise ValueError("not an entry that this file may contain")
         except ValueError as error:
             on_damage(number, line, str(error))
             continue

@@ -1,4 +1,4 @@
-"""Turns from conversations: each answered message of a user is one, with all before it as its history."""
+"""Makes turns of conversations: each answered user message is a turn; the messages before it are its history."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from sweep.inputs.sessions.turns import Turn
 
 
 def conversation_column(row: FileRow) -> str | None:
-    """Return the column of a row with a conversation; None without one."""
+    """Return the column that holds a row's conversation; None if no column does."""
     return next((name for name in CONVERSATIONS if name in row), None)
 
 
@@ -57,7 +57,7 @@ def conversation_turns(read: ConversationRows, tokenizer: Tokenizer | None) -> l
 
 
 def exchanges(row: FileRow) -> list[tuple[tuple[Message, ...], str]]:
-    """Return what is asked and what was answered in each turn of a row's conversation.
+    """Return the question and the answer of each turn of a row's conversation.
 
     An unanswered question at the end is left out. Raises Unusable, e.g. for roles in an order that templates forbid.
     """
@@ -84,15 +84,15 @@ def exchanges(row: FileRow) -> list[tuple[tuple[Message, ...], str]]:
             pairs.append((tuple(new), text))
             new = []
         elif not text:
-            raise Unusable(f"a message of {speaker} without text", of_conversation=True)
+            raise Unusable(f"a message from {speaker} without text", of_conversation=True)
         elif speaker in ASKING:
             if new and new[-1].role == "user":
-                raise Unusable("two messages of a user in a row", of_conversation=True)
+                raise Unusable("two user messages in a row", of_conversation=True)
             new.append(Message("user", text))
         else:
             assert speaker in INSTRUCTING
             if pairs or new:
-                raise Unusable("a system message after the first", of_conversation=True)
+                raise Unusable("a system message that is not the first message", of_conversation=True)
             new.append(Message("system", text))
     if not pairs:
         raise Unusable("no answered question", of_conversation=True)

@@ -13,7 +13,7 @@ from sweep.inputs.workload import Draw
 
 
 class Conversations(SessionWorkload):
-    """Sessions whose turns repeat all that was said before, behind one of `prefixes` system prompts.
+    """Sessions whose turns repeat the conversation so far, after one of `prefixes` system prompts.
 
     Numbers of turns and lengths are whole numbers within +-`spread` of their means; gaps are exponential. A request is
     a turn, so the last session may be cut to reach `num_requests`.

@@ -1,4 +1,4 @@
-"""Recorded requests: a trace's lengths, its prefixes and sessions where it has them, or whole conversations."""
+"""Recorded requests: a trace's lengths, with its prefixes and sessions if it has any, or whole conversations."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +22,9 @@ from sweep.inputs.workload import Draw, ExactLengths, content_digest
 
 
 class Recorded(SessionWorkload, ExactLengths):
-    """Recorded requests, as their file has them: conversations, sessions, prompts that share blocks, or lengths alone.
+    """The recorded requests of a file: conversations, sessions, prompts that share blocks, or only lengths.
 
-    The prompts of a trace are random words, of exactly the recorded length, that share what the recorded ones shared.
+    A trace's prompts are random words of exactly the recorded length; they share prefixes as the recorded prompts do.
     """
 
     file: str  # path of a trace or of conversations: docs/experiments.md has the formats

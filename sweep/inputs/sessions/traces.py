@@ -1,4 +1,4 @@
-"""Turns from the rows of traces with `hash_ids`: Mooncake's, and Qwen-Bailian's, whose turns name their parents."""
+"""Makes turns of traces with `hash_ids`: Mooncake's, and Qwen-Bailian's, whose rows name their parent turns."""
 
 import json
 from collections.abc import Hashable
@@ -52,13 +52,13 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
 
 
 def orphans(trace: TraceRows) -> int:
-    """Return how many turns follow one that is missing or skipped: each begins a session."""
+    """Return how many turns lack their parent (missing or skipped); each of them begins a session."""
     chats = {*ROOTS, *(row[CHAT] for row in trace.rows.values() if CHAT in row)}
     return sum(row.get(PARENT) not in chats for row in trace.rows.values())
 
 
 def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, ...]:
-    """Return a prompt's blocks, of which the last may be shorter."""
+    """Return a prompt's blocks; the last block may be shorter."""
     hashes = row.get(HASHES)
     with suppress(ValueError, RecursionError):
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes  # in a table's cell

@@ -1,4 +1,4 @@
-"""Sessions as data: turns, the requests that they become, and the share of them that a prefix cache could answer.
+"""Sessions as data: turns, their requests, and the share of their input that a prefix cache could supply.
 
 A turn's prompt is a list of pieces or of messages. A piece has a key and a length: its tokens are a pseudo-random
 function of seed and key, so two prompts share exactly what their leading pieces share. They are sent as token ids, so
@@ -23,7 +23,7 @@ RECENT_PIECES = 20_000  # whose tokens are kept while requests are made
 
 
 class Piece(NamedTuple):
-    """A run of tokens at the beginning of the text that belongs to a key."""
+    """The first tokens of the text that belongs to a key."""
 
     key: Hashable
     tokens: int
@@ -71,7 +71,7 @@ class PieceTexts:
 
 
 def _single_tokens(tokenizer: Tokenizer, lead: str, words: Sequence[str]) -> list[int]:
-    """Return the id of each word as it stands inside a text."""
+    """Return the token id that each word has inside a text."""
     encodings = tokenizer.encode_batch_fast([lead + word for word in words], add_special_tokens=False)
     return [encoding.ids[-1] for encoding in encodings]
 
@@ -79,7 +79,7 @@ def _single_tokens(tokenizer: Tokenizer, lead: str, words: Sequence[str]) -> lis
 def session_requests(
     turns: Sequence[Turn], tokenizer: Tokenizer | None, seed: int, phase: Phase, salt: str, models: Sequence[str | None]
 ) -> list[Request]:
-    """Return the requests of these turns; each turn's parent precedes it, and a session talks to its first model."""
+    """Return the requests of these turns; parents come first, and all turns of a session go to its first model."""
     texts = PieceTexts(tokenizer, seed, phase, salt)
     histories: dict[int, tuple[Message, ...]] = {}
     requests: list[Request] = []
@@ -142,7 +142,7 @@ class SessionWorkload(Workload):
 
 
 def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]], size: int = CACHE_BLOCK) -> list[int]:
-    """Return how many tokens of each prompt an infinite prefix cache has, given its tokens and its whole blocks.
+    """Return how many tokens of each prompt an infinite prefix cache would hold, from its tokens and whole blocks.
 
     `size` is a block's number of tokens.
 
@@ -162,7 +162,7 @@ def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]], size: int = CA
 
 
 def recorded_texts(turns: Sequence[Turn], header: str) -> list[str]:
-    """Return each turn's conversation as the file has it, as one text behind the header of the trial."""
+    """Return each turn's recorded conversation as one text, after the trial's header."""
     texts: list[str] = []
     for turn in turns:
         before = header if turn.parent == UNKNOWN else f"{texts[turn.parent]}\n\n{turns[turn.parent].answer}"
@@ -171,7 +171,7 @@ def recorded_texts(turns: Sequence[Turn], header: str) -> list[str]:
 
 
 def blocks_of_turn(turn: Turn, size: int = CACHE_BLOCK) -> Iterator[Hashable]:
-    """Yield the whole blocks of a prompt as its pieces say: which tokens of which piece each block has."""
+    """Yield the whole blocks of a prompt; each block lists the pieces it covers and their tokens."""
     block: list[tuple[Hashable, int, int]] = []
     room = size
     for key, tokens in turn.pieces:
@@ -191,7 +191,7 @@ def blocks_of_ids(ids: Sequence[int], size: int = CACHE_BLOCK) -> Iterator[Hasha
 
 
 def sent_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:
-    """Return the token ids of a prompt; the text of one is encoded, or cut into words without a tokenizer."""
+    """Return the token ids of a prompt; a text is encoded or, without a tokenizer, cut into words."""
     text = prompt_text(prompt)
     if text is None:
         return cast(tuple[int, ...], prompt)
@@ -199,7 +199,7 @@ def sent_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:
 
 
 def replay_note(turns: Sequence[Turn]) -> str:
-    """Describe what is to be replayed: its size, the share that a prefix cache could answer, and its longest gaps."""
+    """Describe the replay: its size, the share of input that a prefix cache could supply, and the longest gaps."""
     waits: list[float] = []
     for turn in turns:
         waits.append(turn.gap + (0.0 if turn.parent == UNKNOWN else waits[turn.parent]))
@@ -209,5 +209,5 @@ def replay_note(turns: Sequence[Turn]) -> str:
     if tokens:
         rate = sum(ideal_hits((turn.input_tokens, blocks_of_turn(turn)) for turn in turns)) / tokens
         parts.append(f"{tokens:,} input and {sum(turn.output_tokens for turn in turns):,} output tokens")
-        parts.append(f"an infinite prefix cache answers {rate:.1%} of the input")
+        parts.append(f"an infinite prefix cache supplies {rate:.1%} of the input")
     return f"{', '.join(parts)}; gaps of {max(waits):.3g} s in the longest session"

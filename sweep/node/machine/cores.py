@@ -1,4 +1,4 @@
-"""The cores of a node: the engine's, and the measuring client's."""
+"""Divides a node's cores between the engine and the measuring client."""
 
 import os
 from typing import Literal

@@ -97,7 +97,7 @@ class Foreign(NamedTuple):
     gpu: ForeignGpu | None
 
     def describe(self) -> str:
-        """Describe the other processes seen so far: the busiest on the cores, then those with the most GPU memory."""
+        """Describe the other processes seen so far: the busiest on the cores, then the largest in GPU memory."""
         return "; ".join(filter(None, [self.cpu.busiest() if self.cpu else "", self.gpu.largest() if self.gpu else ""]))
 
 

@@ -1,1 +1,1 @@
-"""The certificate of a replay: what was sent beside what was recorded."""
+"""The certificate of a replay: compares what was sent with what was recorded."""

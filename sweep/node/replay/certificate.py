@@ -1,6 +1,6 @@
 """The certificate of a replay: whether the requests that were sent are what the file recorded.
 
-A trace is read here again, apart from the code that makes its requests, so that a fault of that code shows.
+The trace is read again here, without the code that makes its requests, so that a fault in that code shows.
 """
 
 import json
@@ -42,7 +42,7 @@ def replay_inputs(
     work: Work, trial: Trial, requests: Sequence[Request], records: Records, salt: str, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the certificate of a trial that replays prompts, as an input of the quantities; if the file has become
-    unreadable, why it is `uncertified`; otherwise nothing. `facts` are those of the engine.
+    unreadable, why it is `uncertified`; otherwise nothing. `facts` describe the engine.
     """
     workload = trial.workload.fetched(work.cache)
     if not isinstance(workload, SessionWorkload) or not workload.replays:
@@ -66,7 +66,7 @@ def replay_inputs(
 
 
 def cache_block(facts: Mapping[str, Any]) -> int:
-    """Return the tokens in a block of the engine's prefix cache, by its facts; CACHE_BLOCK if they do not state it."""
+    """Return the block size of the engine's prefix cache, in tokens, from the engine's facts; else CACHE_BLOCK."""
     stated = str(facts.get("prefix_block") or (facts.get("chosen") or {}).get("page_size"))
     return max(1, int(stated)) if stated.isdecimal() else CACHE_BLOCK
 
@@ -126,7 +126,7 @@ def certificate(
     header: str,
     block: int = CACHE_BLOCK,
 ) -> ReplayProof:
-    """Compare what was sent, in its order, with the file's turns; both in an infinite cache with such blocks."""
+    """Compare the prompts, in the order of sending, with the file's turns, both in an infinite cache of such blocks."""
     numbers = {request.request_id: number for number, request in enumerate(requests)}
     rows = np.flatnonzero(measured(records) & was_sent(records))
     rows = rows[np.argsort(np.asarray(records.sent)[rows], kind="stable")]
@@ -172,7 +172,7 @@ def certificate(
 
 
 def _same_pieces(turns: Sequence[Turn], prompts: Sequence[Sequence[int]]) -> list[bool]:
-    """Return for each prompt whether its pieces have the tokens that their keys have elsewhere, and no others have."""
+    """Return for each prompt whether equal keys have equal tokens in all prompts, and other keys other tokens."""
     tokens_of: dict[Hashable, Sequence[int]] = {}
     keys: dict[Hashable, Hashable] = {}  # by the first tokens
     alike = []
@@ -192,7 +192,7 @@ def _same_pieces(turns: Sequence[Turn], prompts: Sequence[Sequence[int]]) -> lis
 
 
 def _earliest(turns: Sequence[Turn], rows: Mapping[int, int], records: Records) -> float | None:
-    """Return the least of sent − (end of the parent's answer + gap) over the later turns that were sent."""
+    """Return the smallest sent − (end of the parent's answer + gap) among the later turns that were sent."""
     waits = [
         records.sent[row] - records.ended[rows[turns[number].parent]] - turns[number].gap
         for number, row in rows.items()

@@ -33,11 +33,11 @@ SAME_SUFFIX = r"[-:@](latest|\d{4}[\d-]*)"  # end of a model's name: the version
 def odd_answer_share(
     records: Records, mask: Mask, exact_length: bool, unlike_prompts: bool, endpoint: bool
 ) -> float | None:
-    """share of the successful answers that are unlike the trial's other answers. Such an answer has over twice their
-    tokens per event, or took less than 5% of their time per token. Or, with ignore_eos, its length is over 10% off the
-    requested tokens. Or, at an endpoint, it repeats another answer's text. A repeated text counts if at least half of
-    all answers repeat one, or if it took less than half the time of the fastest tenth of the rest. A single such answer
-    is not counted.
+    """share of the successful answers that are unlike the trial's other answers. An odd answer has over twice the
+    others' tokens per event, or took less than 5% of the others' time per token. Or, with ignore_eos, its length is
+    over 10% off the requested tokens. Or, at an endpoint, it repeats another answer's text. A repeated text counts only
+    if half of all answers repeat a text, or if it took less than half the time of the fastest tenth of the unique
+    answers. A single odd answer is not counted.
 
     Texts with fewer than about 8 different words, and texts for equal prompts, are not compared.
     """
@@ -67,12 +67,12 @@ def odd_answer_share(
 
 
 def has_other_length(tokens: Floats, requested: Floats) -> Mask:
-    """Return a mask of answers whose length differs from that requested by more than the tolerance. Same shape."""
+    """Return a mask of answers whose length differs from the request by more than the tolerance. Same shape."""
     return np.asarray(np.abs(tokens - requested) > np.maximum(1, LENGTH_TOLERANCE * requested))
 
 
 def _repeated(texts: Floats, last: Floats) -> Mask:
-    """Return a mask of answers that repeat another's text, if most do or if they are faster than unique texts."""
+    """Return a mask of answers with a repeated text, if most answers repeat one or they are faster than others."""
     _, group, count = np.unique(texts, return_inverse=True, return_counts=True)
     same = (texts != UNKNOWN) & (count[group] > 1)
     if same.mean() >= CANNED or same.all():
@@ -91,8 +91,8 @@ def served_model(records: Records, mask: Mask) -> str | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def other_model_share(records: Records, mask: Mask, asked_model: str | None) -> float | None:
-    """share of an endpoint's answers that name a model other than the requested one, or other than most answers do; a
-    path before the name, and a date or `latest` after it, are ignored.
+    """share of an endpoint's answers that name a model other than the requested model, or other than the model that
+    most answers name; a path before the name, and a date or `latest` after it, are ignored.
     """
     answered = np.flatnonzero(mask & succeeded(records))
     pairs = Counter((records.model[index] or asked_model, records.served_model[index]) for index in answered)
@@ -159,8 +159,8 @@ def _gap_shapes(records: Records, chosen: Mask) -> GapShapes:
 def held_back(records: Records, chosen: Mask) -> Mask:
     """Return a mask of answers that were held back and then sent event by event, at once or in bursts.
 
-    Shape (requests,). An engine reads a prompt's tokens at least twice as fast as it writes tokens. So its waits last
-    at most half of its gap for each prompt token in flight. A buffer's waits are longer.
+    Shape (requests,). An engine reads a prompt's tokens at least twice as fast as it writes tokens. So its pauses
+    last at most half its gap between tokens, per prompt token in flight. A buffer's pauses are longer.
     """
     gaps = _gap_shapes(records, chosen)
     chosen = chosen & (gaps.number >= FEWEST_GAPS)

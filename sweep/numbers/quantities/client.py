@@ -54,11 +54,9 @@ COSTS = {
     "wall_seconds": "elapsed time of the trial, including the warm-up.",
 }
 LABELS = {"startup_seconds": "Engine start-up", "cold_ttft": "Cold TTFT"}
-AGREEMENT = (
-    "share of positions at which the engine's greedy token equals the reference's, after the same reference tokens."
-)
+AGREEMENT = "share of positions at which the engine's greedy token equals the reference token, after equal tokens."
 WILSON = "lower end of the agreement's 95% interval (Wilson, for the prompts' effective number of positions)."
-QUALITY = "exp of the mean log-probability per token of bundled text under the engine, divided by the reference's."
+QUALITY = "exp of the mean log-probability per token of bundled text under the engine / the same under the reference."
 STUDENT = "lower end of the quality's 95% interval (Student's t over the texts, for differences paired by token)."
 OF_ANSWERS = {
     "agreement": AGREEMENT,

@@ -170,6 +170,6 @@ def _set_up(records: Records, due: Floats) -> tuple[Floats, Floats]:
 
 @quantity(unit="share", kind="validity", better="lower")
 def closed_share(records: Records, mask: Mask) -> float | None:
-    """share of answers after which the connection was closed, by the server or `backend.headers`; null if none was."""
+    """share of answers after which the server or `backend.headers` closed the connection; null if none was closed."""
     answered = np.asarray(records.closed)[mask & succeeded(records)]
     return float(answered.mean()) if answered.any() else None

@@ -1,4 +1,4 @@
-"""Sessions: how long they take, their turns, and the certificate that a replay is what was recorded."""
+"""Sessions: their duration, their turns, and the certificate of how exactly a replay repeats the recording."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ TURN_TTFT = {"unit": "s", "kind": "latency", "better": "lower"}
 
 
 class ReplayProof(NamedTuple):
-    """The prompts of a replay as sent, beside those of its file, both in an infinite prefix cache."""
+    """A replay's prompts, as sent and as recorded, both in an infinite prefix cache."""
 
     sessions: int  # in the file's part that was to be replayed
     recorded_tokens: int  # of the prompts that were sent, as the file states them
@@ -37,7 +37,7 @@ class Sessions(NamedTuple):
 
 
 def sessions(records: Records, mask: Mask) -> Sessions:
-    """Return the sessions of which a turn was due."""
+    """Return the sessions with at least one turn that was due."""
     mask = mask & (np.asarray(records.session) != UNKNOWN)
     ids, member = np.unique(np.asarray(records.session)[mask], return_inverse=True)
     scheduled, sent = as_floats(records.scheduled)[mask], as_floats(records.sent)[mask]
@@ -57,15 +57,15 @@ def sessions(records: Records, mask: Mask) -> Sessions:
 
 @quantity(unit="s", kind="latency", per="session", better="lower", label="session duration")
 def session_duration(records: Records, mask: Mask) -> Floats:
-    """last token of a session's turns − its first turn's schedule (without one: its send); infinite if a turn failed.
-    Sessions of one turn, and those that `duration` cut short, are left out. Shape (sessions,), s.
+    """last token of a session's turns − its first turn's schedule (else its send); infinite if a turn failed.
+    Excludes sessions of one turn, and sessions that `duration` cut short. Shape (sessions,), s.
     """
     return sessions(records, mask).duration
 
 
 @quantity(unit="sessions", kind="count", type=int)
 def num_sessions(records: Records, mask: Mask) -> int | None:
-    """sessions of several turns of which a turn was due; null if every request stands alone."""
+    """sessions of several turns, with at least one turn that was due; null if every request stands alone."""
     return sessions(records, mask).cut.size or None
 
 
@@ -79,8 +79,8 @@ def sessions_per_hour(records: Records, mask: Mask, duration: float | None) -> f
 
 @quantity(unit="sessions", kind="validity", type=int, label="Sessions cut")
 def sessions_cut(records: Records, mask: Mask) -> int | None:
-    """sessions of several turns of which some were never due, because `duration` was over; null if every request stands
-    alone.
+    """sessions of several turns, with turns that were never due because `duration` was over; null if every request
+    stands alone.
     """
     cut = sessions(records, mask).cut
     return int(cut.sum()) if cut.size else None
@@ -116,7 +116,7 @@ def later_turn_ttft_p99(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", label="Cached input of later turns")
 def later_turn_cached_share(records: Records, mask: Mask) -> float | None:
-    """cached input tokens / input tokens of later turns, for answers whose usage reports the cached ones."""
+    """cached input tokens / input tokens of later turns, for answers whose usage reports cached tokens."""
     later = mask & succeeded(records) & (np.asarray(records.turn) > 0) & (np.asarray(records.cached_tokens) != UNKNOWN)
     cached, inputs = (total_tokens(column, later) for column in (records.cached_tokens, records.input_tokens))
     return cached / inputs if cached is not None and inputs else None
@@ -127,21 +127,21 @@ def later_turn_cached_share(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", label="Recorded prefix hits")
 def recorded_prefix_hit_rate(certificate: ReplayProof) -> float:
-    """share of the input of the turns sent that an infinite prefix cache would have, by the file's own blocks or
-    messages; null unless the workload replays recorded prompts. The cache has the engine's blocks, or of 16 tokens.
+    """share of the sent turns' input that an infinite prefix cache would hold, by the file's blocks or messages; null
+    unless the workload replays recorded prompts. The cache has the engine's block size, else 16 tokens.
     """
     return certificate.recorded_hits / max(1, certificate.recorded_tokens)
 
 
 @quantity(unit="share", kind="validity", label="Prefix hits as sent")
 def sent_prefix_hit_rate(certificate: ReplayProof) -> float:
-    """share of the input that such a cache would have of the prompts as sent."""
+    """share of the sent turns' input that an infinite prefix cache would hold, by the prompts as sent."""
     return certificate.sent_hits / max(1, certificate.sent_tokens)
 
 
 @quantity(unit="share", kind="validity", better="lower", label="Misplaced prefixes")
 def replay_hit_error(certificate: ReplayProof) -> float:
-    """Σ over turns of |tokens that such a cache has of the prompt as sent − as recorded| / input tokens as recorded."""
+    """Σ over turns of |tokens in an infinite prefix cache: as sent − as recorded| / input tokens as recorded."""
     return certificate.misplaced / max(1, certificate.recorded_tokens)
 
 
@@ -150,7 +150,7 @@ def cache_hit_difference(
     sent_prefix_hit_rate: float, cached_share: float | None, prefix_hit_rate: float | None
 ) -> float | None:
     """cached_share (prefix_hit_rate if no usage reports the cached tokens) − sent_prefix_hit_rate. Negative: the
-    engine's cache held less than an infinite one. Positive: it had seen prompts before. null if it counts no hits.
+    engine's cache held less than an infinite cache. Positive: it had seen prompts before. null if no hits are counted.
     """
     counted = prefix_hit_rate if cached_share is None else cached_share
     return None if counted is None else counted - sent_prefix_hit_rate
@@ -164,13 +164,13 @@ def replay_exact_lengths(certificate: ReplayProof) -> float | None:
 
 @quantity(unit="share", kind="validity", better="higher", label="Exact turns")
 def replay_exact_turns(certificate: ReplayProof) -> float | None:
-    """share of the turns sent that are the recorded ones: equal blocks or words as recorded, parent and gap."""
+    """share of the sent turns that equal the recorded turns in their blocks or words, parent and gap."""
     return certificate.exact_turns
 
 
 @quantity(unit="s", kind="validity", label="Earliest turn")
 def earliest_turn(certificate: ReplayProof) -> float | None:
-    """least of sent − (end of the parent's answer + gap), as recorded, over later turns: negative if one was early."""
+    """smallest sent − (end of the parent's answer + recorded gap) of any later turn: negative if a turn was early."""
     return certificate.earliest
 
 
@@ -182,5 +182,5 @@ def replay_schedule_error(certificate: ReplayProof) -> float | None:
 
 @quantity(unit="sessions", kind="validity", type=int, label="Sessions not begun")
 def sessions_not_begun(certificate: ReplayProof, records: Records, mask: Mask) -> int:
-    """sessions of a replay of which no turn was due."""
+    """replayed sessions of which no turn was due."""
     return max(0, certificate.sessions - np.unique(np.asarray(records.session)[mask]).size)

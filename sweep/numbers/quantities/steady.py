@@ -42,7 +42,7 @@ def steady_output_throughput(records: Records, mask: Mask, window: Window) -> fl
 
 @quantity(unit="tokens/s", **IN_WINDOW, label="Total throughput")
 def steady_total_throughput(records: Records, mask: Mask, window: Window) -> float | None:
-    """(output tokens that arrived in the window + input tokens of requests whose first token did) / its length."""
+    """(output tokens that arrived in the window + input tokens of requests whose first token did so) / its length."""
     tokens = _tokens(records, mask, window)
     begun = mask & succeeded(records) & _inside(records, token_times(records)[0], window)
     inputs = total_tokens(records.input_tokens, begun) if begun.any() else 0
@@ -87,8 +87,8 @@ def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | 
 
 @quantity(unit="", kind="validity")
 def drift(records: Records, mask: Mask) -> float | None:
-    """e2el of later measured requests / of earlier requests; null unless p50 or p90 differs by 20% and every tenth
-    after some moment is above (or below) every tenth before it.
+    """e2el of later measured requests / of earlier requests; null unless p50 or p90 differs by 20% and every later
+    tenth of the requests is above (or below) every earlier tenth.
     """
     return drift_over(records, mask)
 

@@ -31,7 +31,7 @@ FINISH_MEANINGS = {
     "stop": "that ended naturally (finish reason stop, eos_token, stop_sequence, end_turn)",
     "length": "that ended at the requested length (finish reason length, max_tokens)",
     "content_filter": "that a content filter ended",
-    "other": "with another finish reason, or none",
+    "other": "with another finish reason, or no finish reason",
 }
 
 
@@ -59,7 +59,7 @@ def recounted_share(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="tokens", kind="count", type=int)
 def streamed_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ output tokens of the successful requests received in their streams, i.e. without hidden reasoning."""
+    """Σ output tokens that the successful requests received in their streams, i.e. without hidden reasoning."""
     return total_tokens(records.streamed_tokens, mask & succeeded(records))
 
 
@@ -106,8 +106,8 @@ def output_length(records: Records) -> Floats:
 
 @quantity(unit="tokens/word", kind="validity")
 def tokens_per_word(records: Records, mask: Mask) -> float | None:
-    """input tokens / words of the prompts' text, of the successful requests; a sixth of its bytes if that is more; for
-    prompts sent as token ids, the number of ids.
+    """input tokens / words in the prompts, of the successful requests. A text has at least a sixth as many words as
+    bytes; a prompt sent as token ids has one word per id.
     """
     tokens, word_counts = _prompts(records, mask)
     return float(tokens.sum() / word_counts.sum()) if word_counts.sum() > 0 else None
@@ -140,7 +140,7 @@ def _prompts(records: Records, mask: Mask) -> tuple[Floats, Floats]:
 
 @quantity(unit="characters", kind="count", type=int)
 def characters(records: Records, mask: Mask) -> int | None:
-    """Σ characters of the successful answers' text, which need no tokenizer."""
+    """Σ characters of the successful answers' text; counting them needs no tokenizer."""
     return total_tokens(records.characters, mask & succeeded(records))
 
 
