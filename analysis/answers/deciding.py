@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
+from analysis.answers.capacity import capacity_answers, claims_within
 from analysis.answers.task_answer import (
     RankedConfiguration,
     Remedy,
@@ -41,10 +42,18 @@ def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) 
     """Return the answer for each task of these runs. `slo` replaces the runs' SLO.
 
     Without an SLO, an answer is for one load. With an SLO, each configuration is compared at its best load within the
-    bounds.
+    bounds. If a run has searched for the capacity within these bounds, its claims are the answers.
     """
     if slo is None:
         slo = shared_slo(runs)
+    searched = [results for results in runs if slo and claims_within([results], slo)]
+    measured = [results for results in runs if results not in searched]
+    claimed = capacity_answers(claims_within(searched, slo))
+    return claimed + (answers_of_points(measured, slo) if measured else [])
+
+
+def answers_of_points(runs: Sequence[RunResults], slo: Mapping[str, float]) -> list[TaskAnswer]:
+    """Return the answer for each task from the runs' points alone."""
     every = measured_points(runs)
     rankings = [ranking for group in every.groups(bool(slo)) if (ranking := _ranked(every, group, slo))]
     spreads = _spreads(rankings)

@@ -10,6 +10,7 @@ from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
 NEW = "new_launch"
 WITHOUT_REQUESTS = "true if the intervals come from the launches' values, because there are too few requests"
+MEAN_OR_CLAIM = "mean over the replicates; of a capacity search, the load that it claims"
 BEST_OVER_IT = "the best value / this configuration's value, as a plain ratio; for a cost 0.8 means 20% less"
 
 
@@ -58,7 +59,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("configuration", "the engine, with the settings that vary", lambda row: row.configuration.name, **KEY),
     Column("load", "the load chosen within an SLO", lambda row: row.configuration.load or None, kind="text"),
     Column("column", "the deciding column of trials.parquet", lambda row: row.answer.criterion.quantity.column),
-    Column("value", "mean over the replicates", lambda row: row.configuration.figure.value, of_value="of `column`"),
+    Column("value", MEAN_OR_CLAIM, lambda row: row.configuration.figure.value, of_value="of `column`"),
     view("value", lambda row: figure(row.answer, row.configuration)),
     Column("ci_low, ci_high", "95% interval for these launches", lambda row: row.ends[:2], of_value="of `column`"),
     Column(f"{NEW}_low, {NEW}_high", "95% interval for a new launch", lambda row: row.ends[2:], of_value="of `column`"),

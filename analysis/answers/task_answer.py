@@ -110,6 +110,8 @@ class TaskCriterion:
     @property
     def adjective(self) -> str:
         """The word for the best, e.g. fastest."""
+        if self.quantity.column == "capacity":
+            return "best"
         return "cheapest" if self.quantity.unit.startswith("$") else "fastest"
 
 

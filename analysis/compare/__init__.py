@@ -3,6 +3,7 @@
 `sweep compare` prints `comparisons([side("results/a"), side("results/b")])`. The first side is the reference.
 """
 
+from analysis.compare.capacities import capacity_ratios, with_capacities
 from analysis.compare.conditions import Condition, condition, failures, unjudged
 from analysis.compare.noise import noise_of
 from analysis.compare.output import comparison_output
@@ -16,6 +17,7 @@ __all__ = [
     "Finding",
     "PointComparison",
     "Side",
+    "capacity_ratios",
     "comparison_output",
     "comparisons",
     "condition",
@@ -24,4 +26,5 @@ __all__ = [
     "side",
     "sides_of_one",
     "unjudged",
+    "with_capacities",
 ]

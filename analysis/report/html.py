@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from analysis.answers.capacity import claims_table, claims_within
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
 from analysis.plotting.drawing import MOST_REPLICATES
@@ -97,6 +98,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "layout": layout,
         "results": results,
         "claims": results.claims,
+        "capacities": claims_table(claims_within([results])),
         "answer": leading_sentence(results, answered),
         "answers": answers_table(answered),
         "warnings": warned([("", results)]),

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from analysis.answers.capacity import claims_table, claims_within
 from analysis.answers.deciding import answers
 from analysis.answers.output import lines, ranking_table
 from analysis.compare.output import comparison_output
@@ -83,6 +84,11 @@ class OpenedRun:
         """Return the best configuration of each task within an SLO such as `ttft=200ms` (default: the run's SLO)."""
         configurations = ranking_table(answers([self.results], read_slo(slo))).records()
         return pd.DataFrame([configuration for configuration in configurations if configuration["rank"] == 1])
+
+    @property
+    def capacities(self) -> pd.DataFrame:
+        """The capacity of each configuration and task, if the run searched for it, with the cost at its ends."""
+        return pd.DataFrame(claims_table(claims_within([self.results])).records())
 
     def compare(self, reference: str, other: str, column: str = "output_throughput") -> pd.DataFrame:
         """Compare two engines, or two selections (e.g. `backend.flags.max-num-seqs=8`), task by task."""

@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.answers.asking import measured_points, placed_trials, run_names
-from analysis.answers.deciding import answers, shared_slo
+from analysis.answers.deciding import answers_of_points, shared_slo
 from analysis.answers.task_answer import bounded_percentile, common_percentiles, fewest_requests
 from analysis.headline import HEADLINE, STEADY, shown_column
 from analysis.load import Run
@@ -207,7 +207,7 @@ def _answered(runs: Sequence[RunResults]) -> list[TestedPair]:
         return []
     return [
         _tested_pair(answer.meeting[0].point, rival.point, rival.ratio, rival.low, rival.high, is_lower_better)
-        for answer in answers(runs, slo)
+        for answer in answers_of_points(runs, slo)
         for is_lower_better in [answer.criterion.quantity.better == "lower"]
         for rival in answer.meeting[1:]
         if rival.low > 0 and math.isfinite(rival.high)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.answers.capacity import claims_table, claims_within
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
 from analysis.headline import HEADLINE
@@ -16,6 +17,7 @@ from analysis.tracking.tracker import LONGEST_NAME
 
 X = "x"  # the step of curves: the x axis of the charts
 MOST_COLUMNS = 10  # maximum columns of the table of points
+MOST_CAPACITIES = 10  # in the summary, with three keys each; the table has all
 SWEEP = "sweep"  # the job type of this W&B run, and the end of its id
 MOST_ROWS = 10_000  # maximum rows that W&B shows
 
@@ -33,6 +35,9 @@ def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> 
             run.log(point)
         table = points_table(results)
         logged: dict[str, Any] = {"points": wandb.Table(columns=list(table), data=table.to_numpy(object).tolist())}
+        if claims := claims_within([results]):
+            records = claims_table(claims).records()
+            logged["capacities"] = wandb.Table(columns=list(records[0]), data=[[*each.values()] for each in records])
         images = sorted(paths.figures.glob("*.png"))
         logged |= {f"figures/{image.stem}": wandb.Image(str(image)) for image in images}
         logged["report"] = wandb.Html(paths.report.read_text(encoding="utf-8"), inject=False)
@@ -109,7 +114,12 @@ def curve_key(panel: str, shown: LabelledColumn, line: str) -> str:
 
 
 def outcome(results: RunResults) -> dict[str, Any]:
-    """Return the answer, and the numbers of points and of points with a result."""
+    """Return the answer, the numbers of points and of points with a result, and the first capacities' intervals."""
     points = results.points
     answer = leading_sentence(results, answers([results]))
-    return {"answer": answer, "points": len(points), "points_with_result": int((points["n"] > 0).sum())}
+    claimed = {
+        f"capacity{end}{f' {number}' if number else ''}": claim.record[end[1:]] if end else claim.text
+        for number, claim in enumerate(claims_within([results])[:MOST_CAPACITIES])
+        for end in ("", "_lower", "_upper")
+    }
+    return {"answer": answer, "points": len(points), "points_with_result": int((points["n"] > 0).sum()), **claimed}

@@ -431,7 +431,8 @@ def compare(arguments: list[str]) -> int:
     relaunch=per_replicate. Exit status 1 means that a --fail-if condition holds: the change is larger, and its interval
     excludes "no change". Status 3 means that none holds, but some could not be judged, e.g. after a crash or with a
     single launch. --noise RUN is a run that launched one configuration repeatedly on the same machine: no interval is
-    narrower than the differences between its launches.
+    narrower than the differences between its launches. Searches for a capacity are compared by their claims, and by
+    other quantities only with --metric.
     """
     percentage = _checked(Annotated[float, Field(gt=0, lt=100)], "percentages above 0 and below 100")
     parser = Parser(compare)
@@ -454,8 +455,10 @@ def compare(arguments: list[str]) -> int:
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     margin = options.margin / 100
-    compared = room.comparisons(sides, columns or None, margin, noise)
-    _print(room.comparison_output(compared, margin, conditions), options)
+    ratios = room.capacity_ratios(sides, margin)
+    compared = [] if ratios and not columns else room.comparisons(sides, columns or None, margin, noise)
+    output = room.comparison_output(compared, margin, conditions)
+    _print(room.with_capacities(output, ratios, margin), options)
     if room.failures(conditions, compared):
         return 1
     return NOT_JUDGED if room.unjudged(conditions, compared) else 0

@@ -39,6 +39,7 @@ DRIFTING = 3.0  # standard errors between the twin's errors in both halves of th
 ALIKE = 0.2, 5.0  # scales of a bound with which the twin is like the deployment; beyond them, probes count more
 NOT_FAILING = 0.99  # times the lowest rate that failed: no estimate above it is credible
 DEPENDENT = 10  # requests count for one, where the twin is unlike the deployment
+POINTS_OF_CURVE = 12  # rates at which the twin's shares are shown
 BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: longer than a queue's memory
 
 
@@ -96,6 +97,13 @@ class Claim:
     seconds: float = 0.0  # of measurement
     ended: str = ""  # why an interval ended early, if not by its budget
     unit: str = "requests/s"  # or users
+
+
+class Shares(NamedTuple):
+    """The share of good requests at a load, for each bound."""
+
+    load: float  # requests/s or users
+    good: list[float]
 
 
 @dataclass(frozen=True)
@@ -369,6 +377,24 @@ class Capacity:
         drawn = np.random.default_rng(77).integers(lengths.shape[1], size=count)
         return lengths[0, drawn], lengths[1, drawn]
 
+    @property
+    def bounds(self) -> Sequence[LatencyBound]:
+        return self.question.bounds
+
+    def measured_shares(self) -> list[Shares]:
+        """Return the shares that the open loops measured."""
+        runs = [(probed.probe.rate, probed.run) for probed in self.measured if probed.probe.rate]
+        return [shares_of(rate, run, self.question.bounds) for rate, run in runs]
+
+    def twin_shares(self) -> list[Shares]:
+        """Return the twin's shares in long runs over the range of the probes' rates; none before there is a twin."""
+        rates = [shares.load for shares in self.measured_shares()]
+        if math.isnan(self.estimate) or len(rates) < 2:
+            return []
+        curve = np.geomspace(min(rates), 1.03 * max(rates), POINTS_OF_CURVE)
+        runs = [(float(rate), self._long_run(rate, LONG_RUN // 4)) for rate in curve]
+        return [shares_of(rate, run, self.question.bounds, self.scales) for rate, run in runs]
+
     def claim(self) -> Claim:
         """Return what the probes so far show."""
         highest = self.throughput if self.saturated else 0.0
@@ -397,6 +423,13 @@ class Capacity:
             unconfirmed = f"{CONFIRMATIONS} runs at lower and lower claims did not confirm one"
             return replace(claim, ended=self.ended or unconfirmed)
         return claim
+
+
+def shares_of(load: float, run: Replay, bounds: Sequence[LatencyBound], scales: Sequence[float] = ()) -> Shares:
+    """Return a run's shares of good requests; `scales` are those of the bounds, for a twin."""
+    scaled = zip(bounds, scales or [1.0] * len(bounds), strict=True)
+    good = [bound.good(run, scale) for bound, scale in scaled]
+    return Shares(load, [float(np.nanmean(each)) if np.isfinite(each).any() else math.nan for each in good])
 
 
 def _variance(errors: list[Floats], share: float, count: int) -> float:

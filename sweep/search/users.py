@@ -4,7 +4,7 @@ A closed loop slows down with its deployment, so probes with the same number of 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,8 +19,10 @@ from sweep.search.capacity import (
     LatencyBound,
     Probe,
     ProbeResult,
+    Shares,
+    shares_of,
 )
-from sweep.search.twin import Floats, Integers
+from sweep.search.twin import Floats, Integers, Replay
 
 LEVEL, OWN_LEVEL = 0.005, 0.001  # risk of a decision on one side: by the curve, and by a number's own probes alone
 LONGEST = 60.0  # s of a first probe
@@ -131,11 +133,23 @@ class UserCapacity:
         below = every[met & (every < (above[0] if len(above) else self.failing))]
         self.likely = int(below[-1]) if len(below) else 0, int(above[0]) if len(above) else MOST_USERS
 
+    def _settled(self) -> Iterator[tuple[int, Replay]]:
+        """Yield each probe's users with its requests while all users are served and the queue is full."""
+        for probed in self.measured[1:]:
+            yield probed.probe.users, probed.run.section(slice(SETTLING * probed.probe.users, -probed.probe.users))
+
+    def measured_shares(self) -> list[Shares]:
+        """Return the shares that the closed loops measured."""
+        return [shares_of(users, settled, self.bounds) for users, settled in self._settled()]
+
+    def twin_shares(self) -> list[Shares]:
+        """Return nothing: there is no twin."""
+        return []
+
     def _batches(self, bound: LatencyBound) -> SharesOfBatches:
         rows = []
-        for probed in self.measured[1:]:
-            users = probed.probe.users
-            good = bound.good(probed.run.section(slice(SETTLING * users, -users)))  # all users are served
+        for users, settled in self._settled():
+            good = bound.good(settled)
             good = good[~np.isnan(good)]
             number = max(len(good) // BATCH_SIZE, min(4, len(good) // 10), 1)
             for batch in np.array_split(good, number) if len(good) else ():

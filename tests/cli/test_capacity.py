@@ -1,13 +1,17 @@
 """`sweep capacity` and `sweep quick` against the simulated engine, whose capacity a small queue knows."""
 
+import csv
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from analysis import open_results
 from sweep.base.config import ConfigError
+from sweep.base.wording import number
 from sweep.cli import run
 from sweep.cli.commands import dispatch
 from sweep.cli.searches import quick
@@ -68,6 +72,40 @@ def test_the_interval_of_a_search_holds_the_capacity_and_the_command_goes_on(url
     capsys.readouterr()
     dispatch(["summary", "run"])
     assert capsys.readouterr().out.splitlines()[-3:] == again["lines"]
+
+
+@pytest.mark.slow
+@pytest.mark.figures
+def test_a_claim_is_the_answer_wherever_the_run_is_shown(url, capsys):
+    for budget in ("20s", "40s", "80s"):  # on a busy machine a short search finds no lower end
+        (claim,) = claims_of(url, "backend.price_per_hour=2", slo=f"ttft={BOUND}s", budget=budget).values()
+        if claim["lower"] and claim["twin"]:
+            break
+    cost = [2 / 3600 / (end * OUTPUT) * 1e6 for end in (claim["lower"], claim["upper"])]
+    assert claim["cost_per_million_tokens"] == pytest.approx(cost)
+    loads = [probe["load"] for probe in claim["measured"]]
+    assert {row["rate"] for row in rows(Path("run")).values() if row["rate"]} >= set(loads)
+    assert claim["twin"][0]["load"] == min(loads)
+    capsys.readouterr()
+    dispatch(["summary", "run", "--slo", f"ttft.p90={BOUND}s", "--format", "csv"])
+    (answer,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert [float(answer[key]) for key in ("value", "ci_low", "ci_high")] == [claim["lower"], *ends(claim)]
+    dispatch(["summary", "run", "--slo", "ttft=9s", "--format", "csv"])
+    assert "capacity" not in {row["column"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    shutil.copytree("run", "again")
+    dispatch(["compare", "run", "again", "--format", "json"])
+    (ratio,) = json.loads(capsys.readouterr().out)["capacities"]
+    low, high = ends(claim)
+    assert [ratio["low"], ratio["high"]] == pytest.approx([low / high, high / low])
+    dispatch(["report", "run"])
+    report, chart = Path("run/report.html").read_text(), Path("run/figures/capacity.svg").read_text()
+    assert 'figure-capacity"' in report
+    assert f"<span>{number(cost[1])}–{number(cost[0])}</span>" in report
+    assert all(text in chart for text in ("the twin in the long run", f"ttft.p90 &lt;= {BOUND} s", "load (requests/s)"))
+
+
+def ends(claim):
+    return claim["lower"], claim["upper"]
 
 
 @pytest.mark.slow

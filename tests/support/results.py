@@ -1,5 +1,6 @@
 """Small made-up runs for the tests of the analysis, what is shown of them, and the rows of any run's ledger."""
 
+import json
 import re
 from html import unescape
 from pathlib import Path
@@ -80,3 +81,34 @@ def rows_of(document: str) -> list[list[str]]:
         cells = re.findall(r"<td.*?>(.*?)</td>", row, re.DOTALL)
         rows.append([unescape(re.sub(r"<.*?>", "", cell)).strip() for cell in cells])
     return rows
+
+
+def claim_record(lower: float, upper: float, configuration: str = "vllm m", **other: Any) -> dict[str, Any]:
+    """A claim of a search for a capacity, as in capacity.json."""
+    shares = [{"load": load, "good": {"ttft.p90 <= 0.2 s": good}} for load, good in ((4.0, 1.0), (8.0, 0.8))]
+    return {
+        "status": "interval",
+        "lower": lower,
+        "upper": upper,
+        "limit": "ttft.p90 <= 0.2 s",
+        "probes": 9,
+        "seconds": 60.0,
+        "ended": "",
+        "unit": "requests/s",
+        "configuration": configuration,
+        "task": "qa poisson",
+        "lines": [f"capacity: between {lower:g} and {upper:g} requests/s", "limit:    TTFT", "how sure: so"],
+        "asked": {"model": "m", "workload": {"name": "qa", "input_tokens": 9}, "load": {"name": "poisson"}},
+        "slo": {"ttft": "0.2s"},
+        "bounds": {"ttft.p90 <= 0.2 s": 0.9},
+        "measured": shares,
+        "twin": shares,
+        "cost_per_million_tokens": [2.0, 1.0],
+        **other,
+    }
+
+
+def claims_in(folder: Path, *records: dict[str, Any]) -> None:
+    """Write the claims of a run that has searched."""
+    claims = {f"{record['configuration']} {record['task']}": record for record in records}
+    RunPaths(folder).claims.write_text(json.dumps(claims))

@@ -18,7 +18,7 @@ from sweep.disk.run_files import RunPaths
 from sweep.plan.compose import compose_run
 from sweep.plan.planning import Surroundings, make_plan
 from tests.support import wandb_stub
-from tests.support.results import run_of, trial
+from tests.support.results import claim_record, claims_in, run_of, trial
 from tests.support.synthetic_run import finish_run
 
 pytestmark = pytest.mark.slow
@@ -59,6 +59,7 @@ def section_titles(spec: dict[str, Any]) -> dict[str, list[str]]:
 def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_of(out, rows(), trials=17, replicates=2)
+    claims_in(out, *(claim_record(10, 12, f"vllm {number}") for number in range(15)))
     with_telemetry = RunPaths(out).trial("vllm", "1", rows()[0]["trial_id"])
     run_files.write_telemetry(with_telemetry, [Sample(0.5, "kv_cache_usage", 0.25)])
     with wandb_stub.server() as (address, kept):
@@ -76,6 +77,9 @@ def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_p
     whole = kept.runs[f"{token}-sweep"]
     assert whole["jobType"] == "sweep"
     assert "vllm is the fastest" in whole["summary"]["answer"]
+    assert (whole["summary"]["capacity_lower"], whole["summary"]["capacity_upper 9"]) == (10, 12)
+    assert len([key for key in whole["summary"] if key.startswith("capacity")]) == 30
+    assert len([key for key in whole["summary"] if "/" not in key and key[0] != "_"]) <= 40
     _check_table_and_artifacts(kept, token, out)
     _check_history(kept, token)
     workspace, report = kept.views.values()  # saved twice, and still one of each
@@ -95,10 +99,13 @@ def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_p
 
 def _check_table_and_artifacts(kept: wandb_stub.Kept, token: str, out: Path) -> None:
     tables = [json.loads(body) for name, body in kept.files.items() if name.startswith(f"{token}-sweep/media/table/")]
+    claimed = [table for table in tables if "cost_at_lower" in table["columns"]]
+    assert {len(table["data"]) for table in claimed} == {15}
+    tables = [table for table in tables if table not in claimed]
     assert {"configuration", "task", "Throughput (tokens/s)", "TTFT p50 (ms)", "outcomes"} <= set(tables[0]["columns"])
     assert len(tables[0]["columns"]) <= 10
     assert len(tables[0]["data"]) == 9
-    (results,) = {key for key, values in kept.artifacts.items() if values["artifactTypeName"] == "results"} - {"A3"}
+    results = next(key for key, values in kept.artifacts.items() if values["artifactTypeName"] == "results")
     names = {
         name.removeprefix(f"artifact/{results}/") for name in kept.files if name.startswith(f"artifact/{results}/")
     }

@@ -18,13 +18,13 @@ from sweep.base.config import (
     content_hash,
     first_line,
     read_slo,
-    slo_in_units,
     split_bound,
 )
 from sweep.base.exits import Cause
 from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
 from sweep.base.wording import count, duration_text, number
+from sweep.cli.searches.claim_details import ProbeRow, claim_details
 from sweep.disk.ledger import Ledger
 from sweep.disk.object_store import is_url
 from sweep.disk.run_files import RunPaths
@@ -68,7 +68,7 @@ class Search:
         self.probes = replace(self.base, points=[], coordinates=[], seeds=self.seeds)
         self.plan = self.plan_of(self.base)
         self.claims: dict[str, dict[str, Any]] = {}
-        self.rows: list[tuple[Probe, Mapping[str, Any]]] = []  # of the point's probes
+        self.rows: list[ProbeRow] = []  # of the point's probes
         self.result = RunResult(interrupted=False, unfinished=0, table_changed=False)
         self.began = 0.0
 
@@ -96,8 +96,9 @@ class Search:
         finally:
             claim = proposer.claim()
             claim = without_doubt(replace(claim, ended=ended or claim.ended), self.rows, self.base.settings.slo or ())
-            described = {"slo": slo_in_units(self.base.settings.slo), "lines": [*claim_lines(claim)]}
-            self.claims[f"{deployment.describe()} {trial.describe_point()}"] = asdict(claim) | described
+            details = claim_details(proposer, claim, self.rows, (deployment, trial), self.base.settings)
+            described = asdict(claim) | {"lines": [*claim_lines(claim)]} | details
+            self.claims[f"{details['configuration']} {details['task']}"] = described
             write_whole(self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
 
     def _probe(self, deployment: Deployment, base: Trial, proposer: Capacity | UserCapacity, probe: Probe) -> str:
@@ -149,7 +150,7 @@ def is_evidence(row: Mapping[str, Any]) -> bool:
     return exit is not None and exit.cause in (Cause.MANY_FAILED, Cause.ENDPOINT) and allowed < share < 1
 
 
-def without_doubt(claim: Claim, rows: Sequence[tuple[Probe, Mapping[str, Any]]], slo: Iterable[str]) -> Claim:
+def without_doubt(claim: Claim, rows: Sequence[ProbeRow], slo: Iterable[str]) -> Claim:
     """Return a claim, or a refusal if the probe next to it has a severe warning about a latency of the SLO.
 
     A queue that grows above the claimed rate is evidence for the claim.

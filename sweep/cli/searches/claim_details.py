@@ -1,0 +1,67 @@
+"""The details of a claim, as in capacity.json: the shares of good requests by load, and the cost at the claim."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweep.base.config import Settings, slo_in_units
+from sweep.numbers.quantities.throughput import cost_per_million_tokens
+from sweep.plan.plan import Deployment, Trial
+from sweep.search.capacity import Capacity, Claim, LatencyBound, Probe, Shares
+from sweep.search.users import UserCapacity
+
+ASKED_PARTS = ("workload", "load")  # of a trial, which say what was asked
+CHOSEN = ("rate", "concurrency", "num_requests")  # by the search
+ProbeRow = tuple[Probe, Mapping[str, Any]]  # with the row of its trial
+
+
+def claim_details(
+    proposer: Capacity | UserCapacity,
+    claim: Claim,
+    rows: Sequence[ProbeRow],
+    point: tuple[Deployment, Trial],
+    settings: Settings,
+) -> dict[str, Any]:
+    """Return what capacity.json has beside a claim.
+
+    Without a price, the cost at both ends of the interval is null.
+    """
+    deployment, trial = point
+    bounds = proposer.bounds
+    asked = {part: {key: each for key, each in trial.config[part].items() if key not in CHOSEN} for part in ASKED_PARTS}
+    return {
+        "configuration": deployment.describe(),
+        "task": trial.describe_point().replace(trial.load.describe(), trial.load.name, 1),
+        "asked": {"model": deployment.model.name, **asked},
+        "slo": slo_in_units(settings.slo),
+        "bounds": {bound.describe(): bound.share for bound in bounds},
+        "measured": [_described(shares, bounds) for shares in proposer.measured_shares()],
+        "twin": [_described(shares, bounds) for shares in proposer.twin_shares()],
+        "cost_per_million_tokens": [_cost_at(claim.unit, end, rows) for end in (claim.lower, claim.upper)],
+    }
+
+
+def _described(shares: Shares, bounds: Sequence[LatencyBound]) -> dict[str, Any]:
+    pairs = zip(bounds, shares.good, strict=True)
+    good = {bound.describe(): None if math.isnan(share) else share for bound, share in pairs}
+    return {"load": shares.load, "good": good}
+
+
+def _cost_at(unit: str, load: float, rows: Sequence[ProbeRow]) -> float | None:
+    """Return the cost per million output tokens at a load, in USD; None if it is unknown.
+
+    At a rate, the engine makes the tokens of that many requests per second. For users the throughput was measured.
+    """
+    if unit == "users":
+        throughputs = [row["output_throughput"] for probe, row in rows if probe.users == load]
+    else:
+        counts = [(row.get("output_tokens") or 0, row["num_requests"]) for probe, row in rows if probe.rate]
+        tokens, requests = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+        throughputs = [load * tokens / requests] if requests else []
+    if not load or not rows or None in throughputs or not throughputs:
+        return None
+    row, throughput = rows[-1][1], sum(throughputs) / len(throughputs)
+    if row.get("price_per_hour") is None:
+        cost: float | None = row.get("cost_per_million_tokens")  # charged by token
+        return cost
+    return cost_per_million_tokens(row["price_per_hour"], row.get("gpu_count") or 0, throughput)
