@@ -115,6 +115,28 @@ def test_nothing_is_shared_in_the_control(tmp_path: Path) -> None:
         assert not alarms(row.dropna().to_dict())
 
 
+@pytest.mark.slow
+def test_agents_wait_for_their_tools_and_sub_agents(tmp_path: Path) -> None:
+    line = ["+experiment=agents", *QUICK, "grid={backend.prefix_block: [null, 16]}", "replicates=1", "agreement=false"]
+    line += ["baseline={backend.prefix_block: null}", "workload.num_requests=40", "workload.delegating=0.5"]
+    assert main(
+        [*line, "backend.ttft.mean=0.05", "load.concurrency=3", "workload.gap=0.05", f"out={tmp_path / 'out'}"]
+    ) in (0, 1)
+    plain, cached = (row.dropna().to_dict() for _, row in analysis.load(str(tmp_path / "out")).iterrows())
+    assert cached["recorded_prefix_hit_rate"] == plain["recorded_prefix_hit_rate"] > 0.5
+    assert cached["cached_share"] == pytest.approx(cached["recorded_prefix_hit_rate"], abs=0.005)
+    assert alarms(plain) == alarms(cached) == set()
+    requests = analysis.requests(str(tmp_path / "out"), cached["trial_id"]).query("phase == 'measured'")
+    turns, followed = requests.set_index("request_id"), requests.dropna(subset="parent").groupby("parent")
+    delegating = [parent for parent, group in followed if len(group) > 1]
+    assert delegating
+    for parent, later in followed:
+        assert (later["sent"] >= turns.loc[parent, "ended"] + later["gap"] - 1e-6).all()
+        if parent in delegating:  # sub-agents start at once, and with another system prompt
+            assert later["gap"].tolist() == [0, 0]
+            assert later["cached_tokens"].max() < turns.loc[parent, "input_tokens"]
+
+
 def pair(**cells: Any) -> list[dict[str, Any]]:
     row = {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.0, "input_length": 20, "output_length": 2}
     return [{**row, "hash_ids": [1, 2]}, {**row, "chat_id": 2, "timestamp": 0.5, "hash_ids": [1, 3], **cells}]
