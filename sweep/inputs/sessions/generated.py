@@ -31,7 +31,7 @@ class Conversations(SessionWorkload):
     shared: bool = True  # false: the same lengths and gaps, but no prompt begins like another: the control
 
     def notes(self, cache_dir: Any) -> list[str]:
-        return [f"{self.name}, drawn with seed 0: {replay_note(self.session_turns(self.num_requests))}"]
+        return [f"{self.name}, drawn with seed 0: {replay_note(self.turns_to_send(self.num_requests))}"]
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
         """Return `count` turns, session after session; they depend only on the seed."""
@@ -51,15 +51,21 @@ class Conversations(SessionWorkload):
         """Return the most turns of a session."""
         return max(around(self.turns, self.spread, [1 - 1e-9]))
 
+    def most_begun(self) -> int:
+        return self.started * self.most_turns()
+
     def add_branch(
         self, drawn: "_Drawn", name: tuple[int, ...], length: int, parent: int, prompt: int, kind: str = "prefix"
     ) -> int:
         """Add turns that follow each other behind the system prompt with this number; return the last one's index."""
         history = (Piece((kind, prompt), self.prefix_tokens),) if self.prefix_tokens else ()
+        kept = len(history)
         for turn in range(length):
             number = len(drawn.turns)
             history = (*history, Piece((*name, turn, "question"), drawn.inputs[number]))
-            drawn.turns.append(Turn(drawn.outputs[number], parent, drawn.gaps[number] if turn else 0.0, history))
+            drawn.turns.append(
+                Turn(drawn.outputs[number], parent, drawn.gaps[number] if turn else 0.0, history, kept=kept)
+            )
             history = (*history, Piece((*name, turn, "answer"), drawn.outputs[number]))
             parent = self.followed(drawn, (*name, turn), number) if turn < length - 1 else number
         return parent
@@ -72,7 +78,7 @@ class Conversations(SessionWorkload):
 class Agents(Conversations):
     """Jobs of agents: a turn is a call of the model, a gap the time of a tool, and new tokens are its result.
 
-    After a share of its turns an agent starts sub-agents at once, which have system prompts of their own. It goes on
+    After a share of its turns an agent starts sub-agents at once, which have system prompts of their own. It continues
     after the longest of them. So a session is a tree.
     """
 
