@@ -136,6 +136,7 @@ class Request:
     model: str | None = None  # e.g. a LoRA adapter; None: the trial's model
     parent: int = UNKNOWN  # index in the phase of the turn before it; UNKNOWN: it begins a session
     gap: float = 0.0  # s from the last byte of that turn's answer, until it is due
+    truncated: bool = False  # whether the oldest part of its history was left out, to fit the model's context
 
 
 class SessionPlaces(NamedTuple):

@@ -261,6 +261,8 @@ class Trace(_ArrivalProcess):
     column: str | None = None
     unit: Literal["s", "ms", "us", "ns"] | None = None
     skip_unsendable: bool = False  # skip the same rows as workload.skip_unsendable
+    speed: Positive = 1.0  # at 2, times are half as long
+    repeat: Annotated[int, Field(ge=1)] = 1  # times that the file is sent, one after another
 
     @property
     def file(self) -> Path:
@@ -282,6 +284,9 @@ class Trace(_ArrivalProcess):
         if workload.replays and not workload.needs_token_ids:
             problem = f"load={self.name}: conversations have no recorded times"
             raise ConfigError(f"{problem}; expected load=closed, or an arrival process such as load=poisson")
+        if started := getattr(workload, "started", 0):
+            problem = f"sessions begin at the times in {self.path}"
+            raise ConfigError(f"workload.started={started}: {problem}; expected 0, or load=closed")
         order, skip = (getattr(workload, key, None) for key in ("order", "skip_unsendable"))
         if order is None or workload.file != self.path:
             return
@@ -292,6 +297,9 @@ class Trace(_ArrivalProcess):
         problem = f"lengths and times in {self.path} belong together"
         if order != "file":
             raise ConfigError(f"workload.order={order}: {problem}; expected workload.order=file with this load")
+        for key in ("speed", "repeat"):
+            if (ours := getattr(self, key)) != (theirs := getattr(workload, key)):
+                raise ConfigError(f"load.{key}={ours:g}: {problem}; expected {theirs:g}, like workload.{key}")
         if skip != (ours := self.skip_unsendable):
             raise ConfigError(f"load.skip_unsendable={ours}: {problem}; expected {skip}, like workload.skip_unsendable")
 
@@ -303,7 +311,7 @@ class Trace(_ArrivalProcess):
             raise ConfigError(f"load.path={self.path}: {error.strerror}") from None
 
     def count(self, num_requests: int) -> int:
-        """Return `num_requests`. Raises ConfigError if the trace has fewer arrivals, since it is not repeated."""
+        """Return `num_requests`. Raises ConfigError if the trace has fewer arrivals."""
         arrivals = len(self._times())
         if num_requests > arrivals:
             limit = f"workload.num_requests may be at most {arrivals}"
@@ -326,7 +334,15 @@ class Trace(_ArrivalProcess):
         return faults_of(rows, lengths) if lengths else {}
 
     def _times(self) -> Floats:
-        """Return the arrivals in s since the first arrival. Shape (arrivals,)."""
+        """Return the arrivals in s since the first arrival, of all repetitions. Shape (arrivals,).
+
+        A repetition begins after the last arrival of the one before, at their mean distance.
+        """
+        times = self._recorded_times()
+        period = times[-1] * len(times) / max(len(times) - 1, 1)
+        return np.asarray((np.arange(self.repeat)[:, None] * period + times).ravel() / self.speed)
+
+    def _recorded_times(self) -> Floats:
         column, unit, cells = self._cells()
         instants = list(self._instants(column, unit, cells))
         if not instants:

@@ -164,6 +164,10 @@ class Workload(Strict):
             )
         ]
 
+    def priming(self, tokenizer: Tokenizer | None, count: int, seed: int, salt: str = "") -> list[Request]:
+        """Return requests that end the warm-up, and with which the engine's cache is to be filled."""
+        return []
+
     def _models(self, draw: Draw) -> Sequence[str | None]:
         if not self.models:
             return [None] * draw.count

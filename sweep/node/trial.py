@@ -202,7 +202,7 @@ def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request],
     requests = workload.requests(tokenizer, count, trial.seed, salt=salt)
     warm = trial.load.warmup(workload.warmup_requests)
     warmup = workload.requests(tokenizer, warm, trial.seed + 1, phase="warmup", salt=salt)
-    return warmup, requests
+    return warmup + workload.priming(tokenizer, count, trial.seed, salt), requests
 
 
 def _count_tokens(work: Work) -> measurement.CountTokens | None:

@@ -325,6 +325,13 @@ def cut_sessions(sessions_cut: int, sessions_not_begun: int | None = None) -> Ev
 
 
 @_warning()
+def truncated_history(truncated_turns: int) -> Evidence | None:
+    """Turns of a replay were sent without the oldest part of their history, which does not fit the context."""
+    number = truncated_turns
+    return Evidence(number, f"{count(number, 'turn')} sent without their oldest part") if number else None
+
+
+@_warning()
 def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:
     """The time before the steady state is a large part of the trial."""
     return Evidence(startup_share, f"the start-up took {startup_share:.0%} of the trial") if startup_transient else None

@@ -25,11 +25,14 @@ from sweep.base.setting_labels import labels
 from sweep.gateway.settings import Gateway
 from sweep.inputs.draft import draft_model
 from sweep.inputs.sessions.traces import LENGTHS_ALONE
+from sweep.inputs.sessions.turns import SessionWorkload
 from sweep.inputs.workload import Workload
 from sweep.plan.command_line import Assignments
 from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 
+LATER_KEYS = ("temperature", "models", "speed", "repeat", "truncate", "context", "started", "primed")
+"""Keys that are not part of an id if they are not set, so that ids from before they existed stay valid."""
 ROUTER = "router"  # the default option of conf/gateway in front of replicas
 
 
@@ -132,9 +135,9 @@ class _Builder:
             launch = "its own" if anew and replicate else "shared"
             trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
             if trial_id not in self.trial_ids:
-                _check_context(workload.built, deployment, seed)
+                fitted = _fitted(workload.built, deployment, seed)
                 self.trial_ids.add(trial_id)
-                trial = Trial(trial_id, workload.built, load.built, replicate, seed, coordinates, point, content)
+                trial = Trial(trial_id, fitted, load.built, replicate, seed, coordinates, point, content)
                 deployment.trials.append(trial)
 
     def _part(self, group: str, mapping: Mapping[str, Any]) -> _Part:
@@ -150,8 +153,9 @@ class _Builder:
                 message = str(error) if str(error).startswith(group) else f"{group}: {error}"
                 raise _unusable(error, message) from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
-            # Unset keys are omitted, so that ids from before the keys existed stay valid.
-            fields = {key: field for key, field in fields.items() if field or key not in ("temperature", "models")}
+            fields = {
+                key: field for key, field in fields.items() if key not in LATER_KEYS or not _is_default(built, key)
+            }
             identity = content_hash([type(built).__qualname__, fields, digest])
             pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
             self.parts[key] = _Part(pinned, digest, identity)
@@ -219,15 +223,34 @@ def _check_replay(workload: Workload, deployment: Deployment) -> None:
         raise ConfigError(f"workload={workload.name}: {problem}; {LENGTHS_ALONE}")
 
 
-def _check_context(workload: Workload, deployment: Deployment, seed: int) -> None:
-    """Raise ConfigError if a turn of a trial with this seed is longer than the model's context."""
-    backend, context = deployment.backend, getattr(deployment.model, "context", None)
-    if workload.replays and context and backend.launches and backend.traits.computes_model:
-        inputs, outputs = workload.longest_request(seed)
-        if inputs + outputs > context:
-            turn = f"a turn of {inputs} input and {outputs} output tokens"
-            problem = f"{turn} exceeds the context of {deployment.model.name}"
-            raise ConfigError(f"workload={workload.name}: {problem}; expected at most {context} together")
+def _fitted(workload: Workload, deployment: Deployment, seed: int) -> Workload:
+    """Return a workload of sessions with the model's context, or the smaller one that is set; others unchanged.
+
+    Raises ConfigError if a turn of a trial with this seed is longer, or if the context to truncate to is unknown.
+    """
+    if not isinstance(workload, SessionWorkload) or not workload.replays:
+        return workload
+    backend, own = deployment.backend, getattr(deployment.model, "context", None)
+    own = own if backend.launches and backend.traits.computes_model else None
+    contexts = [context for context in (own, workload.context) if context]
+    if not contexts and workload.truncate:
+        problem = f"the context of {deployment.model.name} is unknown"
+        raise ConfigError(f"workload.truncate={workload.truncate}: {problem}; set workload.context")
+    if not contexts:
+        return workload
+    context = min(contexts)
+    workload = workload.model_copy(update={"context": context})
+    inputs, outputs = workload.longest_request(seed)
+    if inputs + outputs > context:
+        turn = f"a turn of {inputs} input and {outputs} output tokens"
+        problem = f"{turn} exceeds the context of {deployment.model.name}; expected at most {context} together"
+        remedy = "" if workload.truncate else "; workload.truncate=oldest leaves out the oldest part of such a turn"
+        raise ConfigError(f"workload={workload.name}: {problem}{remedy}")
+    return workload
+
+
+def _is_default(built: Any, key: str) -> bool:
+    return bool(getattr(built, key) == type(built).model_fields[key].get_default(call_default_factory=True))
 
 
 def _unusable(error: ValueError, message: str) -> ValueError:

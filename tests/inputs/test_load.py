@@ -203,7 +203,7 @@ def test_shipped_loads_are_valid(path: Path, tmp_path: Path) -> None:
     if fields.get("path") in ("???", "${workload.file}"):
         trace = tmp_path / "t.txt"
         trace.write_text("".join(f"{i}\n" for i in range(20)))
-        fields |= {"path": str(trace), "skip_unsendable": False}
+        fields |= {"path": str(trace), "skip_unsendable": False, "speed": 1, "repeat": 1}
     load = build(fields, "load")
     assert isinstance(load, Load)
     assert load.name == path.stem

@@ -115,6 +115,92 @@ def test_nothing_is_shared_in_the_control(tmp_path: Path) -> None:
         assert not alarms(row.dropna().to_dict())
 
 
+@pytest.mark.slow
+def test_agents_wait_for_their_tools_and_sub_agents(tmp_path: Path) -> None:
+    line = ["+experiment=agents", *QUICK, "grid={backend.prefix_block: [null, 16]}", "replicates=1", "agreement=false"]
+    line += ["baseline={backend.prefix_block: null}", "workload.num_requests=40", "workload.delegating=0.5"]
+    assert main(
+        [*line, "backend.ttft.mean=0.05", "load.concurrency=3", "workload.gap=0.05", f"out={tmp_path / 'out'}"]
+    ) in (0, 1)
+    plain, cached = (row.dropna().to_dict() for _, row in analysis.load(str(tmp_path / "out")).iterrows())
+    assert cached["recorded_prefix_hit_rate"] == plain["recorded_prefix_hit_rate"] > 0.5
+    assert cached["cached_share"] == pytest.approx(cached["recorded_prefix_hit_rate"], abs=0.005)
+    assert alarms(plain) == alarms(cached) == set()
+    requests = analysis.requests(str(tmp_path / "out"), cached["trial_id"]).query("phase == 'measured'")
+    turns, followed = requests.set_index("request_id"), requests.dropna(subset="parent").groupby("parent")
+    delegating = [parent for parent, group in followed if len(group) > 1]
+    assert delegating
+    for parent, later in followed:
+        assert (later["sent"] >= turns.loc[parent, "ended"] + later["gap"] - 1e-6).all()
+        if parent in delegating:  # sub-agents start at once, and with another system prompt
+            assert later["gap"].tolist() == [0, 0]
+            assert later["cached_tokens"].max() < turns.loc[parent, "input_tokens"]
+
+
+@pytest.mark.slow
+def test_a_trace_is_repeated_at_twice_its_speed_and_shares_nothing_between_repetitions(tmp_path: Path) -> None:
+    rows = trace(8, 30, seconds=0.6, gap=0.1)
+    line = ["workload=recorded", "load=recorded", f"workload.file={write(tmp_path / 't.jsonl', rows)}"]
+    line += ["workload.repeat=2", "workload.speed=2", "workload.num_requests=60", f"out={tmp_path / 'out'}"]
+    row = measure(*CACHED, *line)
+    assert row["recorded_prefix_hit_rate"] == pytest.approx(hit_rate(rows))
+    assert row["cached_share"] == pytest.approx(hit_rate(rows), abs=0.005)
+    assert not alarms(row.dropna().to_dict())
+    requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
+    requests = requests.assign(number=requests["request_id"].str.split("-").str[2].astype(int)).set_index("number")
+    again = rows[-1]["timestamp"] - rows[0]["timestamp"]
+    for number, cells in enumerate(rows):
+        first, second = requests.loc[number], requests.loc[number + len(rows)]
+        if cells["parent_chat_id"] < 0:
+            assert first["scheduled"] == pytest.approx((cells["timestamp"] - rows[0]["timestamp"]) / 2)
+            assert second["scheduled"] - first["scheduled"] == pytest.approx(again * len(rows) / (len(rows) - 1) / 2)
+        else:
+            gap = (cells["timestamp"] - rows[cells["parent_chat_id"]]["timestamp"]) / 2
+            assert (first["gap"], second["gap"]) == (pytest.approx(gap), pytest.approx(gap))
+    assert main([*QUICK, *line, "load.speed=1", "dry_run=true"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chat", [False, True])
+def test_turns_beyond_the_context_lose_their_oldest_part_and_the_row_counts_them(tmp_path: Path, chat: bool) -> None:
+    talk = [*CHAT, {"role": "user", "content": "A third one, please?"}, {"role": "assistant", "content": "Green."}]
+    file = write(tmp_path / "t.jsonl", [{"messages": talk}] if chat else trace(6, 24, seconds=0.3, gap=0.05))
+    line = ["workload=recorded", "load=closed", f"workload.file={file}", "workload.truncate=oldest"]
+    line += [f"workload.context={70 if chat else 250}", f"workload.num_requests={3 if chat else 24}"]
+    row = measure(*CACHED, *line, *(CHAT_API.split() if chat else ()), f"out={tmp_path / 'out'}")
+    assert row["truncated_turns"] > 0
+    assert not alarms(row.dropna().to_dict())
+    assert "truncated-history" in row["warnings"]
+    requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
+    assert (requests["asked_input_tokens"] + requests["asked_output_tokens"]).max() <= (70 if chat else 250)
+
+
+@pytest.mark.slow
+def test_a_conversation_beyond_the_context_is_invalid(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", [{"messages": CHAT}])
+    line = ["workload=recorded", "load=closed", f"workload.file={file}", "workload.context=20"]
+    assert main([*CACHED, *line, *CHAT_API.split(), "workload.num_requests=2", f"out={tmp_path / 'out'}"]) == 1
+    row = analysis.load(str(tmp_path / "out"), all_rows=True).iloc[0]
+    assert (row["outcome"], "exceeds the context of 20 tokens" in row["reason"]) == ("invalid", True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("primed", ["true", "false"])
+def test_sessions_under_way_go_on_with_their_history_in_primed_or_cold_caches(tmp_path: Path, primed: str) -> None:
+    line = ["workload=conversations", "workload.num_requests=30", "workload.prefix_tokens=48", "load=closed"]
+    line += ["load.concurrency=4", "workload.started=4", f"workload.primed={primed}", f"out={tmp_path / 'out'}"]
+    row = measure(*CACHED, *line)
+    assert not alarms(row.dropna().to_dict())
+    assert row["cached_share"] == pytest.approx(row["sent_prefix_hit_rate"], abs=0.005)
+    assert row["later_turn_cached_share"] == pytest.approx(row["later_turn_sent_hit_rate"], abs=0.005)
+    requests = analysis.requests(str(tmp_path / "out"), row["trial_id"])
+    begun = requests.query("phase == 'measured' and session < 4 and turn == 0")
+    history = begun[begun["input_tokens"] > 48 + 90]  # more than a system prompt and a first question
+    assert len(history)
+    assert (history["cached_tokens"].max() > 48) == (primed == "true")
+    assert (requests["request_id"].str.contains("primed").sum() > 0) == (primed == "true")
+
+
 def pair(**cells: Any) -> list[dict[str, Any]]:
     row = {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.0, "input_length": 20, "output_length": 2}
     return [{**row, "hash_ids": [1, 2]}, {**row, "chat_id": 2, "timestamp": 0.5, "hash_ids": [1, 3], **cells}]
@@ -139,6 +225,13 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
             [{"chat_id": 1, "parent_chat_id": -1, "timestamp": 0, "input_length": 9, "output_length": 1}],
             "",
             "hash_ids=None",
+        ),
+        (pair(), "workload.truncate=oldest", "workload.truncate=oldest: the context of tiny-llama is unknown"),
+        (pair(), "workload.started=1 load=recorded", "workload.started=1: sessions begin at the times in"),
+        (
+            pair(parent_chat_id=1),
+            "workload.started=1",
+            "has 1 turn after what its sessions under way may have sent (1)",
         ),
         (pair(), CHAT_API, "hash_ids are sent as token ids, which simulated (chat) does not take"),
         (pair(), "workload.order=random", "workload.order=random: a replay has its file's order"),

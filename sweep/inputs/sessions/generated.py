@@ -1,6 +1,7 @@
-"""Conversations drawn at random: their turns, lengths and gaps, and the system prompts that they share."""
+"""Sessions drawn at random, with the system prompts that they share: conversations, and agents that use tools."""
 
 from collections.abc import Sequence
+from itertools import count as numbers
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,33 +31,100 @@ class Conversations(SessionWorkload):
     shared: bool = True  # false: the same lengths and gaps, but no prompt begins like another: the control
 
     def notes(self, cache_dir: Any) -> list[str]:
-        return [f"{self.name}, drawn with seed 0: {replay_note(self.session_turns(self.num_requests))}"]
+        return [f"{self.name}, drawn with seed 0: {replay_note(self.turns_to_send(self.num_requests))}"]
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
         """Return `count` turns, session after session; they depend only on the seed."""
-        draw = Draw(seed, "measured", count)
-        number_of_turns, inputs, outputs = (
-            self._around(mean, draw.fractions(purpose))
-            for mean, purpose in ((self.turns, "turns"), (self.new_tokens, "input"), (self.output_tokens, "output"))
-        )
-        gaps = -np.log(np.asarray(draw.fractions("gaps"))) * self.gap
-        weights = np.cumsum(np.arange(1, self.prefixes + 1, dtype=np.float64) ** -self.zipf)
-        prompts = np.searchsorted(weights, np.asarray(draw.fractions("prefixes")) * weights[-1])
-        turns: list[Turn] = []
-        session = 0
-        while len(turns) < count:
-            history = (Piece(("prefix", int(prompts[session])), self.prefix_tokens),) if self.prefix_tokens else ()
-            for turn in range(min(number_of_turns[session], count - len(turns))):
-                number = len(turns)
-                history = (*history, Piece((session, turn, "question"), inputs[number]))
-                pieces = history if self.shared else tuple(Piece((number, *piece), piece.tokens) for piece in history)
-                before, gap = (number - 1, float(gaps[number])) if turn else (UNKNOWN, 0.0)
-                turns.append(Turn(outputs[number], before, gap, pieces))
-                history = (*history, Piece((session, turn, "answer"), outputs[number]))
-            session += 1
-        return turns
+        drawn = _Drawn(self, Draw(seed, "measured", count + self.most_turns()))
+        for session in numbers():
+            if len(drawn.turns) >= count:
+                break
+            self.add_branch(drawn, (session,), drawn.number_of_turns[session], UNKNOWN, drawn.prompts[session])
+        if self.shared:
+            return drawn.turns[:count]
+        return [
+            turn._replace(pieces=tuple(Piece((number, *piece), piece.tokens) for piece in turn.pieces))
+            for number, turn in enumerate(drawn.turns[:count])
+        ]
 
-    def _around(self, mean: int, fractions: Sequence[float]) -> list[int]:
-        reach = int(mean * self.spread + 1e-9)
-        low, high = max(mean - reach, 1), mean + reach
-        return [low + int(fraction * (high - low + 1)) for fraction in fractions]
+    def most_turns(self) -> int:
+        """Return the most turns of a session."""
+        return max(around(self.turns, self.spread, [1 - 1e-9]))
+
+    def most_begun(self) -> int:
+        return self.started * self.most_turns()
+
+    def add_branch(
+        self, drawn: "_Drawn", name: tuple[int, ...], length: int, parent: int, prompt: int, kind: str = "prefix"
+    ) -> int:
+        """Add turns that follow each other behind the system prompt with this number; return the last one's index."""
+        history = (Piece((kind, prompt), self.prefix_tokens),) if self.prefix_tokens else ()
+        kept = len(history)
+        for turn in range(length):
+            number = len(drawn.turns)
+            history = (*history, Piece((*name, turn, "question"), drawn.inputs[number]))
+            drawn.turns.append(
+                Turn(drawn.outputs[number], parent, drawn.gaps[number] if turn else 0.0, history, kept=kept)
+            )
+            history = (*history, Piece((*name, turn, "answer"), drawn.outputs[number]))
+            parent = self.followed(drawn, (*name, turn), number) if turn < length - 1 else number
+        return parent
+
+    def followed(self, drawn: "_Drawn", name: tuple[int, ...], number: int) -> int:
+        """Return the index of the turn that the next one of a branch follows, after this one."""
+        return number
+
+
+class Agents(Conversations):
+    """Jobs of agents: a turn is a call of the model, a gap the time of a tool, and new tokens are its result.
+
+    After a share of its turns an agent starts sub-agents at once, which have system prompts of their own. It continues
+    after the longest of them. So a session is a tree.
+    """
+
+    delegating: Annotated[float, Field(ge=0, le=1)] = 0.15  # share of the main agent's turns, except the last
+    sub_agents: PositiveInt = 2  # started by such a turn
+    sub_turns: PositiveInt = 3  # mean of each sub-agent
+
+    def most_turns(self) -> int:
+        return super().most_turns() * (1 + self.sub_agents * max(around(self.sub_turns, self.spread, [1 - 1e-9])))
+
+    def followed(self, drawn: "_Drawn", name: tuple[int, ...], number: int) -> int:
+        if len(name) > 2 or drawn.draw_of("delegating")[number] >= self.delegating:
+            return number
+        ends = []
+        for agent in range(self.sub_agents):
+            (length,) = around(self.sub_turns, self.spread, [drawn.draw_of(f"sub_turns/{agent}")[number]])
+            ends.append((length, self.add_branch(drawn, (*name, agent), length, number, drawn.prompts[number], "sub")))
+        return max(ends)[1]
+
+
+class _Drawn:
+    """Turns, and the random numbers that they are made of: one of each purpose for a turn or a session."""
+
+    def __init__(self, workload: Conversations, draw: Draw) -> None:
+        self.turns: list[Turn] = []
+        self._draw, self._of = draw, dict[str, list[float]]()
+        self.number_of_turns, self.inputs, self.outputs = (
+            around(mean, workload.spread, draw.fractions(purpose))
+            for mean, purpose in (
+                *((workload.turns, "turns"), (workload.new_tokens, "input")),
+                (workload.output_tokens, "output"),
+            )
+        )
+        self.gaps = (-np.log(np.asarray(draw.fractions("gaps"))) * workload.gap).tolist()
+        weights = np.cumsum(np.arange(1, workload.prefixes + 1, dtype=np.float64) ** -workload.zipf)
+        self.prompts = np.searchsorted(weights, np.asarray(draw.fractions("prefixes")) * weights[-1]).tolist()
+
+    def draw_of(self, purpose: str) -> list[float]:
+        """Return random numbers in (0, 1), drawn once for each purpose."""
+        if purpose not in self._of:
+            self._of[purpose] = self._draw.fractions(purpose)
+        return self._of[purpose]
+
+
+def around(mean: int, spread: float, fractions: Sequence[float]) -> list[int]:
+    """Return whole numbers from 1 within +-`spread` of the mean, for fractions in (0, 1)."""
+    reach = int(mean * spread + 1e-9)
+    low, high = max(mean - reach, 1), mean + reach
+    return [low + int(fraction * (high - low + 1)) for fraction in fractions]

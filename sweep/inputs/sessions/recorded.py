@@ -1,13 +1,15 @@
 """Recorded requests: a trace's lengths, with its prefixes and sessions if it has any, or whole conversations."""
 
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from tokenizers import Tokenizer
 
 from sweep.base.config import ConfigError
+from sweep.base.records import Request, SessionPlaces
 from sweep.base.wording import count as counted
 from sweep.inputs.rows import FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
 from sweep.inputs.sessions.conversations import (
@@ -17,7 +19,7 @@ from sweep.inputs.sessions.conversations import (
     read_conversations,
 )
 from sweep.inputs.sessions.traces import HASHES, PARENT, orphans, trace_turns
-from sweep.inputs.sessions.turns import SessionWorkload, Turn, replay_note
+from sweep.inputs.sessions.turns import SessionWorkload, Turn, repetitions, replay_note
 from sweep.inputs.workload import Draw, ExactLengths, content_digest
 
 
@@ -34,6 +36,8 @@ class Recorded(SessionWorkload, ExactLengths):
     block_tokens: PositiveInt | None = None  # tokens that one of hash_ids stands for; null: 512, or Bailian's 16
     recorded_tpot: NonNegativeFloat = 0.0  # s per output token that the recorded engine took. It is taken off the times
     # between two turns of a trace, which include the answer, to get their gaps
+    speed: PositiveFloat = 1.0  # at 2, times and gaps are half as long
+    repeat: PositiveInt = 1  # times that the file is sent; each repetition has its own text
 
     @property
     def replays(self) -> bool:
@@ -55,9 +59,16 @@ class Recorded(SessionWorkload, ExactLengths):
 
     def check_count(self, count: int) -> None:
         """Raise ConfigError if a replay needs more turns than the file has; nothing is repeated."""
-        if self.replays and count > (turns := len(self._all_turns(None))):
-            problem = f"has {counted(turns, 'turn')}, and {count} are needed"
-            raise ConfigError(f"workload.file={self.file}: {problem}; workload.num_requests may be at most {turns}")
+        if not self.replays:
+            return
+        turns = self._all_turns(None)
+        begun = Counter(SessionPlaces.of([Request("", "", 0, parent=turn.parent) for turn in turns]).session)
+        left = len(turns) - sum(begun[session] - 1 for session in range(min(self.started, len(begun))))
+        if count > left:
+            under_way = f" after what its sessions under way may have sent ({self.started})" if self.started else ""
+            problem = f"has {counted(left, 'turn')}{under_way}, and {count} are needed"
+            most = f"workload.num_requests may be at most {left}, or raise workload.repeat"
+            raise ConfigError(f"workload.file={self.file}: {problem}; {most}")
 
     def notes(self, cache_dir: Path) -> list[str]:
         read = self._conversations() if self._is_conversation() else self._trace()
@@ -68,7 +79,7 @@ class Recorded(SessionWorkload, ExactLengths):
         if isinstance(read, TraceRows) and (number := orphans(read)):
             problem = f"the parent of {counted(number, 'turn')} is missing or skipped"
             lines.append(f"{self.file}: {problem}; each begins a session")
-        return [*lines, f"{self.file}: {replay_note(self.session_turns(self.num_requests))}"]
+        return [*lines, f"{self.file}: {replay_note(self.turns_to_send(self.num_requests))}"]
 
     def digest(self, cache_dir: Path) -> str:
         return content_digest(self.path)
@@ -80,6 +91,9 @@ class Recorded(SessionWorkload, ExactLengths):
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
         return self._all_turns(tokenizer)[:count]
+
+    def most_begun(self) -> int:
+        return len(self._all_turns(None))
 
     @property
     def path(self) -> Path:
@@ -97,9 +111,10 @@ class Recorded(SessionWorkload, ExactLengths):
 
     def _all_turns(self, tokenizer: Tokenizer | None) -> list[Turn]:
         if self._is_conversation():
-            return conversation_turns(self._conversations(), tokenizer)
+            return repetitions(conversation_turns(self._conversations(), tokenizer), self.repeat, self.speed)
         options = self.skip_unsendable, self.block_tokens, self.recorded_tpot
-        return _turns_of_trace(self.path, f"workload.file={self.file}", self.path.stat().st_mtime_ns, *options)
+        turns = _turns_of_trace(self.path, f"workload.file={self.file}", self.path.stat().st_mtime_ns, *options)
+        return repetitions(turns, self.repeat, self.speed)
 
     def _trace(self) -> TraceRows:
         return read_trace(self.path, f"workload.file={self.file}", self.skip_unsendable)

@@ -6,20 +6,25 @@ that neither a tokenizer nor a template moves the boundary of a block. Messages 
 """
 
 import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
-from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, most_at_once, prompt_text
+from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, SessionPlaces, most_at_once, prompt_text
 from sweep.base.wording import count as counted
 from sweep.inputs.workload import HEADER_WORDS, Draw, Workload, header_words
 
 CACHE_BLOCK = 16  # tokens in a block of a prefix cache, if the engine does not state it: vLLM's default on a GPU
 RECENT_PIECES = 20_000  # whose tokens are kept while requests are made
+MOST_CONTEXT = 1 << 31  # tokens, if a context is unknown
+MESSAGE_TOKENS = 8  # that a chat template adds to a message, at most
 
 
 class Piece(NamedTuple):
@@ -38,6 +43,9 @@ class Turn(NamedTuple):
     pieces: tuple[Piece, ...] = ()  # of the whole prompt
     messages: tuple[Message, ...] = ()  # the new ones, instead of pieces
     answer: str = ""  # the recorded one, which the turns that follow have in their history
+    kept: int = 0  # leading pieces that are never left out: a system prompt
+    repetition: int = 0  # of the file, if it is repeated
+    truncated: bool = False  # whether its oldest pieces were left out
 
     @property
     def input_tokens(self) -> int:
@@ -61,9 +69,10 @@ class PieceTexts:
             return " ".join(self.words[index % len(self.words)] for index in indices)
         return tuple(self._ids[index % len(self._ids)] for index in indices)
 
-    def header(self) -> str:
-        """Return the words with which every conversation of the trial begins."""
-        return " ".join(self.words[index % len(self.words)] for index in self._of("header", HEADER_WORDS).tolist())
+    def header(self, repetition: int = 0) -> str:
+        """Return the words with which every conversation of the trial begins, or of a repetition of its file."""
+        key = ("header", repetition) if repetition else "header"
+        return " ".join(self.words[index % len(self.words)] for index in self._of(key, HEADER_WORDS).tolist())
 
     def _draw(self, key: Hashable, tokens: int) -> NDArray[np.uint32]:
         name = hashlib.sha256(f"{self._name}/{key}".encode()).digest()[:16]
@@ -77,30 +86,145 @@ def _single_tokens(tokenizer: Tokenizer, lead: str, words: Sequence[str]) -> lis
 
 
 def session_requests(
-    turns: Sequence[Turn], tokenizer: Tokenizer | None, seed: int, phase: Phase, salt: str, models: Sequence[str | None]
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer | None,
+    seed: int,
+    phase: Phase,
+    salt: str,
+    models: Sequence[str | None],
+    fit: "ContextFit | None" = None,
 ) -> list[Request]:
-    """Return the requests of these turns; parents come first, and all turns of a session go to its first model."""
+    """Return the requests of these turns; parents come first, and all turns of a session go to its first model.
+
+    Raises ValueError for a conversation that does not fit.
+    """
     texts = PieceTexts(tokenizer, seed, phase, salt)
     histories: dict[int, tuple[Message, ...]] = {}
     requests: list[Request] = []
     for number, turn in enumerate(turns):
+        truncated = turn.truncated
         if turn.pieces:
             prompt: Prompt = texts.prompt(turn.pieces)
         else:
-            prompt = histories.get(turn.parent, ()) + turn.messages
-            if turn.parent == UNKNOWN:
-                first = turn.messages[0]
-                prompt = (first._replace(content=f"{texts.header()}\n\n{first.content}"), *turn.messages[1:])
-            histories[number] = (*prompt, Message("assistant", turn.answer))
+            header = texts.header(turn.repetition)
+            messages = histories.get(turn.parent, ()) + turn.messages
+            histories[number] = (*messages, Message("assistant", turn.answer))
+            fitting = messages if fit is None else fit.messages(messages, turn, header, tokenizer)
+            truncated = len(fitting) < len(messages)
+            prompt = with_header(fitting, header)
         tokens = UNKNOWN if tokenizer is None else len(sent_ids(prompt, tokenizer))
         model = models[number] if turn.parent == UNKNOWN else requests[turn.parent].model
         request_id = f"{phase}-{seed:x}-{number}"
-        requests.append(Request(request_id, prompt, turn.output_tokens, tokens, phase, model, turn.parent, turn.gap))
+        place = turn.parent, turn.gap, truncated
+        requests.append(Request(request_id, prompt, turn.output_tokens, tokens, phase, model, *place))
     return requests
+
+
+def with_header(messages: tuple[Message, ...], header: str) -> tuple[Message, ...]:
+    """Return the messages of a conversation behind a header, in the first of them."""
+    first = messages[0]
+    return (first._replace(content=f"{header}\n\n{first.content}"), *messages[1:])
+
+
+class ContextFit(NamedTuple):
+    """How turns are made to fit a model's context."""
+
+    context: int  # tokens of a prompt and its answer together
+    truncate: Literal["oldest"] | None
+
+    def pieces(self, turn: Turn) -> Turn:
+        """Return a turn without its oldest pieces, as far as it is too long; its newest piece always stays."""
+        pieces, excess = list(turn.pieces), turn.input_tokens + turn.output_tokens - self.context
+        if self.truncate is None or excess <= 0 or not pieces:
+            return turn
+        end = turn.kept
+        while excess > 0 and end < len(pieces) - 1:
+            excess -= pieces[end].tokens
+            end += 1
+        return turn._replace(pieces=(*pieces[: turn.kept], *pieces[end:]), truncated=True)
+
+    def too_long(self, messages: Sequence[Message], turn: Turn, header: str, tokenizer: Tokenizer) -> bool:
+        """Return whether a conversation and its answer, with what a template may add, do not fit."""
+        text = "\n\n".join([header, *(message.content for message in messages)])
+        return len(tokenizer.encode(text).ids) + MESSAGE_TOKENS * len(messages) + turn.output_tokens > self.context
+
+    def messages(
+        self, messages: tuple[Message, ...], turn: Turn, header: str, tokenizer: Tokenizer | None
+    ) -> tuple[Message, ...]:
+        """Return the messages without the oldest exchanges, as far as they are too long; a system message stays.
+
+        Raises ValueError if they do not fit nevertheless, or nothing may be left out.
+        """
+        kept = sum(message.role == "system" for message in messages[:1])
+        while tokenizer is not None and self.too_long(messages, turn, header, tokenizer):
+            asked = [index for index, message in enumerate(messages) if message.role == "user"]
+            if self.truncate is None or len(asked) < 2:
+                remedy = "" if self.truncate else "; workload.truncate=oldest leaves out the oldest messages"
+                raise ValueError(f"a conversation exceeds the context of {self.context} tokens{remedy}")
+            messages = (*messages[:kept], *messages[asked[1] :])
+        return messages
+
+
+def repetitions(turns: list[Turn], times: int, speed: float) -> list[Turn]:
+    """Return the turns `times` over, with shorter gaps at a higher speed.
+
+    Each repetition has its own text, so it shares nothing with the others, and as much within itself as the first.
+    """
+    if (times, speed) == (1, 1):
+        return turns
+    return [
+        turn._replace(
+            parent=turn.parent if turn.parent == UNKNOWN else turn.parent + repetition * len(turns),
+            gap=turn.gap / speed,
+            pieces=tuple(Piece((repetition, key), n) for key, n in turn.pieces) if repetition else turn.pieces,
+            repetition=repetition,
+        )
+        for repetition in range(times)
+        for turn in turns
+    ]
+
+
+class UnderWay(NamedTuple):
+    """Turns of which the first sessions have begun before: what is left of them, and what was sent last of each."""
+
+    turns: list[Turn]
+    before: list[Turn]
+
+
+def under_way(turns: Sequence[Turn], sessions: int, seed: int) -> UnderWay:
+    """Leave out the turns of the first `sessions` before one drawn at random; a turn without its parent begins anew."""
+    places = SessionPlaces.of([Request("", "", 0, parent=turn.parent) for turn in turns])
+    shares, passed = Draw(seed, "measured", sessions).fractions("under_way"), Counter[int]()
+    numbers, before = dict[int, int](), dict[int, Turn]()
+    whole = list(turns)  # with the history of conversations
+    left: list[Turn] = []
+    for index, (turn, session) in enumerate(zip(turns, places.session, strict=True)):
+        passed[session] += 1
+        if turn.parent != UNKNOWN and turn.messages:
+            said = (*whole[turn.parent].messages, Message("assistant", turns[turn.parent].answer))
+            whole[index] = turn._replace(messages=(*said, *turn.messages))
+        if session < sessions and passed[session] <= int(shares[session] * places.turns[session]):
+            continue
+        numbers[index] = len(left)
+        if turn.parent in numbers or turn.parent == UNKNOWN:
+            left.append(turn._replace(parent=numbers.get(turn.parent, UNKNOWN)))
+        else:
+            before[turn.parent] = whole[turn.parent]
+            left.append(whole[index]._replace(parent=UNKNOWN, gap=0.0))
+    return UnderWay(left, [turn._replace(parent=UNKNOWN, gap=0.0, output_tokens=1) for turn in before.values()])
 
 
 class SessionWorkload(Workload):
     """The base of workloads of sessions."""
+
+    truncate: Literal["oldest"] | None = (
+        None  # what is left out of a turn that exceeds the context; null: it is refused
+    )
+    context: PositiveInt | None = None  # tokens of a prompt and its answer together; null: the model's context
+    started: NonNegativeInt = (
+        0  # sessions that are under way when a trial begins: each continues at a turn drawn at random
+    )
+    primed: bool = False  # true: the warm-up sends the latest prompts of those sessions, so that caches have them
 
     @property
     def replays(self) -> bool:
@@ -114,17 +238,37 @@ class SessionWorkload(Workload):
         """Return the first turns, at most `count`; each turn's parent precedes it."""
         raise NotImplementedError
 
+    @property
+    def fit(self) -> ContextFit | None:
+        return None if self.context is None else ContextFit(self.context, self.truncate)
+
+    def begun(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> UnderWay:
+        """Return the first turns to send, at most `count`, and what was sent before."""
+        if not self.started:
+            return UnderWay(self.session_turns(count, seed, tokenizer), [])
+        left = under_way(self.session_turns(count + self.most_begun(), seed, tokenizer), self.started, seed)
+        return left._replace(turns=left.turns[:count])
+
+    def most_begun(self) -> int:
+        """Return how many further turns the sessions under way have at most."""
+        raise NotImplementedError
+
+    def turns_to_send(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
+        """Return the first turns as they are sent: of sessions under way the rest, and within the context."""
+        turns, fit = self.begun(count, seed, tokenizer).turns, self.fit
+        return turns if fit is None else [fit.pieces(turn) for turn in turns]
+
     def starts(self, count: int, seed: int = 0) -> Sequence[int]:
         if not self.replays:
             return super().starts(count)
-        return [number for number, turn in enumerate(self.session_turns(count, seed)) if turn.parent == UNKNOWN]
+        return [number for number, turn in enumerate(self.begun(count, seed).turns) if turn.parent == UNKNOWN]
 
     def branches(self, count: int, seed: int) -> int:
-        turns = self.session_turns(count, seed) if self.replays else ()
+        turns = self.begun(count, seed).turns if self.replays else ()
         return most_at_once([Request("", "", 0, parent=turn.parent) for turn in turns])
 
     def longest_request(self, seed: int = 0) -> tuple[int, int]:
-        lengths = ((turn.input_tokens, turn.output_tokens) for turn in self.session_turns(self.num_requests, seed))
+        lengths = ((turn.input_tokens, turn.output_tokens) for turn in self.turns_to_send(self.num_requests, seed))
         return max(lengths, key=sum) if self.needs_token_ids else (0, 0)
 
     def requests(
@@ -132,10 +276,22 @@ class SessionWorkload(Workload):
     ) -> list[Request]:
         if not self.replays or not count:
             return super().requests(tokenizer, count, seed, phase, salt)
-        turns = self.session_turns(count, seed, tokenizer)
+        turns = self.turns_to_send(count, seed, tokenizer)
         if phase == "warmup":  # nobody waits for its gaps
             turns = [turns[i % len(turns)]._replace(parent=UNKNOWN, gap=0.0) for i in range(count)]
-        return session_requests(turns, tokenizer, seed, phase, salt, self._models(Draw(seed, phase, len(turns))))
+        models = self._models(Draw(seed, phase, len(turns)))
+        return session_requests(turns, tokenizer, seed, phase, salt, models, self.fit)
+
+    def priming(self, tokenizer: Tokenizer | None, count: int, seed: int, salt: str = "") -> list[Request]:
+        if not (self.primed and self.replays):
+            return []
+        fit = self.fit or ContextFit(MOST_CONTEXT, None)
+        turns = [fit.pieces(turn) for turn in self.begun(count, seed, tokenizer).before]
+        requests = session_requests(turns, tokenizer, seed, "measured", salt, [None] * len(turns), fit)
+        return [
+            replace(request, request_id=f"warmup-{seed:x}-primed-{number}", phase="warmup")
+            for number, request in enumerate(requests)
+        ]
 
 
 # What a prefix cache could answer -------------------------------------------------------------------------------------
@@ -161,11 +317,15 @@ def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]], size: int = CA
     return hits
 
 
-def recorded_texts(turns: Sequence[Turn], header: str) -> list[str]:
-    """Return each turn's recorded conversation as one text, after the trial's header."""
+def recorded_texts(turns: Sequence[Turn], header: Callable[[int], str]) -> list[str]:
+    """Return each turn's recorded conversation as one text, after the header of its repetition."""
     texts: list[str] = []
     for turn in turns:
-        before = header if turn.parent == UNKNOWN else f"{texts[turn.parent]}\n\n{turns[turn.parent].answer}"
+        before = (
+            header(turn.repetition)
+            if turn.parent == UNKNOWN
+            else f"{texts[turn.parent]}\n\n{turns[turn.parent].answer}"
+        )
         texts.append("\n\n".join([before, *(message.content for message in turn.messages)]))
     return texts
 

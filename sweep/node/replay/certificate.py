@@ -4,9 +4,9 @@ The trace is read again here, without the code that makes its requests, so that 
 """
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -19,6 +19,8 @@ from sweep.inputs.rows import FileRow, TraceColumns, faults_of, read_rows, secon
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.sessions.turns import (
     CACHE_BLOCK,
+    MESSAGE_TOKENS,
+    ContextFit,
     Piece,
     PieceTexts,
     SessionWorkload,
@@ -28,6 +30,7 @@ from sweep.inputs.sessions.turns import (
     ideal_hits,
     recorded_texts,
     sent_ids,
+    under_way,
 )
 from sweep.node.work import Work
 from sweep.numbers.quantities.sessions import ReplayProof
@@ -51,18 +54,37 @@ def replay_inputs(
     arrivals: list[float] = []
     try:
         if isinstance(workload, Recorded) and workload.needs_token_ids:
-            turns = recorded_turns(workload, len(requests))
+            turns = recorded_turns(workload, len(requests), trial.seed)
             if isinstance(trial.load, Trace) and trial.load.path == workload.file:
                 arrivals = recorded_arrivals(workload, len(requests), trial.load)
         else:
-            turns = workload.session_turns(len(requests), trial.seed, tokenizer)
+            turns = workload.begun(len(requests), trial.seed, tokenizer).turns
     except UNREADABLE as error:
         return {"uncertified": f"{type(error).__name__} {error}".strip()}
-    header = PieceTexts(tokenizer, trial.seed, "measured", salt).header()
-    proof = certificate(turns, requests, records, tokenizer, header, cache_block(facts))
+    header = PieceTexts(tokenizer, trial.seed, "measured", salt).header
+    primed = [each.prompt for each in workload.priming(tokenizer, len(requests), trial.seed, salt)]
+    before = workload.begun(len(requests), trial.seed, tokenizer).before if primed else []
+    cache = InfiniteCache(cache_block(facts), before, [sent_ids(prompt, tokenizer) for prompt in primed])
+    proof = certificate(turns, requests, records, tokenizer, header, cache, workload.fit)
     if arrivals:
         proof = proof._replace(schedule_error=_schedule_error(arrivals, requests, records))
     return {"certificate": proof}
+
+
+class InfiniteCache(NamedTuple):
+    """An infinite prefix cache: its blocks, and what the warm-up put into it, as turns and as token ids."""
+
+    block: int = CACHE_BLOCK
+    turns: Sequence[Turn] = ()
+    ids: Sequence[Sequence[int]] = ()
+
+    def hits(self, prompts: Iterable[tuple[int, Iterable[Hashable]]], recorded: bool) -> list[int]:
+        """Return how many tokens of each prompt, given its tokens and blocks, it has."""
+        if recorded:
+            before = [(turn.input_tokens, blocks_of_turn(turn, self.block)) for turn in self.turns]
+        else:
+            before = [(len(ids), blocks_of_ids(ids, self.block)) for ids in self.ids]
+        return ideal_hits([*before, *prompts], self.block)[len(before) :]
 
 
 def cache_block(facts: Mapping[str, Any]) -> int:
@@ -81,27 +103,34 @@ def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], i
     return replace(verdict, outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.NO_CERTIFICATE))
 
 
-def _first_rows(workload: Recorded, count: int) -> tuple[list[FileRow], TraceColumns]:
+def _sendable_rows(workload: Recorded) -> tuple[list[FileRow], TraceColumns]:
     rows = read_rows(workload.path, f"workload.file={workload.file}")
     columns = trace_columns(rows[0])
     if columns is None:
         raise ValueError("no columns with lengths")
     faults = faults_of(rows, columns)
-    return [row for number, row in enumerate(rows, 1) if number not in faults][:count], columns
+    return [row for number, row in enumerate(rows, 1) if number not in faults], columns
 
 
 def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float]:
     """Return the times of a trace's first turns since the first of all, in s, as its load reads them."""
-    rows, columns = _first_rows(workload, count)
+    rows, columns = _sendable_rows(workload)
     column, unit = (load.column, "s") if load.column else (columns.time, columns.unit)
     times = [seconds_of(row[column], load.unit or unit) for row in rows]
-    return [float(time - times[0]) for time in times]
+    again = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
+    rounds = (times[i % len(times)] - times[0] + again * (i // len(times)) for i in range(count))
+    return [float(time) / workload.speed for time in rounds]
 
 
-def recorded_turns(workload: Recorded, count: int) -> list[Turn]:
-    """Return the first turns of a trace."""
-    rows, columns = _first_rows(workload, count)
-    turns, chats = list[Turn](), dict[Any, int]()
+def recorded_turns(workload: Recorded, count: int, seed: int = 0) -> list[Turn]:
+    """Return the first turns of a trace, or of what is left of it after the turns of sessions under way."""
+    rows, columns = _sendable_rows(workload)
+    turns = [turn for number in range(workload.repeat) for turn in _turns_of(rows, columns, workload, number)]
+    return (under_way(turns, workload.started, seed).turns if workload.started else turns)[:count]
+
+
+def _turns_of(rows: list[FileRow], columns: TraceColumns, workload: Recorded, repetition: int) -> list[Turn]:
+    turns, chats, first = list[Turn](), dict[Any, int](), repetition * len(rows)
     for number, row in enumerate(rows):
         parent = chats.get(row.get("parent_chat_id"), UNKNOWN)
         chats[row.get("chat_id", (number,))] = number
@@ -109,11 +138,13 @@ def recorded_turns(workload: Recorded, count: int) -> list[Turn]:
         hashes = row["hash_ids"]
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes
         block = workload.block_tokens or (512 if "chat_id" not in row and "parent_chat_id" not in row else 16)
-        pieces = tuple(Piece(key, min(block, inputs - block * i)) for i, key in enumerate(hashes))
+        keys = [(repetition, key) for key in hashes] if repetition else hashes
+        pieces = tuple(Piece(key, min(block, inputs - block * i)) for i, key in enumerate(keys))
         gap = 0.0
         if parent != UNKNOWN:
             time, before = (seconds_of(turn[columns.time], columns.unit) for turn in (row, rows[parent]))
             gap = max(0.0, float(time - before) - workload.recorded_tpot * turns[parent].output_tokens)
+            gap, parent = gap / workload.speed, parent + first
         turns.append(Turn(outputs, parent, gap, pieces))
     return turns
 
@@ -123,10 +154,14 @@ def certificate(
     requests: Sequence[Request],
     records: Records,
     tokenizer: Tokenizer | None,
-    header: str,
-    block: int = CACHE_BLOCK,
+    header: Callable[[int], str],
+    cache: InfiniteCache,
+    fit: ContextFit | None = None,
 ) -> ReplayProof:
-    """Compare the prompts, in the order of sending, with the file's turns, both in an infinite cache of such blocks."""
+    """Compare the prompts, in the order of sending, with the file's turns, both in an infinite cache of such blocks.
+
+    Turns that did not fit, and were cut, are compared as cut, and their lengths and content are not judged.
+    """
     numbers = {request.request_id: number for number, request in enumerate(requests)}
     rows = np.flatnonzero(measured(records) & was_sent(records))
     rows = rows[np.argsort(np.asarray(records.sent)[rows], kind="stable")]
@@ -135,19 +170,32 @@ def certificate(
     if any(turn.messages for turn in turns):
         texts = recorded_texts(turns, header)
         alike = [prompt_text(requests[number].prompt) == texts[number] for number in order]
-        recorded = [
+        whole = [
             ids if same else sent_ids(texts[number], tokenizer)
             for ids, same, number in zip(sent, alike, order, strict=True)
         ]
+        margins = list[int]()  # tokens that a template may add to each turn's messages
+        for turn in turns:
+            before = 0 if turn.parent == UNKNOWN else margins[turn.parent] + MESSAGE_TOKENS
+            margins.append(before + MESSAGE_TOKENS * len(turn.messages))
+        cut = [
+            fit is not None and len(ids) + turns[n].output_tokens + margins[n] > fit.context
+            for ids, n in zip(whole, order, strict=True)
+        ]
+        recorded = [ids if short else full for ids, full, short in zip(sent, whole, cut, strict=True)]
         lengths = [len(ids) for ids in recorded]
-        recorded_hits = ideal_hits(((len(ids), blocks_of_ids(ids, block)) for ids in recorded), block)
+        recorded_hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in recorded), recorded=False)
     else:
-        lengths = [turns[number].input_tokens for number in order]
-        blocks = ((turns[number].input_tokens, blocks_of_turn(turns[number], block)) for number in order)
-        recorded_hits = ideal_hits(blocks, block)
-        alike = _same_pieces([turns[number] for number in order], sent)
-    sent_hits = ideal_hits(((len(ids), blocks_of_ids(ids, block)) for ids in sent), block)
-    answered = succeeded(records)[rows]
+        fitting = [turns[number] if fit is None else fit.pieces(turns[number]) for number in order]
+        cut = [turn.truncated for turn in fitting]
+        lengths = [turn.input_tokens for turn in fitting]
+        blocks = ((turn.input_tokens, blocks_of_turn(turn, cache.block)) for turn in fitting)
+        recorded_hits = cache.hits(blocks, recorded=True)
+        alike = _same_pieces(fitting, sent)
+    cut = [short and requests[number].truncated for short, number in zip(cut, order, strict=True)]
+    sent_hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in sent), recorded=False)
+    judged, answered = ~np.asarray(cut, np.bool_), succeeded(records)[rows]
+    answered &= judged
     exact = [
         records.output_tokens[row] == turns[number].output_tokens
         and length == len(ids)
@@ -158,6 +206,10 @@ def certificate(
         same and requests[i].parent == turns[i].parent and abs(requests[i].gap - turns[i].gap) < SAME_GAP
         for same, i in zip(alike, order, strict=True)
     ]
+    later = [
+        (hits, len(ids)) for n, hits, ids in zip(order, sent_hits, sent, strict=True) if turns[n].parent != UNKNOWN
+    ]
+    later_hits, later_tokens = (sum(column) for column in zip(*later, strict=True)) if later else (0, 0)
     return ReplayProof(
         sessions=sum(turn.parent == UNKNOWN for turn in turns),
         recorded_tokens=sum(lengths),
@@ -165,8 +217,10 @@ def certificate(
         sent_tokens=sum(map(len, sent)),
         sent_hits=sum(sent_hits),
         misplaced=sum(abs(a - b) for a, b in zip(sent_hits, recorded_hits, strict=True)),
-        exact_turns=float(np.mean(recorded_turn)) if order else None,
+        exact_turns=float(np.mean(np.asarray(recorded_turn)[judged])) if judged.any() else None,
         exact_lengths=float(np.mean(np.asarray(exact)[answered])) if answered.any() else None,
+        later_hits=later_hits / later_tokens if later_tokens else None,
+        truncated=None if fit is None or fit.truncate is None else sum(cut),
         earliest=_earliest(turns, {number: int(row) for row, number in zip(rows, order, strict=True)}, records),
     )
 

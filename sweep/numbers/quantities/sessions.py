@@ -1,5 +1,6 @@
 """Sessions: their duration, their turns, and the certificate of how exactly a replay repeats the recording."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -7,11 +8,11 @@ import numpy as np
 from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, as_floats
 from sweep.numbers.quantile import quantile
-from sweep.numbers.quantities.latency import e2el, ttft
+from sweep.numbers.quantities.latency import e2el, tpot, ttft
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import per_second, succeeded, total_tokens, with_failures
 
-TURN_TTFT = {"unit": "s", "kind": "latency", "better": "lower"}
+TURN_LATENCY = {"unit": "s", "kind": "latency", "better": "lower"}
 
 
 class ReplayProof(NamedTuple):
@@ -26,6 +27,8 @@ class ReplayProof(NamedTuple):
     exact_lengths: float | None  # share of the answered turns
     exact_turns: float | None  # share of the turns that were sent
     earliest: float | None  # s
+    later_hits: float | None = None  # share of the input of later turns, as sent, that is in the cache
+    truncated: int | None = None  # turns sent without their oldest part; None: a longer turn is refused
     schedule_error: float | None = None  # s
 
 
@@ -86,32 +89,46 @@ def sessions_cut(records: Records, mask: Mask) -> int | None:
     return int(cut.sum()) if cut.size else None
 
 
-def _ttft_of_turns(records: Records, mask: Mask, later: bool, probability: float) -> float | None:
+def _by_turn(
+    latency: Callable[[Records], Floats], records: Records, mask: Mask, later: bool, probability: float
+) -> float | None:
     turns = np.asarray(records.turn)
     if not np.any(turns[mask] > 0):
         return None
     chosen = mask & ((turns > 0) if later else (turns == 0)) & (np.asarray(records.session_turns) > 1)
-    values = with_failures(ttft(records), ~succeeded(records))[chosen]
+    values = with_failures(latency(records), ~succeeded(records))[chosen]
     figure = quantile(values[~np.isnan(values)], probability) if np.any(~np.isnan(values)) else np.inf
     return float(figure) if np.isfinite(figure) else None
 
 
-@quantity(**TURN_TTFT, label="TTFT of first turns p50")
+@quantity(**TURN_LATENCY, label="TTFT of first turns p50")
 def first_turn_ttft_p50(records: Records, mask: Mask) -> float | None:
     """median ttft of the first turns of sessions with several turns; a failed turn counts as infinite."""
-    return _ttft_of_turns(records, mask, later=False, probability=0.5)
+    return _by_turn(ttft, records, mask, later=False, probability=0.5)
 
 
-@quantity(**TURN_TTFT, label="TTFT of later turns p50")
+@quantity(**TURN_LATENCY, label="TTFT of later turns p50")
 def later_turn_ttft_p50(records: Records, mask: Mask) -> float | None:
     """median ttft of all turns but the first, counted from the end of the gap; a failed turn counts as infinite."""
-    return _ttft_of_turns(records, mask, later=True, probability=0.5)
+    return _by_turn(ttft, records, mask, later=True, probability=0.5)
 
 
-@quantity(**TURN_TTFT, label="TTFT of later turns p99")
+@quantity(**TURN_LATENCY, label="TTFT of later turns p99")
 def later_turn_ttft_p99(records: Records, mask: Mask) -> float | None:
     """p99 of the ttft of all turns but the first, counted from the end of the gap; a failed turn counts as infinite."""
-    return _ttft_of_turns(records, mask, later=True, probability=0.99)
+    return _by_turn(ttft, records, mask, later=True, probability=0.99)
+
+
+@quantity(**TURN_LATENCY, label="TPOT of first turns p50")
+def first_turn_tpot_p50(records: Records, mask: Mask) -> float | None:
+    """median tpot of the first turns of sessions with several turns; a failed turn counts as infinite."""
+    return _by_turn(tpot, records, mask, later=False, probability=0.5)
+
+
+@quantity(**TURN_LATENCY, label="TPOT of later turns p50")
+def later_turn_tpot_p50(records: Records, mask: Mask) -> float | None:
+    """median tpot of all turns but the first; a failed turn counts as infinite."""
+    return _by_turn(tpot, records, mask, later=True, probability=0.5)
 
 
 @quantity(unit="share", kind="validity", label="Cached input of later turns")
@@ -137,6 +154,12 @@ def recorded_prefix_hit_rate(certificate: ReplayProof) -> float:
 def sent_prefix_hit_rate(certificate: ReplayProof) -> float:
     """share of the sent turns' input that an infinite prefix cache would hold, by the prompts as sent."""
     return certificate.sent_hits / max(1, certificate.sent_tokens)
+
+
+@quantity(unit="share", kind="validity", label="Prefix hits of later turns as sent")
+def later_turn_sent_hit_rate(certificate: ReplayProof) -> float | None:
+    """share of the input of later turns that such a cache would have: the most that later_turn_cached_share can be."""
+    return certificate.later_hits
 
 
 @quantity(unit="share", kind="validity", better="lower", label="Misplaced prefixes")
@@ -178,6 +201,14 @@ def earliest_turn(certificate: ReplayProof) -> float | None:
 def replay_schedule_error(certificate: ReplayProof) -> float | None:
     """largest difference between a session's scheduled and recorded time; null unless `load=recorded`."""
     return certificate.schedule_error
+
+
+@quantity(unit="turns", kind="validity", type=int, better="lower", label="Truncated turns")
+def truncated_turns(certificate: ReplayProof) -> int | None:
+    """turns of a replay sent without the oldest part of their history, to fit the context; null unless
+    `workload.truncate` is set. replay_exact_lengths and replay_exact_turns leave them out.
+    """
+    return certificate.truncated
 
 
 @quantity(unit="sessions", kind="validity", type=int, label="Sessions not begun")
