@@ -30,7 +30,7 @@ from sweep.base import code_version
 from sweep.base.config import ROOT, Settings
 from sweep.drive.preflight import surroundings
 from sweep.node import agreement, answers
-from sweep.node.deployment import _prepare
+from sweep.node.deployment import prepare_node
 from sweep.node.work import Work
 from sweep.plan.compose import compose_run
 from sweep.plan.plan import Deployment
@@ -96,7 +96,7 @@ def compared(case: Case, runs: int, folder: Path, first: int = 0) -> Iterator[di
     work = Work(deployment, settings, str(folder), case.name, ())
     gated = replace(work, settings=settings.model_copy(update={"gate": GATE}))
     asking = gated if runs > 1 else work
-    node = _prepare(work, (), lambda event: None)
+    node = prepare_node(work, (), lambda event: None)
     model = faults.planted(node.launch.model, folder / "faulty", case.fault) if case.fault else node.launch.model
     launch = replace(node.launch, model=model)
     with server.running(deployment.backend, launch, marker=f"study/{folder.name}") as engine:

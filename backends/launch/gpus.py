@@ -104,8 +104,11 @@ def _describe(handle: Any) -> Gpu:
 
 
 def handles(gpus: Sequence[str]) -> dict[str, Any]:
-    """Initialise NVML and return its handle for each GPU."""
-    pynvml.nvmlInit()
+    """Initialise NVML and return its handle for each GPU; an empty dict without NVML (the GPUs are not NVIDIA's)."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        return {}
     by_index, by_uuid = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
     return {gpu: by_index(int(gpu)) if gpu.isdecimal() else by_uuid(gpu) for gpu in gpus}
 
@@ -118,22 +121,14 @@ def memory(handle: Any) -> Memory | None:
 
 def used_memory(gpus: Sequence[str]) -> int:
     """Return the total bytes in use on these GPUs; 0 for an empty list, or without NVML (the GPUs are not NVIDIA's)."""
-    if not gpus:
-        return 0
-    try:
-        devices = handles(gpus)
-    except pynvml.NVMLError_LibraryNotFound:
-        return 0
-    return sum(reading.used for reading in map(memory, devices.values()) if reading is not None)
+    devices = handles(gpus).values() if gpus else ()
+    return sum(reading.used for reading in map(memory, devices) if reading is not None)
 
 
 def gpus_show(gpus: Sequence[str], pids: Collection[int], before: int) -> bool:
     """Return whether GPUs show one of these processes, or more memory in use than before; True if unknown."""
-    try:
-        devices = list(handles(gpus).values())
-    except pynvml.NVMLError_LibraryNotFound:
-        return True
-    if any(memory(device) is None for device in devices) or used_memory(gpus) >= before + LEAST_CONTEXT:
+    devices = list(handles(gpus).values())
+    if not devices or any(memory(device) is None for device in devices) or used_memory(gpus) >= before + LEAST_CONTEXT:
         return True
     return any(not compute_processes(device).keys().isdisjoint(pids) for device in devices)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -69,6 +70,7 @@ class Engine:
 
     served_from = 0  # position in the log at which the engine became ready
     proxy: Proxy | None = None  # the proxy between sweep and an endpoint
+    headers: Mapping[str, str] = MappingProxyType({})  # that a request to `url` needs
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self.backend = backend

@@ -47,7 +47,7 @@ class InlineExecutor:
     def export_metrics(self, row: LedgerRow) -> None:
         """Do nothing: there is no dashboard."""
 
-    def submit(self, work: Work, node_id: str) -> None:
+    def submit(self, work: Work, node_id: str, partners: Sequence[str] = ()) -> None:
         self.submitted.append(work)
 
     def events(self) -> Iterator[tuple[Work, Event | End]]:

@@ -16,6 +16,7 @@ import socket
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +28,8 @@ import yaml
 from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental import internal_kv
 from ray.util import metrics
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from backends.base import Host
 from backends.launch import host_facts
@@ -38,13 +40,16 @@ from sweep.cluster import preemption
 from sweep.cluster.preemption import Preempted
 from sweep.cluster.transfer import carried
 from sweep.node.deployment import DiskFull, clear_engines, stream_deployment
-from sweep.node.events import Beat, Completed, End, Event, Lost, Measuring, NotStarted, Placed
+from sweep.node.events import Beat, Completed, End, Event, Lost, Measuring, NotStarted, PartnerEvent, Placed
+from sweep.node.spread.partners import NodeLost, NodeShare, SpreadNodes
+from sweep.node.spread.share import stream_share
 from sweep.node.work import Work
-from sweep.plan.packing import Need, Node, SlotKind
+from sweep.plan.packing import Need, Node
 
 RESULT_POLL = 0.5  # s
 HEARTBEAT = scaled(5.0)  # s
 CLOCK_POLL = 1.0  # s
+LEADER_POLL = 0.5  # s between two checks of whether the leader is done
 HEARTBEAT_TIMEOUT = scaled(40.0)  # s; within 60 s a lost connection must be noticed and the node's engines stopped
 START_TIMEOUT = scaled(120.0)  # s for a node to start a deployment
 CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
@@ -190,13 +195,33 @@ def _node(address: str, resources: Mapping[str, float], node_id: str = "") -> No
 # In a task -----------------------------------------------------------------------------------------------------------
 
 
-def _deploy(work: Work, session: str) -> Iterator[Event]:
-    draining, preempted = threading.Event(), preemption.watch()
+def _deploy(work: Work, session: str, group: "_Group | None" = None) -> Iterator[Event]:
+    draining = threading.Event()
     _follow(session, draining)
-    yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
-    gpus = tuple(gpu.uuid if (gpu := find_gpu(str(each))) else str(each) for each in ray.get_gpu_ids())
-    events = carried(work, lambda work: stream_deployment(work, gpus, draining, HEARTBEAT))
-    for event in _sparing(events):  # at least one in every two HEARTBEATs
+    address = ray.util.get_node_ip_address()
+    yield Placed(ray.get_runtime_context().get_node_id(), ", ".join(group.addresses) if group else address)
+    spread = group and SpreadNodes(
+        group.addresses, lambda index, share: _RayPartner(work, session, group, index, share)
+    )
+    events = carried(work, lambda local: stream_deployment(local, _own_gpus(), draining, HEARTBEAT, spread))
+    yield from _unless_preempted(_sparing(events))  # at least one in every two HEARTBEATs
+
+
+def _hold_share(work: Work, session: str, share: NodeShare, key: str) -> Iterator[PartnerEvent]:
+    stop = threading.Event()
+    _follow(session, threading.Event())
+    _follow_leader(key, stop)
+    events = carried(work, lambda local: stream_share(local, _own_gpus(), share, stop, HEARTBEAT))
+    yield from _unless_preempted(events)
+
+
+def _own_gpus() -> tuple[str, ...]:
+    return tuple(gpu.uuid if (gpu := find_gpu(str(each))) else str(each) for each in ray.get_gpu_ids())
+
+
+def _unless_preempted(events: Iterable[Any]) -> Iterator[Any]:
+    preempted = preemption.watch()
+    for event in events:
         yield event
         if preempted.is_set():  # the engine ends with this process; a regular stop would take too long
             raise Preempted("the machine is about to be taken away (preemption notice of Google Cloud)")
@@ -241,6 +266,63 @@ def _follow(session: str, draining: threading.Event) -> None:
         threading.Thread(target=function, name=function.__name__, daemon=True).start()
 
 
+def _follow_leader(key: str, stop: threading.Event) -> None:
+    """Set `stop` once the leader has put something under this key of Ray's head. If it dies, Ray ends this process."""
+
+    def listen() -> None:
+        while not internal_kv._internal_kv_get(key, namespace=NAMESPACE):
+            time.sleep(LEADER_POLL)
+        stop.set()
+
+    threading.Thread(target=listen, name="leader", daemon=True).start()
+
+
+class _Group(NamedTuple):
+    """The nodes of a launch whose replicas are divided, in Ray's terms: one bundle of resources for each."""
+
+    placement: Any
+    addresses: tuple[str, ...]
+    cpus: tuple[float, ...]
+    gpus: int  # on each node
+
+    def task(self, function: Callable[..., Any], index: int, name: str) -> Any:
+        """Return the remote function on the node with this index."""
+        strategy = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=index)
+        return _streaming(function, self.gpus, self.cpus[index], strategy, name)
+
+
+class _RayPartner:
+    """A partner's task, started by the leader's."""
+
+    def __init__(self, work: Work, session: str, group: _Group, index: int, share: NodeShare) -> None:
+        self.address, self.key = share.address, f"{session}/{uuid.uuid4().hex}"
+        self.within = work.deployment.backend.stop_grace + CLEANUP_TIMEOUT
+        name = f"{work.deployment.describe()}, replicas from {share.replicas[0] + 1}"
+        task = group.task(_hold_share, index, name)
+        self.stream, self.ended = task.remote(work, session, share, self.key), threading.Event()
+
+    def events(self) -> Iterator[PartnerEvent]:
+        try:
+            while ray.wait([self.stream], timeout=HEARTBEAT_TIMEOUT, fetch_local=False)[0]:
+                yield ray.get(next(self.stream), timeout=HEARTBEAT_TIMEOUT)
+            raise NodeLost(self.address, f"no heartbeat for {HEARTBEAT_TIMEOUT:.0f} s")
+        except StopIteration:
+            return
+        except RayTaskError as error:
+            if isinstance(error.cause, DiskFull | Preempted):
+                raise NodeLost(self.address, str(error.cause)) from None
+            raise
+        except RayError as error:
+            raise NodeLost(self.address, first_line(error)) from None
+        finally:
+            self.ended.set()
+
+    def stop(self) -> None:
+        internal_kv._internal_kv_put(self.key, "stop", namespace=NAMESPACE)
+        if not self.ended.wait(self.within):
+            ray.cancel(self.stream, force=True)
+
+
 _call: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda function, *arguments: function(*arguments))
 
 
@@ -250,11 +332,16 @@ _clean_up: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engine
 _hold_place: Any = ray.remote(max_calls=1, max_retries=0)(lambda: None)  # an autoscaler adds a node to schedule it
 
 
+def _streaming(function: Callable[..., Any], gpus: int, cpus: float, strategy: Any, name: str) -> Any:
+    options = {"num_returns": "streaming", "num_cpus": cpus, "scheduling_strategy": strategy, "name": name}
+    return _remote(function, gpus).options(**options)
+
+
 @functools.cache
-def _deploy_task(gpus: int) -> Any:
+def _remote(function: Callable[..., Any], gpus: int) -> Any:
     """Return the remote function. GPUs are in the decorator: with .options, Ray would reuse the worker and its GPUs."""
     resources = {"num_gpus": gpus, "num_cpus": 1} if gpus else {}
-    return ray.remote(**resources, max_calls=1, max_retries=0)(_deploy)
+    return ray.remote(**resources, max_calls=1, max_retries=0)(function)
 
 
 # In the driver -------------------------------------------------------------------------------------------------------
@@ -282,7 +369,9 @@ class _RunningTask(NamedTuple):
     work: Work
     place: Placed | None
     last_event: float  # monotonic
-    node: Node
+    node: Node  # of the leader, if there are partners
+    partners: tuple[Node, ...] = ()
+    placement: Any = None
 
 
 class RayExecutor:
@@ -301,7 +390,7 @@ class RayExecutor:
         self.ports: dict[str, int] = {}  # of the nodes' raylets, by node id
         self.full: set[str] = set()  # ids of nodes whose own disk is full
         self.autoscaling = False
-        self.placeholders: dict[SlotKind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by slot kind
+        self.placeholders: dict[tuple[int, str | None], list[Any]] = {}  # tasks that make an autoscaler start nodes
         self.requested_at = 0.0  # when the placeholders were last updated, on the monotonic clock
         self.head_seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
         self.ticked = time.monotonic()  # when this process last ran: it, or its machine, may be suspended
@@ -371,7 +460,10 @@ class RayExecutor:
         if time.monotonic() - self.requested_at < HEARTBEAT or not self.autoscaling:
             return
         self.requested_at = time.monotonic()
-        requested = Counter(need.kind for need in needs)
+        requested: Counter[tuple[int, str | None]] = Counter()
+        startable = [*startable_nodes(self.cluster), *self.nodes]
+        for need in needs:  # a slot for each part
+            requested[need.gpus // need.parts(startable), need.accelerator] += need.parts(startable)
         for kind in {**requested, **self.placeholders}:  # in the order of the needs
             tasks = self.placeholders.get(kind, [])
             if tasks:
@@ -412,22 +504,30 @@ class RayExecutor:
         return bool({node.node_id for node in self.nodes} - node_ids - self.full)
 
     @_halting()
-    def submit(self, work: Work, node_id: str) -> None:
-        """Start a deployment on this node, with its share of the cores. The driver ensures that the GPUs are free."""
-        deployment = work.deployment
-        node = self.all_nodes[node_id]
-        share = node.cpus * deployment.gpu_count / node.gpus if deployment.gpu_count else node.cpus
-        stream = (
-            _deploy_task(deployment.gpu_count)
-            .options(
-                num_returns="streaming",
+    def submit(self, work: Work, node_id: str, partners: Sequence[str] = ()) -> None:
+        """Start a deployment on this node, and its further replicas on `partners`, with its share of their cores.
+
+        The driver ensures that the GPUs are free.
+        """
+        deployment, chosen = work.deployment, [self.all_nodes[each] for each in (node_id, *partners)]
+        node, gpus = chosen[0], deployment.gpu_count // len(chosen)
+        shares = (each.cpus * gpus / each.gpus if gpus else each.cpus for each in chosen)
+        cpus = tuple(int(share) if share >= 1 else round(share - 5e-5, 4) for share in shares)
+        placement = None
+        if partners:
+            placement = placement_group(
+                [{"GPU": gpus, "CPU": each} for each in cpus],
+                strategy="STRICT_SPREAD",
                 name=deployment.describe(),
-                num_cpus=int(share) if share >= 1 else round(share - 5e-5, 4),
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+                bundle_label_selector=[{NODE_ID: each.node_id} for each in chosen],
             )
-            .remote(work, self.session)
-        )
-        self.tasks[stream] = _RunningTask(work, None, time.monotonic(), node)
+            group = _Group(placement, tuple(each.address for each in chosen), cpus, gpus)
+            stream = group.task(_deploy, 0, deployment.describe()).remote(work, self.session, group)
+        else:
+            strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            task = _streaming(_deploy, gpus, cpus[0], strategy, deployment.describe())
+            stream = task.remote(work, self.session)
+        self.tasks[stream] = _RunningTask(work, None, time.monotonic(), node, tuple(chosen[1:]), placement)
 
     def events(self) -> Iterator[tuple[Work, Event | End]]:
         """Yield the events since the last call, Ends last. Raises Halted if Ray is gone or a disk is full."""
@@ -447,8 +547,9 @@ class RayExecutor:
 
     def _timeout(self, task: _RunningTask, polled: float) -> Lost | NotStarted | None:
         node, silence = task.node, polled - task.last_event
-        if task.place is None and node.node_id not in {living.node_id for living in self.nodes}:
-            return Lost(f"node {node.address} died before starting the deployment")
+        living = {each.node_id for each in self.nodes}
+        if task.place is None and (dead := [each for each in (node, *task.partners) if each.node_id not in living]):
+            return Lost(f"node {dead[0].address} died before starting the deployment")
         queued = silence >= HEARTBEAT_TIMEOUT and task.place is None and self._is_reachable(node)
         if silence < (START_TIMEOUT if queued else HEARTBEAT_TIMEOUT):
             return None
@@ -493,17 +594,24 @@ class RayExecutor:
             case Preempted():
                 self.backoff_until[task.node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
                 return Lost(f"node {task.node.address}: {error.cause}")
+            case NodeLost():
+                gone = (node.node_id for node in task.partners if node.address == error.cause.address)
+                self.backoff_until |= dict.fromkeys(gone, time.monotonic() + SILENT_NODE_BACKOFF)
+                return Lost(str(error.cause))
         return Lost(f"{type(error.cause).__name__}: {error.cause}", str(error))
 
     def _end(self, stream: Any, end: End) -> tuple[Work, End]:
-        """End a task. If its node is alive, kill engines that a lost task may have left running there."""
+        """End a task. If its nodes are alive, kill engines that a lost task may have left running there."""
         task = self.tasks.pop(stream)
+        if task.placement is not None:
+            remove_placement_group(task.placement)  # Ray kills tasks that are still in it
         if not isinstance(end, Completed):
             ray.cancel(stream, force=True)
             until = time.monotonic() + LOSS_BACKOFF
             self.backoff_until[task.node.node_id] = max(until, self.backoff_until.get(task.node.node_id, 0.0))
             if task.place:
-                self._clean_up_nodes([task.place.node_id], task.work.marker)
+                partners = [node.node_id for node in task.partners]
+                self._clean_up_nodes([task.place.node_id, *partners], task.work.marker)
         return task.work, end
 
     def _check(self) -> None:
@@ -530,5 +638,7 @@ class RayExecutor:
     @_halting()
     def cancel(self) -> None:
         """Kill the running tasks; engines end with the worker that holds their lease."""
-        for stream in self.tasks:
+        for stream, task in self.tasks.items():
             ray.cancel(stream, force=True)
+            if task.placement is not None:
+                remove_placement_group(task.placement)

@@ -132,7 +132,7 @@ class ReplayExecutor(InlineExecutor):
         self.order = count()  # of events at one time
         self.pending: list[tuple[float, int, Work, Event | End]] = []
 
-    def submit(self, work: Work, node_id: str) -> None:
+    def submit(self, work: Work, node_id: str, partners: Sequence[str] = ()) -> None:
         self._push(self.clock, work, Placed(node_id, node_id))
         self._push(self.clock, work, Prepared())
         at, launch = self.clock, uuid.uuid4().hex[:12]

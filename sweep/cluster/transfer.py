@@ -9,10 +9,11 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.node.events import Event, Files, Finished
+from sweep.node.events import Files, Finished
 from sweep.node.work import Work
 
 MARK = ".attempt"
@@ -32,7 +33,7 @@ def shared(work: Work) -> bool:
         return False
 
 
-def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) -> Generator[Event, None, None]:
+def carried(work: Work, stream: Callable[[Work], Generator[Any, None, None]]) -> Generator[Any, None, None]:
     """Yield the events of `stream(work)`, plus the files it writes if the driver does not share the folder.
 
     A trial's files are sent before its Finished event, and all remaining files at the end.

@@ -49,7 +49,7 @@ from sweep.node.events import (
     Unprepared,
 )
 from sweep.node.work import Work
-from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
+from sweep.plan.packing import Need, Node, Packer, SlotKind, Start, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan, Trial, hourly_price
 
@@ -64,7 +64,7 @@ class Executor(AbstractContextManager["Executor", None], Protocol):
     def clean_up(self, marker: str) -> None: ...
     def has_nodes_besides(self, node_ids: set[str]) -> bool: ...
     def request_capacity(self, needs: Sequence[Need]) -> None: ...
-    def submit(self, work: Work, node_id: str) -> None: ...
+    def submit(self, work: Work, node_id: str, partners: Sequence[str]) -> None: ...
     def events(self) -> Iterator[tuple[Work, Event | End]]: ...
     def export_metrics(self, row: LedgerRow) -> None: ...
     def drain(self) -> None: ...
@@ -224,8 +224,8 @@ class Driver:
     def _start_pending(self) -> None:
         nodes = self.executor.schedulable_nodes
         healthy = [node for node in nodes if node.node_id not in self.nodes.quarantined]
-        for key, node_id in self.packer.start(healthy, most=self.breaker.most_starts):
-            self._submit(self.states[key], node_id)
+        for start in self.packer.start(healthy, most=self.breaker.most_starts):
+            self._submit(start)
         if self.breaker.opened is not None:
             return
         self.executor.request_capacity(self.packer.next_needs(healthy))
@@ -242,12 +242,11 @@ class Driver:
         wait = min(limit, policy.QUARANTINE_WAIT) if self.executor.has_nodes_besides(self.nodes.quarantined) else 0.0
         due = {kind for kind, since in self.unschedulable_since.items() if now - since >= wait}
         quarantined = {node.node_id: node for node in nodes if node.node_id in self.nodes.quarantined}
-        for key, node_id in self.packer.start(list(quarantined.values()), due):
-            place = f"quarantined node {quarantined[node_id].address}"
-            self.display.log(
-                f"{self.states[key].launch.describe_launch()}: starting on {place}, since no other node can run it"
-            )
-            self._submit(self.states[key], node_id)
+        for start in self.packer.start([*quarantined.values(), *healthy], due):
+            bad = (quarantined[each].address for each in (start.node_id, *start.partners) if each in quarantined)
+            label, place = self.states[start.key].launch.describe_launch(), f"quarantined node {', '.join(bad)}"
+            self.display.log(f"{label}: starting on {place}, since no other node can run it")
+            self._submit(start)
         expired = [n for n in self.packer.unschedulable(nodes) if now - self.unschedulable_since[n.kind] > limit]
         self.packer.drop(expired)
         for need in expired:
@@ -255,7 +254,8 @@ class Driver:
             reason = f"waited {limit / 60:.0f} min: {infeasible(need, nodes)}"
             self._carry_out(state, state.advance(Trigger.UNSCHEDULABLE), reason)
 
-    def _submit(self, state: LaunchState, node_id: str) -> None:
+    def _submit(self, start: Start) -> None:
+        state = self.states[start.key]
         launch = replace(state.launch, trials=state.pending_trials)
         if self.stop.deadline and time.time() + self.expected.first_result(launch) > self.stop.deadline:
             trials = count(len(launch.trials), "trial")
@@ -278,7 +278,7 @@ class Driver:
         self.display.update(launch.launch_key, launch.describe_launch(), "submitted")
         transfer.mark(work)
         self.breaker.begin(launch.launch_key)
-        self.executor.submit(work, node_id)
+        self.executor.submit(work, start.node_id, start.partners)
 
     # Events ----------------------------------------------------------------------------------------------------------
 

@@ -158,7 +158,8 @@ def surroundings(
             reason = _environment_obstacle(environments, backend, platform, host, nodes, options)
         if reason is None and platform == "cuda" and not waits:
             accelerator, keys = settings.hardware.accelerator, backend.gpu_keys
-            reason = infeasible(Need(backend.name, backend.gpu_count, accelerator, 0.0, gpu_keys=keys), nodes)
+            need = Need(backend.name, backend.gpu_count, accelerator, 0.0, gpu_keys=keys, replicas=backend.replicas)
+            reason = infeasible(need, nodes)
         if reason is None and backend.launches and settings.cluster.kind != "ray" and not settings.cluster.simulate:
             _check_own_programs(backend.env)
             check_cache()

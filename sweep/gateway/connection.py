@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from backends.launch.relay import TOKEN_HEADER
 from sweep.base.records import ProxyUse, open_tunnel, proxy_of, request_path, tls_context
 from sweep.gateway.call import HOP_BY_HOP, Headers, Refused
 
@@ -202,7 +203,7 @@ class EngineConnection(asyncio.Protocol):
 class EngineConnections:
     """The connections to one engine. The most recently used connection is reused first, since it is the warmest."""
 
-    def __init__(self, url: str, verify_tls: bool, proxy: ProxyUse = "none") -> None:
+    def __init__(self, url: str, verify_tls: bool, proxy: ProxyUse = "none", token: str = "") -> None:
         parts, via = urlsplit(url), proxy_of(url, proxy)
         self._url, self._authority = url, parts.netloc.rpartition("@")[2].encode()
         self._tls = tls_context(verify_tls) if parts.scheme == "https" else None
@@ -211,7 +212,8 @@ class EngineConnections:
         self._tunnel = via.connect_request(*self._server) if via and self._tls else b""
         forwarded = via and not self._tls
         self._origin = b"http://" + self._authority if forwarded else b""  # a proxy gets the whole address
-        self._key_line = [via.authorization.rstrip().encode()] if via and forwarded and via.authorization else []
+        self._key_lines = [via.authorization.rstrip().encode()] if via and forwarded and via.authorization else []
+        self._key_lines += [f"{TOKEN_HEADER}: {token}".encode()] if token else []
         self._idle: deque[EngineConnection] = deque()
         self._busy: set[EngineConnection] = set()
 
@@ -288,7 +290,7 @@ class EngineConnections:
 
     def _head(self, method: bytes, path: str, headers: Headers, body: bytes) -> bytes:
         address = self._origin + request_path(self._url, path).encode()
-        lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method, address, self._authority), *self._key_line]
+        lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method, address, self._authority), *self._key_lines]
         lines += [b"%b: %b" % pair for pair in headers]
         lines.append(b"content-length: %d\r\n\r\n" % len(body))
         head = b"\r\n".join(lines)

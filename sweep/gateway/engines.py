@@ -116,15 +116,17 @@ class EngineAnswer:
 class Engines:
     """The engines, and the connections to them."""
 
-    def __init__(self, urls: Sequence[str], settings: Gateway, metrics: Metrics, path: str | None = None) -> None:
-        """`path`: where requests go at the engines; None: the path of the client's request."""
+    def __init__(
+        self, urls: Sequence[str], settings: Gateway, metrics: Metrics, path: str | None = None, token: str = ""
+    ) -> None:
+        """`path`: where requests go at the engines; None: the path of the client's request. `token`: for a relay."""
         self._path = path
         self.states = [EngineState(url.rstrip("/").removesuffix("/v1")) for url in urls]
         self.settings, self.metrics = settings, metrics
         self.router = Router(self.states, settings.routing)
         self._slots = asyncio.Semaphore(MOST_IN_FLIGHT)
         self._connections = {
-            engine: EngineConnections(engine.url, settings.verify_tls, settings.proxy) for engine in self.states
+            engine: EngineConnections(engine.url, settings.verify_tls, settings.proxy, token) for engine in self.states
         }
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import httpx
 from backends.base import Backend, Launch
 from backends.declarations import Traits
 from backends.launch import server
+from backends.launch.relay import TOKEN_HEADER, TOKEN_VARIABLE
 from sweep.base.config import import_path
 from sweep.base.exits import Cause, Exit, Failed
 from sweep.base.records import PROXY_VARIABLES, Outcome
@@ -33,6 +34,7 @@ class GatewayProcess(Backend):
     settings: Gateway
     tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
     reset_key: str = ""
+    token: str = ""  # for engines on other nodes
     path: str | None = None  # path of requests at the engines
 
     def command(self, launch: Launch) -> list[str]:
@@ -46,7 +48,8 @@ class GatewayProcess(Backend):
         return [sys.executable, "-m", "sweep.gateway.server", *arguments]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return {"PYTHONPATH": import_path(), RESET_VARIABLE: self.reset_key, **super().environment(launch)}
+        keys = {RESET_VARIABLE: self.reset_key, TOKEN_VARIABLE: self.token}
+        return {"PYTHONPATH": import_path(), **keys, **super().environment(launch)}
 
 
 class GatewaySilent(Failed):
@@ -131,7 +134,8 @@ def running_gateway(
         cpus=tuple(sorted({core for engine in engines for core in engine.launch.cpus})),
     )
     verify_tls = settings.verify_tls and all(engine.backend.verify_tls for engine in engines)
-    proxied = "environment" in (settings.proxy, *(engine.backend.proxy for engine in engines))
+    backend = engines[0].backend
+    proxied = not backend.launches and "environment" in (settings.proxy, backend.proxy)
     update = {"verify_tls": verify_tls, "proxy": "environment" if proxied else "none"}
     urls = tuple(engine.backend.url or engine.url for engine in engines)
     key, path = secrets.token_urlsafe(), getattr(engines[0].backend, "path", None)
@@ -142,6 +146,7 @@ def running_gateway(
         settings=settings.model_copy(update=update),
         tokenizer=tokenizer,
         reset_key=key,
+        token=engines[-1].headers.get(TOKEN_HEADER, ""),
         path=path,
         launch_timeout=120.0,
     )

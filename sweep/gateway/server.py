@@ -17,6 +17,7 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from backends.launch.relay import TOKEN_VARIABLE
 from sweep.base.config import ConfigError
 from sweep.gateway.app import GatewayApp
 from sweep.gateway.caching.source import AnswerSource
@@ -101,6 +102,7 @@ class Service:
     log: str | None = None  # file for one line per request
     reset_key: str = ""  # key with which a client may empty the cache; "": no client may
     path: str | None = None  # path of requests at the engines; None: the path of the client's request
+    token: str = ""  # for engines on other nodes of a cluster, behind a relay
 
     def serve_forever(self) -> None:
         """Serve until a signal ends it. Raises ConfigError if the address cannot be used."""
@@ -118,7 +120,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def _application(self) -> AsyncIterator[GatewayApp]:
         metrics = Metrics(self.log)
-        engines = Engines(self.to, self.settings, metrics, self.path)
+        engines = Engines(self.to, self.settings, metrics, self.path, self.token)
         clipper = Clipper(self.settings.clip, None if self.tokenizer is None else load_tokenizer(self.tokenizer))
         source = None if self.settings.cache is None else AnswerSource(self.settings.cache, metrics)
         app = GatewayApp(self.settings, engines, clipper, source, metrics, self.reset_key)
@@ -172,9 +174,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--settings", default="{}")
     options = parser.parse_args(arguments)
     settings = Gateway.model_validate_json(options.settings)
-    key = os.environ.get(RESET_VARIABLE, "")
+    key, token = (os.environ.get(name, "") for name in (RESET_VARIABLE, TOKEN_VARIABLE))
     to, listened = tuple(options.to), (options.host, options.port)
-    Service(settings, to, *listened, options.tokenizer, options.log, key, options.path).serve_forever()
+    Service(settings, to, *listened, options.tokenizer, options.log, key, options.path, token).serve_forever()
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from sweep.node.machine import gpu_memory, lease
 from sweep.node.machine.cores import split_cores
 from sweep.node.machine.sharing import sharing_name
 from sweep.node.rows import engine_facts, unmeasured_row
+from sweep.node.spread.partners import RemoteEngine, SpreadNodes, launched_elsewhere
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.plan.pending import unresolved
@@ -68,17 +69,27 @@ class Contradiction(Exception):
     exit = Exit(Cause.CONTRADICTION)
 
 
+PREPARATION_FAULTS = (Contradiction, environments.EnvironmentFailed, OSError, ValueError)  # Outage is a ValueError
+
+
 def stream_deployment(
-    work: Work, gpus: tuple[str, ...], draining: threading.Event, beat: float
+    work: Work, gpus: tuple[str, ...], draining: threading.Event, beat: float, spread: SpreadNodes | None = None
 ) -> Generator[Event, None, None]:
     """Run `run_deployment` as a generator of events, with a Beat after every `beat` seconds without an event.
 
     `draining` ends it after the running trial; closing it stops its current work.
     """
-    events: queue.Queue[Event | BaseException | None] = queue.Queue()
     stop = threading.Event()
+    return streamed(work, beat, stop, lambda emit: run_deployment(work, gpus, emit, stop, draining, spread))
 
-    def emit(event: Event) -> None:
+
+def streamed(
+    work: Work, beat: float, stop: threading.Event, run_within: Callable[[Callable[[Any], None]], None]
+) -> Generator[Any, None, None]:
+    """Yield the events that `run_within` emits in a thread of the task, which ends when `stop` is set or on closing."""
+    events: queue.Queue[Any] = queue.Queue()
+
+    def emit(event: Any) -> None:
         events.put(event)
         if stop.is_set():
             raise Stopped
@@ -86,7 +97,7 @@ def stream_deployment(
     def run() -> None:
         try:
             with task.cancel_scope(work.marker, stop):
-                run_deployment(work, gpus, emit, stop, draining)
+                run_within(emit)
             events.put(None)
         except Stopped:
             events.put(None)
@@ -116,35 +127,36 @@ def stream_deployment(
 
 
 def run_deployment(
-    work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, draining: threading.Event
+    work: Work,
+    gpus: tuple[str, ...],
+    emit: Emit,
+    stop: threading.Event,
+    draining: threading.Event,
+    spread: SpreadNodes | None = None,
 ) -> None:
     """Launch the engine as often as needed to give every trial a row.
 
     An engine that died, hung or answered nothing is launched again for the remaining trials. They all end after
     `settings.attempts` such failures without a successful trial in between, or after two launches that fail for the
-    same reason. A launch waits while its endpoint is gone, or its port or GPU memory is in use.
+    same reason. A launch waits while its endpoint is gone, or its port or GPU memory is in use. Raises NodeLost if
+    another node of a `spread` launch is gone.
     """
     pending = _Pending(work, stop, draining)
 
     def prepared() -> PreparedNode | None:
         # Without GPUs, preparing would disturb other measurements here; with GPUs, a lease would keep them idle.
         with _lease(work, gpus, pending, emit) if not gpus else nullcontext(True) as leased:
-            return _prepare(work, gpus, emit) if leased and pending.next() else None
+            return prepare_node(work, gpus, emit) if leased and pending.next() else None
 
     try:
         node = patiently(prepared, work.patience, _outage_reporter(emit), pending.pause)
     except Outage as error:
         emit(Unprepared(str(error)))
         return
-    except (Contradiction, environments.EnvironmentFailed, OSError, ValueError) as error:
+    except PREPARATION_FAULTS as error:
         if isinstance(error, OSError) and error.errno in policy.DISK_FULL:
             raise
-        outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
-        if isinstance(error, environments.OptionalPartFailed):
-            outcome = Outcome.UNAVAILABLE
-        exit = exit_of(error)
-        reason = "; ".join(filter(None, [str(error), exit.words and cause_table().find_remedy(exit.words)]))
-        _end_all(work, pending.trials, Failure(outcome, reason, exit), emit)
+        _end_all(work, pending.trials, preparation_failure(error), emit)
         return
     if node is None:
         return
@@ -155,7 +167,7 @@ def run_deployment(
 
     def launch() -> Failure | None:
         with _lease(work, gpus, pending, emit) as leased:
-            return _one_launch(work, node, pending, emit) if leased else None
+            return _one_launch(work, node, pending, emit, spread) if leased else None
 
     while pending.next():
         try:
@@ -169,6 +181,16 @@ def run_deployment(
             failures.append(failure)
             if not policy.launches_again(failures, work.settings.attempts):
                 _end_all(work, pending.trials, failure, emit)
+
+
+def preparation_failure(error: Exception) -> Failure:
+    """Return the failure of a deployment whose node cannot be prepared."""
+    outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
+    if isinstance(error, environments.OptionalPartFailed):
+        outcome = Outcome.UNAVAILABLE
+    exit = exit_of(error)
+    reason = "; ".join(filter(None, [str(error), exit.words and cause_table().find_remedy(exit.words)]))
+    return Failure(outcome, reason, exit)
 
 
 def _lease(
@@ -250,18 +272,28 @@ class _Pending:
             task.pause(min(remaining, 1.0))
 
 
-def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -> Failure | None:
+def _one_launch(
+    work: Work, node: PreparedNode, pending: _Pending, emit: Emit, spread: SpreadNodes | None = None
+) -> Failure | None:
     """Launch the engine and run all pending trials on it; return the engine's failure, or None."""
     backend, versions = work.deployment.backend, node.environment.versions
     try:
-        _wait_for_gpu_memory(node, emit)
+        wait_for_gpu_memory(node, emit)
         expected = _reference(work, node, emit)
-        _wait_for_gpu_memory(node, emit)  # the reference's process frees memory too
+        wait_for_gpu_memory(node, emit)  # the reference's process frees memory too
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
-        launches = replica_launches(node.launch, backend.replicas)
-        with server.running_together(backend, launches, marker=work.marker, versions=versions) as engines:
+        here = spread and spread.replicas(0, backend.replicas)
+        launches = replica_launches(node.launch, backend.replicas, here)
+        with (
+            launched_elsewhere(work, node, spread, emit) as await_others,
+            server.running_together(backend, launches, marker=work.marker, versions=versions) as engines_here,
+        ):
+            engines = (*engines_here, *await_others())
             emit(Prepared())
             facts = _first_facts(work, node, engines, expected, emit)
+            if spread:
+                reachable = f"{facts['reachable_by']}; from the other nodes, with this launch's token"
+                facts |= {"nodes": [each for each in spread.addresses for _ in launches], "reachable_by": reachable}
             if not all(engine.shows_on_gpus() for engine in engines):  # some load at the first request
                 reason = "it answers, but its GPUs show neither its process nor more memory: it runs on other hardware"
                 return Failure(Outcome.INVALID, reason, Exit(Cause.CONTRADICTION), engines[0].log_tail())
@@ -277,7 +309,7 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         return Failure(error.outcome, error.reason, error.exit, error.log_tail)
 
 
-def _wait_for_gpu_memory(node: PreparedNode, emit: Emit) -> None:
+def wait_for_gpu_memory(node: PreparedNode, emit: Emit) -> None:
     if node.launch.gpus:
         emit(State("waiting for GPU memory"))
         gpu_memory.wait_until_free(node.launch.gpus)
@@ -287,7 +319,12 @@ def _first_facts(
     work: Work, node: PreparedNode, engines: Sequence[server.Engine], expected: agreement.Reference | str, emit: Emit
 ) -> dict[str, Any]:
     """Return facts about the engine and its answers; for replicas, of the first engine, with the latest cold start."""
-    first = [measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout) for engine in engines]
+    first = [
+        engine.cold_ttft
+        if isinstance(engine, RemoteEngine)
+        else measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout)
+        for engine in engines
+    ]
     replicas: dict[str, Any] = {}
     if len(engines) > 1:
         commands = [engine.command for engine in engines]
@@ -312,7 +349,7 @@ def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Referenc
         return f"none: {first_line(error)}"
 
 
-def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
+def prepare_node(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
     """Prepare environment and weights on this node; return the node with its launch."""
     backend, model = work.deployment.backend, work.deployment.model
     if contradiction := other_gpus(gpus, work.settings.hardware):
@@ -478,7 +515,9 @@ def _reset_caches(engines: Sequence[server.Engine], emit: Emit) -> bool | None:
     if not backend.launches or not backend.resets:
         return None
     for engine in engines:
-        problems = [f"{path}: {problem}" for path in backend.resets if (problem := _reset(engine.url + path))]
+        problems = [
+            f"{path}: {problem}" for path in backend.resets if (problem := _reset(engine.url + path, engine.headers))
+        ]
         if problems:
             reset = False
             _note(engine, emit, f"caches not reset before the trial: {'; '.join(problems)}")
@@ -493,13 +532,13 @@ def _note(engine: server.Engine, emit: Emit, message: str) -> None:
             log.write(f"sweep: {message}\n")
 
 
-def _reset(url: str) -> str | None:
+def _reset(url: str, headers: Mapping[str, str]) -> str | None:
     """Ask an engine to reset a cache. Return the reason if it failed, else None."""
     problem = ""
     for attempt in range(RESET_ATTEMPTS):
         time.sleep(RESET_PAUSE if attempt else 0.0)
         try:
-            answer = httpx.post(url, timeout=30, trust_env=False)
+            answer = httpx.post(url, headers=headers, timeout=30, trust_env=False)
         except httpx.HTTPError as error:
             return f"{type(error).__name__}: {error}"
         problem = f"status {answer.status_code}: {' '.join(answer.text.split())[:200]}"

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from sweep.base.exits import Exit
 from sweep.base.records import TrialProgress
+from sweep.drive.policy import Failure
 from sweep.plan.plan import Trial
 
 
@@ -62,6 +64,35 @@ class Files(NamedTuple):
     files: Mapping[str, bytes]
 
 
+class EngineEnd(NamedTuple):
+    """How an engine on a partner ended."""
+
+    reason: str
+    exit: Exit
+    log_tail: str
+
+
+class HeldEngine(NamedTuple):
+    """A partner's engine: its URL for the leader, and its state."""
+
+    url: str
+    command: list[str]
+    startup_seconds: float
+    cold_ttft: float | None
+    on_gpus: bool  # whether it appears on its GPUs
+    log_position: int = 0
+    log_left_out: int = 0
+    out_of_memory_at: int = 0  # log position of the report that found the last message about memory
+    ended: EngineEnd | None = None
+
+
+class Held(NamedTuple):
+    """A partner's report to its leader: its engines, and its GPUs' telemetry as (series, device, value)."""
+
+    engines: tuple[HeldEngine, ...]
+    readings: tuple[tuple[str, str, float], ...]
+
+
 class Beat(NamedTuple):
     """A heartbeat: nothing has changed, but the task is alive."""
 
@@ -85,4 +116,5 @@ class NotStarted(NamedTuple):
 
 Event = Placed | State | Measuring | Note | Stalled | Prepared | Unprepared | Finished | Files | Beat
 End = Completed | Lost | NotStarted
+PartnerEvent = Event | Held | Failure  # of a partner: a Failure is its last
 Emit = Callable[[Event], None]

@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, Self
 
 import httpx
@@ -29,12 +29,16 @@ AVERAGED = ("kv_cache_usage", "spec_decode_accept_length", "spec_decode_accept_r
 SPARING = 50  # shortest interval in durations of a reading: readings take at most 2% of a core
 
 
-class Source(Protocol):
+class Readable(Protocol):
+    """The interface of something with readings."""
+
+    def read(self) -> Iterable[Reading]: ...
+
+
+class Source(Readable, Protocol):
     """The interface of a source of readings."""
 
     name: str
-
-    def read(self) -> Iterable[Reading]: ...
 
 
 class EngineMetrics:
@@ -45,13 +49,19 @@ class EngineMetrics:
     """
 
     def __init__(
-        self, urls: Sequence[str], names: dict[str, str], verify_tls: bool = True, proxy: str | None = None
+        self,
+        urls: Sequence[str],
+        names: dict[str, str],
+        verify_tls: bool = True,
+        proxy: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.name = "engine"
         self.parts = {ours: tuple(theirs.split(" / ")) for ours, theirs in names.items()}
         self.names = tuple({part for parts in self.parts.values() for part in parts})
         self.urls = tuple(urls)
-        self.client = httpx.Client(timeout=2.0, trust_env=False, verify=tls_context(verify_tls), proxy=proxy)
+        verify = tls_context(verify_tls)
+        self.client = httpx.Client(timeout=2.0, trust_env=False, verify=verify, proxy=proxy, headers=headers)
 
     def read(self) -> Iterable[Reading]:
         values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -104,11 +114,16 @@ class Processes:
 
 
 class Gpus:
-    """Memory, utilisation, power, clock and limits of the deployment's GPUs, and other processes on them."""
+    """Memory, utilisation, power, clock and limits of the deployment's GPUs, and other processes on them.
 
-    def __init__(self, devices: Sequence[str], foreign: ForeignGpu | None = None) -> None:
+    `elsewhere` reads GPUs of other nodes: all GPUs get the same time, since their readings are added up.
+    """
+
+    def __init__(
+        self, devices: Sequence[str], foreign: ForeignGpu | None = None, elsewhere: Iterable[Readable] = ()
+    ) -> None:
         self.name = "nvml"
-        self.handles, self.foreign = gpus.handles(devices), foreign
+        self.handles, self.foreign, self.elsewhere = gpus.handles(devices), foreign, tuple(elsewhere)
 
     def read(self) -> Iterable[Reading]:
         for device, handle in self.handles.items():
@@ -116,6 +131,8 @@ class Gpus:
                 yield series, device, value
             if self.foreign is not None and (others := self.foreign.count(device)) is not None:
                 yield "foreign_gpu_processes", device, float(others)
+        for other in self.elsewhere:
+            yield from other.read()
 
 
 class Sampler:

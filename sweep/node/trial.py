@@ -29,6 +29,7 @@ from sweep.node.machine.quiet import not_quiet, or_disturbed
 from sweep.node.machine.sharing import sharing_name
 from sweep.node.replay.certificate import or_uncertified, replay_inputs
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
+from sweep.node.spread.partners import RemoteEngine
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
 from sweep.node.verdict import TIMED_OUT, has_fixed_length, judge, not_honoured
 from sweep.node.work import RunningEngine, Work
@@ -269,9 +270,11 @@ def _sources(running: RunningEngine, foreign: Foreign) -> list[Source]:
     sources: list[Source] = []
     if backend.metrics_path:
         pages = [engine.url + backend.metrics_path for engine in engines]
-        sources.append(EngineMetrics(pages, backend.metric_names, backend.verify_tls, proxy and proxy.url))
+        names, headers = backend.metric_names, engines[-1].headers  # of a replica on another node, if there is one
+        sources.append(EngineMetrics(pages, names, backend.verify_tls, proxy and proxy.url, headers))
     if gpus:
-        sources.append(Gpus(gpus, foreign.gpu))
+        partners = {engine.partner for engine in engines if isinstance(engine, RemoteEngine)}
+        sources.append(Gpus(gpus, foreign.gpu, partners))
     if backend.launches:
         if running.processes_known():  # else this would be the container client's process
             sources.append(Processes(running.engine_processes, foreign.cpu))

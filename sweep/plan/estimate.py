@@ -186,7 +186,9 @@ def expect(
         total += sum(expected.trials.get(trial.trial_id, assumed.trial) for trial in launch.trials)
         place = random.Random(f"{seed}/{launch.launch_key}").random()
         need = Need(launch.launch_key, launch.gpu_count, launch.accelerator, total, launch.replicate or 0, place)
-        expected.needs.append(need._replace(endpoint=launch.backend.url, gpu_keys=launch.backend.gpu_keys))
+        backend = launch.backend
+        need = need._replace(endpoint=backend.url, gpu_keys=backend.gpu_keys, replicas=backend.replicas)
+        expected.needs.append(need)
     unknown_launches = len(expected.needs) - len(expected.launches)
     return expected._replace(unknown_trials=number - len(expected.trials), unknown_launches=unknown_launches)
 

@@ -8,6 +8,9 @@ scheduling by longest processing time (R. L. Graham 1969), with the GPUs as widt
 exceeded the lower bound by 0 to 8%; "most GPUs, then longest" exceeded it by up to 80%, because a long launch on one
 GPU had to wait for every short launch on four. No more launches are in flight than there are slots, so that pending
 launches can still be reordered or dropped.
+
+A launch runs on one node. Only replicas that no node can hold together are divided, in equal shares, over the fewest
+nodes that can hold a share.
 """
 
 import heapq
@@ -17,7 +20,7 @@ from typing import NamedTuple
 
 from backends.base import Host
 
-SlotKind = tuple[int, str | None]  # GPUs of a slot, on one node, and their type
+SlotKind = tuple[int, str | None, int]  # GPUs of a slot, their type, and the parts that may be on different nodes
 
 LOOKAHEAD = 32  # maximum number of pending launches for which an autoscaler adds nodes
 
@@ -42,7 +45,7 @@ class Queue(NamedTuple):
 
 
 class Need(NamedTuple):
-    """The resources that a launch needs, all on one node."""
+    """The resources that a launch needs, on one node or (for replicas) in equal shares on several."""
 
     key: str
     gpus: int  # 0: a whole node, since engines on the same CPU would disturb each other
@@ -53,11 +56,18 @@ class Need(NamedTuple):
     avoid: frozenset[str] = frozenset()  # ids of nodes where it failed; avoided if another node can run it
     endpoint: str | None = None  # URL of a running endpoint, used by one client at a time
     gpu_keys: tuple[str, ...] = ()  # keys to lower so that it needs fewer GPUs
+    replicas: int = 1  # engines of which each may run on another node
 
     @property
     def kind(self) -> SlotKind:
         """The properties that determine which nodes fit."""
-        return self.gpus, self.accelerator
+        return self.gpus, self.accelerator, self.replicas
+
+    def parts(self, nodes: Iterable[Node]) -> int:
+        """Return the number of nodes that the launch is divided over: the fewest of which one fits an equal share."""
+        nodes = list(nodes)
+        divisors = (parts for parts in range(1, self.replicas + 1) if self.replicas % parts == 0)
+        return next((parts for parts in divisors if any(can_run(node, self, parts) for node in nodes)), 1)
 
     @property
     def queue(self) -> Queue:
@@ -66,27 +76,32 @@ class Need(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The decision to start a launch on a node."""
+    """The decision to start a launch on a node, or on several: `node_id` and those of its further replicas."""
 
     key: str
     node_id: str
+    partners: tuple[str, ...] = ()
 
 
-def can_run(node: Node, need: Need) -> bool:
-    """Return whether the launch fits on the node if the node is idle."""
-    return node.gpus >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
+def can_run(node: Node, need: Need, parts: int = 1) -> bool:
+    """Return whether the launch, or one of its equal parts, fits on the node if the node is idle."""
+    return node.gpus * parts >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
 
 
 def preferred(need: Need, nodes: Sequence[Node]) -> Sequence[Node]:
     """Return the nodes that a launch may start on; nodes where it failed only if no other node could run it."""
     if not need.avoid:
         return nodes
-    return [node for node in nodes if node.node_id not in need.avoid and can_run(node, need)] or nodes
+    parts = need.parts(nodes)
+    others = [node for node in nodes if node.node_id not in need.avoid and can_run(node, need, parts)]
+    return others if len(others) >= parts else nodes
 
 
 def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
     """Return why a launch fits none of these nodes, even if idle, with the remedy, in one line; None if it fits."""
-    if any(can_run(node, need) for node in nodes):
+    parts = need.parts(nodes)
+    able = [node for node in nodes if can_run(node, need, parts)]
+    if len(able) >= parts or any(not node.node_id for node in able):  # an autoscaler starts as many as are needed
         return None
     if need.accelerator and not any(need.accelerator in node.accelerators for node in nodes):
         there = ", ".join(sorted({name for node in nodes for name in node.accelerators})) or "none"
@@ -94,7 +109,12 @@ def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
     most = max((node.gpus for node in nodes), default=0)
     kind = f" {need.accelerator}" if need.accelerator else ""
     remedy = f"add one, or lower {' or '.join(need.gpu_keys)}" if need.gpu_keys else "add one"
-    return f"needs {need.gpus}{kind} GPUs on one node and no node has more than {most}: {remedy}"
+    if parts > 1:
+        have = "only 1 has" if len(able) == 1 else f"only {len(able)} have"
+        share = f"{need.gpus // parts} on each of {parts} nodes, and {have} that many"
+        return f"needs {need.gpus}{kind} GPUs on one node, or {share}: {remedy.replace('one', 'nodes', 1)}"
+    engine = f", {need.gpus // need.replicas} for each engine," if need.replicas > 1 else ""
+    return f"needs {need.gpus}{kind} GPUs on one node{engine} and no node has more than {most}: {remedy}"
 
 
 def start_order(needs: Iterable[Need]) -> list[Need]:
@@ -113,7 +133,7 @@ class Packer:
 
     def __init__(self, needs: Iterable[Need]) -> None:
         self.pending: dict[Queue, list[tuple[int, Need]]] = {}  # a heap for each queue
-        self.running: dict[str, tuple[str, Need]] = {}  # key -> node id
+        self.running: dict[str, tuple[tuple[str, ...], Need]] = {}  # key -> ids of its nodes
         self.used: Counter[str] = Counter()  # GPUs in use, by node id
         self.tenants: Counter[str] = Counter()  # number of running launches, by node id
         self.front = 0
@@ -137,37 +157,43 @@ class Packer:
         """Choose up to `most` launches of `kinds` (None: all) to start now on these nodes; they run until `release`."""
         starts: list[Start] = []
         while (most is None or len(starts) < most) and (slot := self._next_slot(nodes, kinds)):
-            queue, node = slot
+            queue, chosen = slot
             _, need = heapq.heappop(self.pending[queue])
-            self.running[need.key] = (node.node_id, need)
-            self.used[node.node_id] += need.gpus
-            self.tenants[node.node_id] += 1
-            starts.append(Start(need.key, node.node_id))
+            self.running[need.key] = (chosen, need)
+            for node_id in chosen:
+                self.used[node_id] += need.gpus // len(chosen)
+                self.tenants[node_id] += 1
+            starts.append(Start(need.key, chosen[0], chosen[1:]))
         return starts
 
-    def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[Queue, Node] | None:
-        """Return the queue with the highest-priority need for which a node is free, and the node."""
+    def _next_slot(
+        self, nodes: Sequence[Node], kinds: Container[SlotKind] | None
+    ) -> tuple[Queue, tuple[str, ...]] | None:
+        """Return the queue with the highest-priority need whose nodes are free, and the nodes' ids."""
         busy = {need.endpoint for _, need in self.running.values()} - {None}
         for queue, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
             if heap and (kinds is None or queue.kind in kinds) and queue.endpoint not in busy:
                 first = heap[0][1]
-                if node := self._free_node(first, preferred(first, nodes)):
-                    return queue, node
+                if chosen := self._free_nodes(first, preferred(first, nodes)):
+                    return queue, tuple(node.node_id for node in chosen)
         return None
 
-    def _free_node(self, need: Need, nodes: Sequence[Node]) -> Node | None:
-        """Return the fitting node with the fewest free GPUs (best fit), which keeps room for large launches."""
+    def _free_nodes(self, need: Need, nodes: Sequence[Node]) -> Sequence[Node]:
+        """Return the fitting nodes with the fewest free GPUs (best fit), which keeps room for large launches."""
         if need.gpus:
-            candidates = [n for n in nodes if n.gpus - self.used[n.node_id] >= need.gpus and can_run(n, need)]
-            return min(candidates, key=lambda node: node.gpus - self.used[node.node_id], default=None)
+            parts, free = need.parts(nodes), {node.node_id: node.gpus - self.used[node.node_id] for node in nodes}
+            candidates = [n for n in nodes if free[n.node_id] * parts >= need.gpus and can_run(n, need, parts)]
+            fullest = sorted(candidates, key=lambda node: free[node.node_id])
+            return fullest[:parts] if len(fullest) >= parts else []
         cpu_nodes = [node for node in nodes if not node.gpus] or nodes
-        return next((node for node in cpu_nodes if not self.tenants[node.node_id] and can_run(node, need)), None)
+        return [node for node in cpu_nodes if not self.tenants[node.node_id] and can_run(node, need)][:1]
 
     def release(self, key: str) -> None:
         """Free the slot of a running launch."""
-        node_id, need = self.running.pop(key)
-        self.used[node_id] -= need.gpus
-        self.tenants[node_id] -= 1
+        chosen, need = self.running.pop(key)
+        for node_id in chosen:
+            self.used[node_id] -= need.gpus // len(chosen)
+            self.tenants[node_id] -= 1
 
     def unschedulable(self, nodes: Sequence[Node]) -> list[Need]:
         """Return the pending needs that fit none of these nodes, even if idle."""

@@ -56,7 +56,7 @@ def simulate(needs: Sequence[Need], nodes: Sequence[Node]) -> SimulatedRun:
     ends: list[tuple[float, str]] = []
     now, ended = 0.0, None
     while True:
-        for key, node_id in packer.start(nodes):
+        for key, node_id, _ in packer.start(nodes):
             spans.append(Span(key, node_id, now, now + seconds[key], ended))
             heapq.heappush(ends, (now + seconds[key], key))
         if not ends:

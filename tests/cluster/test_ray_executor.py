@@ -320,10 +320,11 @@ def test_a_trials_progress_is_no_more_often_than_a_heartbeat_and_nothing_else_is
 def test_a_head_that_was_restarted_halts_the_sweep(executor, monkeypatch):
     """Ray then refuses what it is asked with an error of its own; found by the soak."""
 
-    def refuse(gpus):
+    def refuse(function, gpus):
         raise AuthenticationError("RPC error: WrongClusterID")
 
-    monkeypatch.setattr(ray_executor, "_deploy_task", refuse)
+    monkeypatch.setattr(ray_executor, "_remote", refuse)
+    monkeypatch.setattr(ray_executor, "NodeAffinitySchedulingStrategy", lambda *arguments, **more: None)
     work = SimpleNamespace(deployment=SimpleNamespace(gpu_count=1, describe=lambda: "d"))
     with pytest.raises(Halted, match="restarted .*WrongClusterID.*repeat the command"):
         executor.submit(work, "n0")

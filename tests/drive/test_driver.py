@@ -105,7 +105,7 @@ class Scripted:
     def drain(self):
         pass
 
-    def submit(self, work, node_id):
+    def submit(self, work, node_id, partners=()):
         self.pending.append(work)
         self.submitted.append((work.deployment.deployment_id, [t.trial_id for t in work.deployment.trials]))
         self.in_flight_max = max(self.in_flight_max, len(self.pending))
@@ -471,7 +471,7 @@ class ByNode(Scripted):
         self.schedulable_nodes = [node._replace(gpus=gpus) for node in self.schedulable_nodes]
         self.outcome, self.placed, self.started = outcome, [], set()
 
-    def submit(self, work, node_id):
+    def submit(self, work, node_id, partners=()):
         self.pending.append((work, node_id))
         self.placed.append((work.deployment.deployment_id, node_id))
 
@@ -585,7 +585,7 @@ def test_a_quarantined_node_takes_all_when_it_is_the_only_one_left(tmp_path):
     """The others died: what waits would wait forever."""
 
     class Dying(Impatient):
-        def submit(self, work, node_id):
+        def submit(self, work, node_id, partners=()):
             super().submit(work, node_id)
             if self.driver.nodes.quarantined:
                 self.schedulable_nodes = self.schedulable_nodes[:1]

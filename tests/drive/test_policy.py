@@ -306,7 +306,7 @@ def test_whose_fault_a_preparation_is(monkeypatch, raised, outcome, fault):
         raise raised
 
     monkeypatch.setattr(deployment, "patiently", lambda prepared, *arguments: prepared())
-    monkeypatch.setattr(deployment, "_prepare", prepare)
+    monkeypatch.setattr(deployment, "prepare_node", prepare)
     (finished,) = run_on_node(work_of(trial()))
     assert (finished.row["outcome"], finished.row["fault"]) == (outcome, fault)
 
@@ -502,14 +502,14 @@ flag                           | 1 | 1 | launch_failed
 def test_how_often_a_node_launches_an_engine_again(monkeypatch, ends, attempts, launches, outcome):
     script, launched = deque(ends.split()), []
 
-    def launch(work, node, pending, emit):
+    def launch(work, node, pending, emit, spread):
         launched.append(script.popleft())
         if launched[-1] == "fine":
             pending.trials.clear()
             return None
         return failure_of(launched[-1])
 
-    monkeypatch.setattr(deployment, "_prepare", lambda *arguments: SimpleNamespace())
+    monkeypatch.setattr(deployment, "prepare_node", lambda *arguments: SimpleNamespace())
     monkeypatch.setattr(deployment, "_one_launch", launch)
     finished = run_on_node(work_of(trial("1"), trial("2"), attempts=int(attempts)))
     if outcome == "none":

@@ -140,9 +140,8 @@ def test_the_gateway_of_an_engine_in_a_container_runs_beside_it(tmp_path, monkey
 
     monkeypatch.setattr("sweep.gateway.process.server.running", running)
     launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path, image="i@sha256:0", gpus=("0",), cpus=(3,))
-    behind: Any = SimpleNamespace(
-        url="http://127.0.0.1:2", launch=launch, backend=SimpleNamespace(url=None, verify_tls=True, proxy="none")
-    )
+    backend = SimpleNamespace(url=None, launches=True, verify_tls=True, proxy="none")
+    behind: Any = SimpleNamespace(url="http://127.0.0.1:2", headers={}, launch=launch, backend=backend)
     clip = Gateway(clip=Clip(input_tokens=5))
     with running_gateway(clip, [behind], tmp_path, lambda: SHIPPED_TOKENIZER, "marker"):
         ((command, own),) = launched

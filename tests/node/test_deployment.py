@@ -59,7 +59,7 @@ def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(mo
     its = SimpleNamespace(backend=backend, model=model, draft=None, content={})
     work = SimpleNamespace(deployment=its, settings=settings, cache=tmp_path)
     with pytest.raises(ValueError, match=r"model\.repo=org/model@main"):
-        deployment._prepare(work, (), lambda event: None)
+        deployment.prepare_node(work, (), lambda event: None)
     assert not built
 
 
@@ -88,7 +88,7 @@ def test_an_engine_that_its_gpus_do_not_show_is_no_measurement_of_them(monkeypat
     monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: "none")
     monkeypatch.setattr(deployment.gpu_memory, "wait_until_free", lambda gpus: None)
     monkeypatch.setattr(deployment.server, "running_together", lambda *arguments, **more: nullcontext((engine,)))
-    monkeypatch.setattr(deployment, "replica_launches", lambda launch, replicas: [launch])
+    monkeypatch.setattr(deployment, "replica_launches", lambda launch, *_: [launch])
     monkeypatch.setattr(deployment, "_first_facts", lambda *arguments: {})
     place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=("GPU-a",)))
     backend = SimpleNamespace(launches=True, url=None, replicas=1)
@@ -145,7 +145,7 @@ def test_a_node_with_another_model_builds_nothing(monkeypatch, tmp_path):
     its = SimpleNamespace(backend=Backend(name="x"), model=model, draft=None, content={"model": "planned"})
     work = SimpleNamespace(deployment=its, settings=SimpleNamespace(hardware=L4), cache=tmp_path)
     with pytest.raises(deployment.Contradiction, match="the model differs from the plan: other, not planned"):
-        deployment._prepare(work, (), lambda event: None)
+        deployment.prepare_node(work, (), lambda event: None)
     assert not built
 
 
@@ -164,7 +164,7 @@ def test_a_node_says_what_cannot_be_made_for_an_image_where_the_plan_could_not_k
 def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):
     """A second signal means now, also where this is one process and what it waits for takes an hour."""
 
-    def run(work, gpus, emit, stop, draining):
+    def run(work, gpus, emit, stop, draining, spread):
         emit(deployment.State("building"))
         with exclusive(tmp_path / "lock", lambda: None):
             raise AssertionError("the lock is another's")
@@ -204,7 +204,7 @@ def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, ans
     Caches.answers, events, log = answers, [], tmp_path / "engine.log"
     backend = SimpleNamespace(resets=("/forget",), launches=True)
     with serving(Caches) as url:
-        engine = SimpleNamespace(backend=backend, url=url, log=log)
+        engine = SimpleNamespace(backend=backend, url=url, headers={}, log=log)
         assert deployment._reset_caches([engine], events.append) is done
     expected = [f"caches not reset before the trial: {said}"] if said else []
     assert [event.text for event in events] == expected
@@ -213,7 +213,7 @@ def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, ans
 
 def test_an_engine_that_is_gone_or_has_no_such_path_resets_nothing(tmp_path):
     gone = SimpleNamespace(resets=("/forget",), launches=True), "http://127.0.0.1:9", tmp_path / "engine.log"
-    engine = SimpleNamespace(backend=gone[0], url=gone[1], log=gone[2])
+    engine = SimpleNamespace(backend=gone[0], url=gone[1], headers={}, log=gone[2])
     assert deployment._reset_caches([engine], lambda event: None) is False
     assert "ConnectError" in gone[2].read_text()
     engine.backend.launches = False  # somebody else's: they may be using its cache
@@ -282,7 +282,7 @@ def test_weights_for_an_image_are_converted_by_our_own_interpreter(monkeypatch, 
 
     its = Deployment("d", Converted(name="x"), Model(name="m"), 0, None, environment=EnvironmentSpec(name="x"))
     settings = SimpleNamespace(hardware=ANY, cache_dir=str(tmp_path), client=SimpleNamespace(processes=1))
-    node = deployment._prepare(Work(its, settings, str(tmp_path / "out"), "1", ()), (), lambda event: None)
+    node = deployment.prepare_node(Work(its, settings, str(tmp_path / "out"), "1", ()), (), lambda event: None)
     assert converters == [sys.executable]
     assert node.launch.python == "python3", "the engine runs with the image's"
 

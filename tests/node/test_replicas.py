@@ -167,7 +167,7 @@ def test_a_dry_run_says_what_is_placed(tmp_path, capsys):
     cluster = ("cluster=ray", "cluster.simulate={nodes: 1, gpus: 2, cpus: 8}", "hardware=l4", "dry_run=true")
     line = [*QUICK[:-1], *cluster, "backend.gpus=2", "backend.replicas=2", f"out={tmp_path / 'out'}"]
     main(line)
-    assert "needs 4 L4 GPUs on one node and no node has more than 2" in capsys.readouterr().out
+    assert "needs 4 L4 GPUs on one node, or 2 on each of 2 nodes, and only 1 has that many: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,25 @@ def test_shares_are_averaged_and_all_else_is_added_up():
 
 def test_the_caches_of_every_replica_are_reset(tmp_path, monkeypatch):
     backend, asked = SimpleNamespace(launches=True, resets=("/forget",)), []
-    engines = [SimpleNamespace(backend=backend, url=f"http://{n}", log=tmp_path / f"{n}.log") for n in (1, 2)]
-    monkeypatch.setattr(deployment, "_reset", lambda url: asked.append(url))
+    engines = [
+        SimpleNamespace(backend=backend, url=f"http://{n}", headers={}, log=tmp_path / f"{n}.log") for n in (1, 2)
+    ]
+    monkeypatch.setattr(deployment, "_reset", lambda url, headers: asked.append(url))
     assert deployment._reset_caches(engines, lambda event: None) is True
     assert asked == ["http://1/forget", "http://2/forget"]
-    monkeypatch.setattr(deployment, "_reset", lambda url: "busy" if "2" in url else None)
+    monkeypatch.setattr(deployment, "_reset", lambda url, headers: "busy" if "2" in url else None)
     assert deployment._reset_caches(engines, lambda event: None) is False
     assert "busy" in engines[1].log.read_text()
+
+
+def test_an_engine_of_several_nodes_is_refused_in_one_line(tmp_path, capsys):
+    cluster = ("cluster=ray", "cluster.simulate={nodes: 2, gpus: 8, cpus: 64}", "hardware=l4", "dry_run=true")
+    line = [*QUICK[:-1], *cluster, f"out={tmp_path / 'out'}"]
+    main([*line, "backend.gpus=16"])
+    assert "needs 16 L4 GPUs on one node and no node has more than 8: add one, or lower backend.gpus\n" in (
+        capsys.readouterr().out
+    )
+    main([*line, "backend.replicas=16"])
+    printed = capsys.readouterr().out
+    assert "needs 16" not in printed
+    assert "1 to run" in printed

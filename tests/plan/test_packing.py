@@ -118,7 +118,7 @@ def test_no_gpu_is_used_twice_and_none_idles_while_something_fits():
     }
     packer, running, waiting = Packer(needs.values()), {}, set(needs)
     while waiting or running:
-        for key, node_id in packer.start(nodes):
+        for key, node_id, _ in packer.start(nodes):
             waiting.remove(key)
             running[key] = node_id
         used = Counter()
@@ -151,3 +151,56 @@ def test_an_endpoint_is_asked_by_one_client_at_a_time():
     assert [start.key for start in packer.start(nodes)] == ["b1"], "a1 ranks higher, and its endpoint is being asked"
     packer.release("a0")
     assert [start.key for start in packer.start(nodes)] == ["a1"]
+
+
+def replicated(key, gpus, replicas, accelerator=None):
+    return need(key, gpus, accelerator=accelerator)._replace(replicas=replicas)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "replicas", "nodes", "starts"),
+    [
+        (16, 16, {"a": 8, "b": 8}, [("a", ("b",))]),
+        (16, 16, {"a": 8, "b": 16}, [("b", ())]),  # one node is preferred
+        (16, 2, {"a": 8, "b": 8, "c": 8}, [("a", ("b",))]),  # engines of 8 GPUs
+        (12, 12, {"a": 4, "b": 8, "c": 8}, [("b", ("c",))]),  # in equal shares
+        (12, 3, {"a": 4, "b": 6, "c": 7}, [("a", ("b", "c"))]),
+        (16, 1, {"a": 8, "b": 8}, []),  # tensor-parallel: one engine
+        (16, 16, {"a": 8, "b": 4}, []),
+    ],
+)
+def test_replicas_that_fit_on_no_node_are_divided_over_the_fewest(gpus, replicas, nodes, starts):
+    nodes = [node(name, size) for name, size in nodes.items()]
+    packer = Packer([replicated("r", gpus, replicas)])
+    assert packer.start(nodes) == [Start("r", *where) for where in starts]
+    assert (infeasible(packer.needs["r"], nodes) is None) == bool(starts)
+
+
+def test_divided_replicas_take_their_share_of_each_node_and_give_it_back():
+    nodes = [node("a", 8), node("b", 8)]
+    packer = Packer([replicated("r", 12, 12), need("small", 2, 0.1), need("late", 3, 0.01)])
+    assert packer.start(nodes) == [Start("r", "a", ("b",)), Start("small", "a")]
+    assert packer.used == {"a": 8, "b": 6}
+    packer.release("r")
+    assert packer.used == {"a": 2, "b": 0}
+    packer.requeue("r", frozenset("a"))
+    assert packer.start(nodes)[0] == Start("r", "a", ("b",)), "one node alone cannot run it"
+    assert simulate([replicated("r", 16, 16), need("single", 1)], nodes).makespan == 2.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (
+            replicated("r", 16, 16, "L4"),
+            "needs 16 L4 GPUs on one node, or 4 on each of 4 nodes, and only 2 have that many: add nodes",
+        ),
+        (
+            replicated("r", 32, 2),
+            "needs 32 GPUs on one node, 16 for each engine, and no node has more than 4: add one",
+        ),
+    ],
+)
+def test_why_replicas_cannot_be_divided(wanted, said):
+    assert infeasible(wanted, [node("x", 4), node("y", 4), node("z", 2)]) == said
+    assert infeasible(replicated("r", 16, 16), [node("", 4)]) is None, "an autoscaler starts as many nodes as needed"
