@@ -17,7 +17,8 @@ VERDICT_STYLES = {
     Finding.UNDECIDED: "yellow",
     Finding.INCOMPARABLE: "dim",
 }
-MEAN = "geometric mean over the launches"
+FIGURE = "as in sweep summary: from the requests of all launches"
+RATIO = "geometric mean over the launches, other / reference; not the ratio of the two values"
 RATIO_INTERVAL = "95% interval of the ratio (docs/metrics.md)"
 VERDICT = "faster, slower, equal within the margin, tie or not comparable, worded for the quantity"
 NOT_IN_TURNS = (
@@ -59,7 +60,7 @@ def verdict_text(comparison: PointComparison, margin: float) -> str:
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:
     """Return lines on each quantity's smallest detectable change: with these launches, and in 10, 30 and 120 minutes.
 
-    They also give the launches that detect the CHANGES, and the machine's noise if it was measured separately.
+    Also the launches that detect CHANGES, and the machine's noise if it was measured separately.
     """
     lines = list(
         dict.fromkeys(f"noise of {each.quantity.in_sentence}: {each.noise}" for each in comparisons if each.noise)
@@ -90,7 +91,7 @@ def _budget(comparison: PointComparison, change: float, launches: int) -> str:
 
 
 def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
-    """Return the columns of comparisons. Differences within the margin are equal; `unit` belongs to the quantity."""
+    """Return the columns of comparisons. Differences within the margin are equal; `unit` is the quantity's."""
 
     def verdict(each: PointComparison) -> Cell:
         return Cell(verdict_text(each, margin), style=VERDICT_STYLES.get(each.verdict, ""))
@@ -100,9 +101,9 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
         Column("other", "the run compared with it", lambda each: each.other),
         Column("configuration", "the settings that vary in the run", lambda each: each.label, **KEY),
         Column("column", "the compared column of trials.parquet", lambda each: each.quantity.column),
-        Column("reference_value", MEAN, lambda each: each.first, _first, "of `column`", "reference", unit),
-        Column("other_value", MEAN, lambda each: each.second, _second, "of `column`", "other", unit),
-        Column("ratio", "the other run's value / the reference's value", lambda each: each.ratio, _ratio),
+        Column("reference_value", FIGURE, lambda each: each.first, _first, "of `column`", "reference", unit),
+        Column("other_value", FIGURE, lambda each: each.second, _second, "of `column`", "other", unit),
+        Column("ratio", RATIO, lambda each: each.ratio, _ratio),
         Column(
             "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95% interval"
         ),
