@@ -1,6 +1,5 @@
 """Compares the sides together with all points that their runs measured at the same task and load."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -38,8 +37,7 @@ class Rivals(NamedTuple):
     def figure(self, place: str, trials: pd.DataFrame, column: str, default: float) -> float:
         """Return the value that the summary shows for these trials, or the default if they are no whole point."""
         point = self.point(place, trials)
-        figure = math.nan if point < 0 else float(self.figures[column][point])
-        return default if math.isnan(figure) else figure
+        return default if point < 0 else float(self.figures[column][point])
 
     def contest(self, match: Match, places: tuple[str, str], quantity: LabelledColumn) -> tuple[Contest, int, int]:
         """Return a match's contest and its sides' positions in it; a new contest if the sides' questions differ."""
@@ -69,7 +67,7 @@ def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
         run_contests(run, frame, point, columns)
         for run, frame, point in zip(runs.values(), frames, points, strict=True)
     ]
-    shown = [_figures(run, point, columns) for run, point in zip(runs.values(), points, strict=True)]
+    shown = [_summarised_figures(run, point, columns) for run, point in zip(runs.values(), points, strict=True)]
     figures = {column: np.concatenate([each[column] for each in shown]) for column in columns}
     if len(parts) == 1:
         return Rivals(parts[0], numbers, figures)
@@ -81,7 +79,7 @@ def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
     return Rivals(joined(parts, question), numbers, figures)
 
 
-def _figures(run: Run, point: Positions, columns: Sequence[str]) -> dict[str, FloatArray]:
+def _summarised_figures(run: Run, point: Positions, columns: Sequence[str]) -> dict[str, FloatArray]:
     """Return these columns of a run's points, NaN if missing."""
     names = [name for name in {*columns, "output_throughput"} if name in run.ok]  # costs are made from throughputs
     measured = without_lost(run, run.ok[names].astype("float64"), point)
