@@ -60,7 +60,7 @@ def verdict_text(comparison: PointComparison, margin: float) -> str:
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:
     """Return lines on each quantity's smallest detectable change: with these launches, and in 10, 30 and 120 minutes.
 
-    Also the launches that detect CHANGES, and the machine's noise if it was measured separately.
+    They also give the launches that detect the CHANGES, and the machine's noise if it was measured separately.
     """
     lines = list(
         dict.fromkeys(f"noise of {each.quantity.in_sentence}: {each.noise}" for each in comparisons if each.noise)
@@ -91,7 +91,7 @@ def _budget(comparison: PointComparison, change: float, launches: int) -> str:
 
 
 def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
-    """Return the columns of comparisons. Differences within the margin are equal; `unit` is the quantity's."""
+    """Return the columns of comparisons. Differences within the margin are equal; `unit` belongs to the quantity."""
 
     def verdict(each: PointComparison) -> Cell:
         return Cell(verdict_text(each, margin), style=VERDICT_STYLES.get(each.verdict, ""))

@@ -134,8 +134,9 @@ def point_comparison(
         obstacle = "one side has no value"
     shown = figures
     if field:
-        sides = zip(places, (each.first, each.second), figures, strict=True)
-        shown = tuple(field.figure(place, trials, quantity.column, own) for place, trials, own in sides)
+        column = quantity.column
+        first_figure = field.figure(places[0], each.first, column, figures[0])
+        shown = first_figure, field.figure(places[1], each.second, column, figures[1])
     if obstacle:
         return PointComparison(*names, each.label, quantity, Finding.INCOMPARABLE, obstacle, *shown, codes=codes)
     contest, first, second = field.contest(each, places, quantity) if field else (alone(each, quantity), 0, 1)
