@@ -12,6 +12,7 @@ from sweep.numbers.warnings import off_steady
 ASKED = ("model", "accelerator", "workload", "load", *LOAD_COLUMNS)
 """Prefixes of the columns for task, model and GPU, which must be equal for points to be compared."""
 
+COST, THROUGHPUT = "cost_per_million_tokens", "output_throughput"
 COUNTS = ("n", "not_ok", "planned", "outcomes", "requests", "failed")
 """The columns with a point's outcomes, and its numbers of answered and failed requests."""
 
@@ -31,6 +32,12 @@ HEADLINE = _headline(steady=False)
 
 STEADY = _headline(steady=True)
 """The steady-state quantities that are summarised; the other quantities are in trials.parquet."""
+
+
+def one_price(points: pd.DataFrame) -> bool:
+    """Return whether the points' costs have one price per hour: then the fastest is the cheapest, too."""
+    product = (points[COST] * points[THROUGHPUT]).dropna()
+    return bool(len(product)) and float(product.max() / product.min()) < 1.01
 
 
 def shown_column(point: "Mapping[str, Any] | pd.Series[Any]", name: str) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.answers.task_answer import common_percentiles
 from analysis.compare.questions import conditions
-from analysis.headline import ASKED
+from analysis.headline import ASKED, COST, THROUGHPUT, one_price
 from analysis.point_names import SIZE, Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
@@ -19,7 +19,7 @@ from analysis.statistics.standings import Contests, joined, question_columns
 from sweep.base.records import LOAD_COLUMNS
 from sweep.numbers.warnings import ResultWarning, Severity
 
-COST, THROUGHPUT, LATENCY = "cost_per_million_tokens", "output_throughput", "e2el_p50"
+LATENCY = "e2el_p50"
 OF_A_LOAD = frozenset([*LOAD_COLUMNS, SIZE, *(f"load.{column}" for column in LOAD_COLUMNS)])
 
 
@@ -144,12 +144,13 @@ def _named(layout: Layout, run: str) -> pd.DataFrame:
 
 
 def objective(group: pd.DataFrame, any_load: bool) -> LabelledColumn | None:
-    """Return the quantity that decides the answer: cost if it is known for every point, else throughput.
+    """Return the quantity that decides the answer: throughput, or cost if all have one and prices differ.
 
     At a single load below saturation, throughput and cost are set by the load, so latency decides.
     """
     figures = group if any_load else merits(group)
-    for column in (COST, THROUGHPUT):
+    priced = COST in figures and not (THROUGHPUT in figures and one_price(figures))
+    for column in (COST, THROUGHPUT) if priced else (THROUGHPUT, COST):
         if column in figures and figures[column].notna().all() and (figures[column] > 0).all():
             return labelled_column(column)
     return labelled_column(LATENCY) if LATENCY in group and group[LATENCY].notna().any() else None

@@ -17,7 +17,8 @@ VERDICT_STYLES = {
     Finding.UNDECIDED: "yellow",
     Finding.INCOMPARABLE: "dim",
 }
-MEAN = "geometric mean over the launches"
+AS_SUMMARISED = "as in sweep summary: from the requests of all launches"
+RATIO = "geometric mean over the launches, other / reference; not the ratio of the two values"
 RATIO_INTERVAL = "95% interval of the ratio (docs/metrics.md)"
 VERDICT = "faster, slower, equal within the margin, tie or not comparable, worded for the quantity"
 NOT_IN_TURNS = (
@@ -100,9 +101,9 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
         Column("other", "the run compared with it", lambda each: each.other),
         Column("configuration", "the settings that vary in the run", lambda each: each.label, **KEY),
         Column("column", "the compared column of trials.parquet", lambda each: each.quantity.column),
-        Column("reference_value", MEAN, lambda each: each.first, _first, "of `column`", "reference", unit),
-        Column("other_value", MEAN, lambda each: each.second, _second, "of `column`", "other", unit),
-        Column("ratio", "the other run's value / the reference's value", lambda each: each.ratio, _ratio),
+        Column("reference_value", AS_SUMMARISED, lambda each: each.first, _first, "of `column`", "reference", unit),
+        Column("other_value", AS_SUMMARISED, lambda each: each.second, _second, "of `column`", "other", unit),
+        Column("ratio", RATIO, lambda each: each.ratio, _ratio),
         Column(
             "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95% interval"
         ),

@@ -12,7 +12,10 @@ from analysis.compare.sides import Side
 from analysis.load import Run, in_plan
 from analysis.quantities import LabelledColumn
 from analysis.statistics.comparison import Contest, Positions, contest, fit, trials_of
+from analysis.statistics.intervals import FloatArray
+from analysis.statistics.pooled import point_figures
 from analysis.statistics.standings import Contests, joined, run_contests
+from analysis.statistics.survivors import without_lost
 from analysis.summary import key_columns
 
 PointNumbers = dict[tuple[str, str], int]  # by the run's place and the trial's id
@@ -23,16 +26,23 @@ class Rivals(NamedTuple):
 
     contests: Contests
     numbers: PointNumbers
+    figures: dict[str, FloatArray]  # each compared column at all points, as `sweep summary` shows it
+
+    def point(self, place: str, trials: pd.DataFrame) -> int:
+        """Return the point that consists of these trials; -1 if there is none."""
+        points = {self.numbers.get((place, trial), -1) for trial in trials["trial_id"]}
+        point = points.pop() if len(points) == 1 else -1
+        return point if (self.contests.trials.point == point).sum() == len(trials) else -1
+
+    def figure(self, place: str, trials: pd.DataFrame, column: str, default: float) -> float:
+        """Return the value that the summary shows for these trials, or the default if they are no whole point."""
+        point = self.point(place, trials)
+        return default if point < 0 else float(self.figures[column][point])
 
     def contest(self, match: Match, places: tuple[str, str], quantity: LabelledColumn) -> tuple[Contest, int, int]:
         """Return a match's contest and its sides' positions in it; a new contest if the sides' questions differ."""
-        points = [
-            {self.numbers.get((place, trial), -1) for trial in trials["trial_id"]}
-            for place, trials in zip(places, (match.first, match.second), strict=True)
-        ]
-        first, second = (each.pop() if len(each) == 1 else -1 for each in points)
-        sizes = [int((self.contests.trials.point == point).sum()) for point in (first, second)]
-        if -1 in (first, second) or first == second or sizes != [len(match.first), len(match.second)]:
+        first, second = map(self.point, places, (match.first, match.second))
+        if -1 in (first, second) or first == second:
             return alone(match, quantity), 0, 1
         if self.contests.question[first] != self.contests.question[second]:
             return alone(match, quantity), 0, 1
@@ -57,14 +67,24 @@ def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
         run_contests(run, frame, point, columns)
         for run, frame, point in zip(runs.values(), frames, points, strict=True)
     ]
+    shown = [_summarised_figures(run, point, columns) for run, point in zip(runs.values(), points, strict=True)]
+    figures = {column: np.concatenate([each[column] for each in shown]) for column in columns}
     if len(parts) == 1:
-        return Rivals(parts[0], numbers)
+        return Rivals(parts[0], numbers, figures)
     rows = pd.concat([run.ok for run in runs.values()], ignore_index=True)
     begins = np.cumsum([0, *map(len, frames)])
     point = np.concatenate([each + begin for each, begin in zip(points, begins, strict=False)])
     texts = conditions(rows, point, range(begins[-1]), [frozenset()] * int(begins[-1]))["conditions"]
     question = np.asarray(pd.factorize(np.array(texts, object))[0], np.int64)
-    return Rivals(joined(parts, question), numbers)
+    return Rivals(joined(parts, question), numbers, figures)
+
+
+def _summarised_figures(run: Run, point: Positions, columns: Sequence[str]) -> dict[str, FloatArray]:
+    """Return these columns of a run's points, NaN if missing."""
+    names = [name for name in {*columns, "output_throughput"} if name in run.ok]  # costs are made from throughputs
+    measured = without_lost(run, run.ok[names].astype("float64"), point)
+    figures, missing = point_figures(run, measured, point)[0], np.full(int(point.max(initial=-1)) + 1, np.nan)
+    return {column: figures[column].value if column in figures else missing for column in columns}
 
 
 def _runs(sides: Sequence[Side]) -> Iterator[tuple[str, Run]]:

@@ -51,7 +51,7 @@ class PointComparison:
     quantity: LabelledColumn
     verdict: Finding
     reason: str = ""  # why there is no numeric verdict
-    first: float = math.nan
+    first: float = math.nan  # the value that the summary shows; of a part of a point, the mean over its launches
     second: float = math.nan
     ratio: float = math.nan
     low: float = math.nan
@@ -132,8 +132,13 @@ def point_comparison(
     figures = figure_of(each.first, quantity.column), figure_of(each.second, quantity.column)
     if not obstacle and not all(value > 0 for value in figures):
         obstacle = "one side has no value"
+    shown = figures
+    if field:
+        column = quantity.column
+        first_figure = field.figure(places[0], each.first, column, figures[0])
+        shown = first_figure, field.figure(places[1], each.second, column, figures[1])
     if obstacle:
-        return PointComparison(*names, each.label, quantity, Finding.INCOMPARABLE, obstacle, *figures, codes=codes)
+        return PointComparison(*names, each.label, quantity, Finding.INCOMPARABLE, obstacle, *shown, codes=codes)
     contest, first, second = field.contest(each, places, quantity) if field else (alone(each, quantity), 0, 1)
     level = CONFIDENCE ** (1 / max(of_all, contest.compared))
     error = contest.error(second, first)
@@ -152,7 +157,7 @@ def point_comparison(
         quantity,
         verdict(low, high, margin, quantity.better or "higher"),
         "" if math.isfinite(low) else "one launch does not show how much launches differ",
-        *figures,
+        *shown,
         ratio=ratio,
         low=low,
         high=high,

@@ -17,6 +17,7 @@ from sweep.base.whole_file import parsed_size, read_bounded
 from sweep.numbers.quantity import columns
 
 ImportedRow = dict[str, Any]
+TOOLS = "a JSON result of vllm bench serve (--save-result), SGLang bench_serving, GuideLLM or AIPerf"
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
 WHOLE_COLUMNS = ("num_requests", "num_failed", "input_tokens", "output_tokens")
@@ -41,6 +42,8 @@ def rows_of(file: Path) -> list[ImportedRow]:
         if parsed_size(document) > LARGEST_PARSED:
             raise ValueError("has too many objects and lists for a file of results")
         content = _parsed_documents(document.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file}: not JSON ({error}); expected {TOOLS}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read ({first_line(error)})") from None
     try:
@@ -49,9 +52,7 @@ def rows_of(file: Path) -> list[ImportedRow]:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"{file}: incomplete, or from another version of its tool ({problem})") from None
     if not rows:
-        raise ConfigError(
-            f"{file}: not a result of vllm bench serve (--save-result), SGLang bench_serving, GuideLLM or AIPerf"
-        )
+        raise ConfigError(f"{file}: not {TOOLS}")
     return [_with_failures(row) for row in rows]
 
 

@@ -5,30 +5,24 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
+from analysis.headline import COST, one_price
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn
 from analysis.statistics.standings import Standing, question_columns
 from sweep.base.wording import count
 
 FEWEST_REQUESTS = 20  # minimum requests at a point; with fewer a chart shows little
-COST, SPEED = "cost_per_million_tokens", "output_throughput"
 
 
 def established(layout: Layout, shown: LabelledColumn) -> str:
     """Return which line leads by more than the intervals or, if no line has rivals, the load with a clear optimum."""
     points = layout.points[layout.points[shown.column].notna()]
     points = points[(points["requests"] + points["failed"]).ge(FEWEST_REQUESTS)]
-    if points.empty or shown.better is None or (shown.column == COST and _is_inverse(points)):
+    if points.empty or shown.better is None or (shown.column == COST and one_price(points)):
         return ""
     standing = f"{shown.column}_standing"
     rivals = points[points[standing].notna()] if standing in points else points.iloc[:0]
     return _leaders(rivals, standing, shown) if len(rivals) else _optimum(layout, points, shown)
-
-
-def _is_inverse(points: pd.DataFrame) -> bool:
-    """True if there is one price, so that cost is just the inverse of throughput and needs no finding of its own."""
-    product = (points[COST] * points[SPEED]).dropna()
-    return bool(len(product)) and float(product.max() / product.min()) < 1.01
 
 
 def _leaders(rivals: pd.DataFrame, standing: str, shown: LabelledColumn) -> str:

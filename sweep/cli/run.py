@@ -33,7 +33,7 @@ from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, all_claim_lines, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
-from sweep.drive.endpoint_model import with_dialect, with_model
+from sweep.drive.endpoint_model import check_schemes, with_dialect, with_model
 from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.planning_outages import plan_patiently
@@ -125,6 +125,8 @@ def execute_plan(planned: "Planned", command: str) -> int:
         problem = "a simulated cluster cannot run anything; add dry_run=true, or cluster.replay=FILE"
         raise ConfigError(f"cluster.simulate: {problem}")
     check_ports(plan)
+    if settings.cluster.replay is None:
+        check_schemes(deployment.backend for deployment in plan.deployments)
     if settings.fresh:
         check_disk(settings, [launch for launch in plan.launches if not launch.unavailable], nodes)
         move_aside(paths.out, console)

@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -85,6 +85,24 @@ def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[st
     named = options.load("model", model).get("served_name") if model in options.choices("model") else None
     changes, answered = endpoint.probe(str(line.scalars.get("model.served_name", named or model)), line.typed)
     return [*arguments, *changes], answered
+
+
+def check_schemes(backends: Iterable[Any]) -> None:
+    """Refuse endpoints whose TLS fails, or that expect TLS at an http:// address, before requests wait for an answer.
+
+    Other failures are left to the launch, since a node may reach what this machine does not. Raises ConfigError.
+    """
+    for backend in {each.url: each for each in backends if not each.launches}.values():
+        endpoint = _Endpoint(backend.model_dump())
+        endpoint.client.timeout = httpx.Timeout(LOCAL_TIMEOUT)
+        try:
+            with endpoint.client:
+                endpoint.models()
+        except httpx.HTTPError as error:
+            if remedy := endpoint.tls_problem(error):
+                raise ConfigError(f"backend.url={endpoint.url}: {shortened(first_line(error))}{remedy}") from None
+        except (ConfigError, OSError, ValueError, KeyError, TypeError):
+            continue  # no list of models
 
 
 def _written_out(arguments: Sequence[str]) -> list[str]:
@@ -283,6 +301,10 @@ class _Endpoint:
                 raise Outage(f"backend.url={self.url}: {shortened(first_line(error))}") from None
             return tls_remedy(error).lstrip("; ") or shortened(first_line(error))
         return answer
+
+    def tls_problem(self, error: httpx.HTTPError) -> str:
+        """Return "; " and a remedy if a request failed because of TLS, or for lack of it; "" otherwise."""
+        return tls_remedy(error) if "SSL" in str(error) else self._tls_address(error)
 
     def _tls_address(self, error: Exception) -> str:
         """Return "; " and a remedy if an http:// address fails where TLS is answered; "" otherwise."""

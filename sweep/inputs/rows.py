@@ -264,6 +264,7 @@ def _parquet(path: Path) -> Iterator[FileRow]:
 READERS: dict[str, Callable[[Path], Iterator[FileRow]]] = {
     ".txt": _text_lines,
     ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
     ".json": _json,
     ".csv": partial(_separated, delimiter=","),
     ".tsv": partial(_separated, delimiter="\t"),

@@ -1,6 +1,7 @@
 """Comparisons across runs: what is compared, how sure, and the exit status that a script acts on."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import special
 
+from analysis import open_results
 from analysis.compare import Finding, PointComparison, comparisons, noise_of, side
 from analysis.compare.matching import Match
 from analysis.compare.output import verdict_text
@@ -18,6 +20,7 @@ from analysis.statistics.comparison import Trials, contest, fit
 from analysis.statistics.power import Error, launches_for, smallest_change
 from sweep.__main__ import main
 from tests.support.results import run_of, trial
+from tests.support.synthetic_run import make_run
 
 CONFIG = {"backend": {"name": "vllm", "flags": {"max-num-seqs": 8}}, "model": {"name": "m"}, "load": {"name": "batch"}}
 
@@ -60,6 +63,22 @@ def drifting(folder: Path, speed: float, seeds: range = range(5), **other) -> st
     ]
     run_of(folder, [{**row, "launch": f"{folder.name}-{row['replicate']}", **other} for row in rows])
     return str(folder)
+
+
+def test_a_figure_has_the_value_of_the_summary(tmp_path, capsys):
+    """Both pool the requests of all launches; the mean over launches of their medians is another number."""
+    run = make_run(tmp_path / "run", replicates=3, batches=(1, 8), workloads=("qa",)).out
+    assert main(["compare", f"{run}@backend=transformers", f"{run}@backend=vllm", "--format", "json"]) == 0
+    compared = json.loads(capsys.readouterr().out)["comparisons"]
+    points = open_results(run).points.set_index(["backend", "batch_size"])
+    assert len({each["column"] for each in compared}) == 5
+    for each in compared:
+        batch = int(each["configuration"].rpartition("=")[2])
+        for engine, value in (("transformers", each["reference_value"]), ("vllm", each["other_value"])):
+            shown = points.loc[(engine, batch), each["column"]]
+            assert (math.nan if value is None else value) == pytest.approx(shown, nan_ok=True), (engine, each["column"])
+    ttft = next(each for each in compared if each["column"] == "ttft_p50")
+    assert ttft["ratio"] != pytest.approx(ttft["other_value"] / ttft["reference_value"], rel=1e-6), "it is paired"
 
 
 def test_what_replicates_have_in_common_cancels(tmp_path):

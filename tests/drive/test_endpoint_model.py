@@ -421,6 +421,24 @@ def test_a_wrong_scheme_or_a_missing_client_certificate_is_refused(tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("address", ["http://SECURE", "https://PLAIN"])
+def test_a_wrong_scheme_is_refused_for_an_experiment_too(tmp_path, capsys, address):
+    """An experiment, or a list of addresses, has no first request that asks for settings."""
+    with serving(Endpoint) as plain, behind_tls(plain, tmp_path, None) as secure:
+        for name, place in (("SECURE", secure), ("PLAIN", plain)):
+            address = address.replace(name, urlsplit(place).netloc)
+        experiment = ["+experiment=serving", "backend=openai", "model=tiny-llama", "cluster=inline", "tracking=none"]
+        tail = ["backend.verify_tls=false", f"out={tmp_path / 'out'}"]
+        assert main(["run", *experiment, f"backend.url={address}", *tail]) == 2
+        assert main(["run", *experiment[1:], "load=closed", f"backend.url={address},{address}/v1", *tail]) == 2
+    errors = capsys.readouterr().err
+    expected = (
+        "it does not expect TLS" if address.startswith("https") else "the server expects TLS: set backend.url=https"
+    )
+    assert errors.count(expected) == 2
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("trials.parquet"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["gemma4:e4b", "a/b", "@cf/meta/llama-3.1-8b-instruct", "phi-4-mini", "Meta Llama 3, 8B", "1e5"]

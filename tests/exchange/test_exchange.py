@@ -329,11 +329,14 @@ def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
 def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"a": 1}')
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-    assert "not a result of vllm bench serve" in capsys.readouterr().err
-    for text in ("[]", "[1]", "7", "null"):
+    assert "not a JSON result of vllm bench serve" in capsys.readouterr().err
+    (tmp_path / "genai_perf.csv").write_text("Metric,avg,min\nTime To First Token (ms),1,2\n")
+    assert main(["import", str(tmp_path / "genai_perf.csv"), str(tmp_path / "out")]) == 2
+    assert "char 0)); expected a JSON result of vllm bench serve" in capsys.readouterr().err
+    for text in ("[]", "[1]", "7", "null", '{"time_to_first_token": {"unit": "ms", "avg": 11}}'):
         (tmp_path / "x.json").write_text(text)
         assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-        assert "not a result of vllm bench serve" in capsys.readouterr().err
+        assert "not a JSON result of vllm bench serve" in capsys.readouterr().err
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 0
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 2
     assert "import into a new folder" in capsys.readouterr().err

@@ -70,6 +70,7 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
     ("bom.csv", "\ufeffprompt,output_tokens\na b c,4\nd e f g,5\n", "", COUNTED),
     ("joined.jsonl", JSONL.replace("{", "\ufeff{"), "", COUNTED),
     ("utf16.jsonl", JSONL.encode("utf-16"), "", COUNTED),
+    ("lines.ndjson", JSONL.replace("\n", "\r\n\r\n"), "", COUNTED),
     ("UPPER.CSV", b"prompt,output_tokens\na b c,4\nd e f g,5\n", "", COUNTED),
     ("semicolons.csv", "prompt;output_tokens\na b c;4\nd e f g;5\n", "", COUNTED),
     ("json.csv", JSON_CELLS, "", CHATS),
@@ -141,7 +142,12 @@ ONE = '{"prompt": "a"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "typed", "message"),
     [
-        ("none.jsonl", None, "", "no such file; expected a file ending in .txt, .jsonl, .json, .csv, .tsv, .parquet"),
+        (
+            "none.jsonl",
+            None,
+            "",
+            "no such file; expected a file ending in .txt, .jsonl, .ndjson, .json, .csv, .tsv, .parquet",
+        ),
         ("p.docx", "x", "", "the ending .docx is unknown; expected a file ending in .txt, .jsonl"),
         ("p.txt", "a\n", "", "none of 1 rows can be sent: row 1: no output_tokens and no answer; set workload.output_"),
         ("p.csv", COUNTED, "workload.column=body", "has no such column; expected: prompt, output_tokens"),

@@ -253,6 +253,7 @@ def test_a_driver_before_535_tells_everything_too(nvml):
 def test_the_users_choice_of_gpus_is_respected(setting, uuids, nvml, monkeypatch):
     nvml()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "1")  # for the runtime of containers, whose GPUs count from 0 again
     if setting is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
     assert [gpu.uuid for gpu in gpus.visible()] == uuids

@@ -103,7 +103,7 @@ function priceControl(machine, index) {
   const field = element("input", { type: "number", min: 0, step: "any", id: `price-${index}`, placeholder: "none" });
   const set = (price) => {
     state.prices = state.prices.map((old, position) => (position === index ? price : old));
-    if (isPriced()) Object.assign(state, { goal: state.goal || COST, one: true }); // as a bound does: one answer per configuration
+    if (isPriced()) Object.assign(state, { goal: COST, one: true }); // as a bound does: one answer per configuration
     update();
   };
   slider.dataset.usual = usual; // the middle; the ends are a tenth and ten times of it

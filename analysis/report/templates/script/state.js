@@ -15,7 +15,7 @@ const defaults = {
   e2el: page.slo.e2el ?? null,
   prices: page.prices,
   one: Object.keys(page.slo).length > 0,
-  goal: page.prices.some((price) => price !== null) && cost ? COST : quantities.has(PER_GPU) ? PER_GPU : "",
+  goal: new Set(page.prices).size > 1 && !page.prices.includes(null) && cost ? COST : quantities.has(PER_GPU) ? PER_GPU : "",
   filter: "",
   sort: "",
   down: false,
