@@ -26,7 +26,7 @@ from sweep.search.model import Space
 
 REPEATS = 8  # launches of one configuration, at most
 MOST_POINTS = 4000  # whose joint distribution the model draws from
-SHOWN_NOISE = 0.05  # between launches, up to which docs/measurements/ask.md shows how often the answer is right
+SHOWN_NOISE = 0.03  # between launches, up to which docs/measurements/ask.md shows how often the answer is right
 USUAL_LAUNCHES = (1.6, 2.6)  # launches / √configurations of the searches there, at a noise of 2 and 5%
 PER_GPU = "output_throughput_per_gpu"
 NEEDS_SLO = {"goodput", "steady_goodput", "goodput_share"}
