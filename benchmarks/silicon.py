@@ -50,9 +50,21 @@ class Raced(NamedTuple):
     hours: float  # of the GPU, as a share of the grid's
 
 
+class Family(NamedTuple):
+    """What was measured of a model on one GPU type with its lengths."""
+
+    configurations: list[tuple[str, ...]]  # their values of CONFIGURATION
+    points: Mapping[tuple[int, int], tuple[float, float]]  # by configuration and users: tokens/s of a GPU, and TPOT, s
+
+
 def families(path: Path) -> dict[str, Speeds]:
+    """Return the speeds of each family."""
+    return {name: {key: speed for key, (speed, _) in each.points.items()} for name, each in read_families(path).items()}
+
+
+def read_families(path: Path) -> dict[str, Family]:
     """Return the families with at least three configurations and 25 to 90 points, without rows of mostly queueing."""
-    found: dict[str, dict[tuple[str, ...], dict[int, list[float]]]] = defaultdict(
+    found: dict[str, dict[tuple[str, ...], dict[int, list[tuple[float, float]]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
     for row in csv.DictReader(path.open()):
@@ -63,20 +75,18 @@ def families(path: Path) -> dict[str, Speeds]:
         if ttft <= tpot * length:
             speed = users * length / (ttft + tpot * (length - 1)) / float(row["tp_size"])
             name = " ".join(row[key] for key in FAMILY)
-            found[name][tuple(row[key] for key in CONFIGURATION)][users].append(speed)
-    numbered = {
-        name: {
-            (number, users): statistics.median(speeds)
+            found[name][tuple(row[key] for key in CONFIGURATION)][users].append((speed, tpot))
+    numbered = {}
+    for name, configurations in sorted(found.items()):
+        points = {
+            (number, users): (statistics.median(speeds), statistics.median(tpots))
             for number, key in enumerate(sorted(configurations))
-            for users, speeds in configurations[key].items()
+            for users, measured in configurations[key].items()
+            for speeds, tpots in [zip(*measured, strict=True)]
         }
-        for name, configurations in sorted(found.items())
-    }
-    return {
-        name: speeds
-        for name, speeds in numbered.items()
-        if len({c for c, _ in speeds}) >= 3 and 25 <= len(speeds) <= 90
-    }
+        if len(configurations) >= 3 and 25 <= len(points) <= 90:
+            numbered[name] = Family(sorted(configurations), points)
+    return numbered
 
 
 def run(name: str, speeds: Speeds, spread: float, folder: Path) -> Raced:

@@ -237,6 +237,26 @@ class CapacitySearch(Strict):
         return float(duration[1]) * {"s": 1, "m": 60, "h": 3600}[duration[2]] if duration else budget
 
 
+class Asked(Strict):
+    """A question in place of a grid: its best point by a quantity, within a tolerance, at a confidence."""
+
+    best: str = Field(min_length=1)
+    within: float = Field(default=0.05, ge=0.01, le=0.5)  # typed as a share, or as 5%
+    sure: float = Field(default=0.95, ge=0.5, le=0.99)
+    slo: Any = None  # as `slo`, which it sets
+
+    @field_validator("within", "sure", mode="before")
+    @classmethod
+    def _share(cls, typed: Any) -> Any:
+        percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(typed), re.ASCII)
+        return float(percent[1]) / 100 if percent else typed
+
+    @field_validator("slo")
+    @classmethod
+    def _bounds(cls, typed: Any) -> Any:
+        return slo_in_units(read_slo(typed))
+
+
 def read_slo(typed: Any) -> dict[str, float] | None:
     """Return the bounds in `ttft=200ms,tpot.p90=0.05s`, or in an equivalent mapping, in seconds.
 
@@ -286,7 +306,7 @@ def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
 NOT_OF_A_ROW = {
     *("name", "out", "cluster", "tracking", "baseline", "replicates", "dry_run", "details", "fresh", "relock"),
     *("retry", "retry_failed", "patience", "durations", "study_differences", "attempts", "deadline", "relaunch"),
-    *("form", "slo", "capacity", "percentiles", "metrics", "cache_dir", "race"),
+    *("form", "slo", "capacity", "percentiles", "metrics", "cache_dir", "race", "ask"),
 }
 
 
@@ -330,6 +350,7 @@ class Settings(Strict):
     ] = None  # s
     capacity: CapacitySearch | None = None
     race: Annotated[str | None, BeforeValidator(_raced_quantity)] = None
+    ask: Asked | None = None
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)
     metrics: Literal["sweep", "vllm"] = "sweep"
     report: bool = True

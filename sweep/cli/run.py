@@ -22,6 +22,7 @@ from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.cli.output import make_console
+from sweep.cli.searches.ask import REPEATS, PlannedAsk, ask_line, check_ask, expected_launches, grid_of
 from sweep.cli.searches.capacity import Search, check_search
 from sweep.cli.searches.race import PlannedRace, race_lines, race_of
 from sweep.cli.tracebacks import traced
@@ -50,10 +51,10 @@ from sweep.drive.preflight import (
 )
 from sweep.drive.run_locks import keep_locks, kept_locks
 from sweep.plan.compose import Composition, compose_run
-from sweep.plan.estimate import History
+from sweep.plan.estimate import Expected, History, expect
 from sweep.plan.packing import Node
-from sweep.plan.pending import PendingWork, check_resolved, find_pending
-from sweep.plan.plan import Plan
+from sweep.plan.pending import PendingWork, assumed_durations, check_resolved, find_pending
+from sweep.plan.plan import Deployment, Plan
 from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.point_details import point_details
 from sweep.plan.show import PIPE_WIDTH, check_disk, print_plan
@@ -101,9 +102,12 @@ def execute_plan(planned: "Planned", command: str) -> int:
     check_out(paths.out)
     if assumption:
         console.print(assumption, soft_wrap=True)
+    if settings.ask is not None:
+        check_ask(plan, planned.composition.settings.relaunch)
+        console.print(ask_line(plan), markup=False, soft_wrap=True)
     if settings.capacity is not None:
         console.print(check_search(plan), markup=False, soft_wrap=True)
-    for line in race_lines(plan):
+    for line in race_lines(plan) if settings.ask is None else ():
         console.print(line, markup=False, soft_wrap=True)
     if settings.dry_run:
         ledger = plan_patiently(lambda: ledger_to_read(settings, paths), lambda: settings)
@@ -113,7 +117,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
         race = race_of(plan, ledger, paths)
         pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes), race.dropped if race else ())
         check_disk(settings, pending.runnable, nodes)
-        print_plan(console, plan, pending, nodes, details=True)
+        print_plan(console, plan, _expected(planned, pending), nodes, details=True)
         _print_findings(console, plan)
         if settings.details:
             for line in point_details(plan):
@@ -218,7 +222,7 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     composition = replace(composition, settings=settings)
-    plan = make_plan(composition, facts)
+    plan = make_plan(composition if settings.ask is None else grid_of(composition), facts)
     check_resolved(plan)
     return Planned(plan, nodes, paths, composition, facts, assumption)
 
@@ -236,16 +240,20 @@ def _run_locked(
         console.print(message, markup=False, soft_wrap=True)
     race = race_of(plan, ledger, paths)
     pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes), race.dropped if race else ())
+    ask = _asked(planned, ledger, history, command) if plan.settings.ask else None
     check_disk(plan.settings, pending.runnable, nodes)
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
     if plan.settings.capacity is None:
-        print_plan(console, plan, pending, nodes, details=False)
+        print_plan(console, plan, _expected(planned, pending), nodes, details=False)
         if pending.launches:
             _print_findings(console, plan)
-        write_plan(paths, plan.entries(command))
-    plan, result, claims, tracker = _drive(planned, pending, ledger, history, console, command, race)
+        paths.asked.unlink(missing_ok=True)
+        write_plan(paths, (ask.plan if ask else plan).entries(command))
+    if ask is not None:
+        pending = ask.pending(pending)
+    plan, result, claims, tracker = _drive(planned, pending, ledger, history, console, command, race, ask)
     if mirror is not None:
         mirror.fetch_trials()
     ledger.close()
@@ -269,6 +277,28 @@ def _run_locked(
     elif result.unfinished:
         console.print(f"{count(result.unfinished, 'trial')} not finished; {remedy}")
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
+
+
+def _asked(planned: Planned, ledger: Ledger, history: History, command: str) -> PlannedAsk:
+    """Return the search that answers a plan's question, with what the rows so far say."""
+    plan, facts, composition = planned.plan, planned.facts, planned.composition
+    most = min(REPEATS, facts.replayed.replicates) if facts.replayed else REPEATS
+    full, settings = make_plan(grid_of(composition, most), facts), plan.settings
+    assumed = assumed_durations(settings)
+
+    def durations(launches: list[Deployment]) -> Expected:
+        return expect(launches, history, settings.hardware, assumed, settings.seed)
+
+    whole = len(plan.launches) * composition.settings.replicates
+    return PlannedAsk(full, plan, whole, ledger, planned.paths, command, durations)
+
+
+def _expected(planned: Planned, pending: PendingWork) -> PendingWork:
+    """Return pending work whose estimate is of its question, if the plan has one."""
+    if planned.plan.settings.ask is None:
+        return pending
+    lines = expected_launches(planned.plan, planned.composition.settings.replicates, pending)
+    return replace(pending, estimate=pending.estimate._replace(messages=lines))
 
 
 def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror | None) -> bool:
@@ -299,6 +329,7 @@ def _drive(
     console: Console,
     command: str,
     race: PlannedRace | None,
+    ask: PlannedAsk | None,
 ) -> tuple[Plan, RunResult, dict[str, dict[str, Any]], Any]:
     """Run the pending trials or a search; return the plan with its probes, how the run ended, the claims, the tracker.
 
@@ -310,11 +341,13 @@ def _drive(
 
     def run_driver(plan: Plan, pending: PendingWork) -> RunResult:
         nonlocal tracker, executor
-        tracker = tracker or (_tracker(plan.settings, paths) if pending.launches else None)
-        if executor is None and pending.runnable:
+        launches = pending.launches or (ask and not ask.done)
+        tracker = tracker or (_tracker(plan.settings, paths) if launches else None)
+        if executor is None and (pending.runnable or launches):
             executor = ending.enter_context(_executor(plan.settings, nodes, facts.replayed))
         with Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display:
-            result = Driver(plan, pending, paths, ledger, executor or InlineExecutor(), display, tracker, race).run()
+            place = executor or InlineExecutor()
+            result = Driver(plan, pending, paths, ledger, place, display, tracker, race, ask).run()
             if isinstance(executor, ReplayExecutor):
                 display.log(executor.describe())
             return result
@@ -329,6 +362,11 @@ def _drive(
 
     with ExitStack() as ending:
         ending.callback(lambda: tracker and tracker.close())
+        if ask is not None:
+            try:
+                return ask.plan, run_driver(ask.plan, pending), ask.write(), tracker
+            finally:
+                ask.write()
         if plan.settings.capacity is None:
             return plan, run_driver(plan, pending), {}, tracker
         plan_of = functools.partial(make_plan, surroundings=facts)

@@ -54,6 +54,11 @@ class MeasuredTable:
                 raise ConfigError(f"cluster.replay={path}: expected one row of replicate {number} of {point}")
             replicates[number] = row
 
+    @property
+    def replicates(self) -> int:
+        """The most rows of any point."""
+        return max(map(len, self.points.values()))
+
     def row(self, deployment: Deployment, trial: Trial) -> dict[str, Any] | None:
         """Return the row of a trial's point and replicate, if it was measured."""
         facts = deployment.facts(trial) | {"config": config_text(trial.config)}

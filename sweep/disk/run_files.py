@@ -80,6 +80,7 @@ class RunPaths:
         self.summary = out / "summary.csv"
         self.report = out / REPORT_FILE
         self.claims = out / "capacity.json"
+        self.asked = out / "ask.json"
         self.figures = out / "figures"
         self.deployments = out / "deployments"
         self.compact = self.deployments / COMPACT
@@ -323,13 +324,14 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 
 def read_claims(paths: RunPaths) -> dict[str, dict[str, Any]]:
-    """Return the claims of a search for a capacity, by point; none if the run had no such search."""
-    if not paths.claims.exists():
-        return {}
-    try:
-        return dict(json.loads(read_bounded(paths.claims)))
-    except ValueError as error:
-        raise DamagedFile(paths.claims, str(error)) from None
+    """Return the claims of a search for a capacity, by point, or the answer to a question; none without a search."""
+    claims: dict[str, dict[str, Any]] = {}
+    for path in (paths.claims, paths.asked):
+        try:
+            claims |= json.loads(read_bounded(path)) if path.exists() else {}
+        except (TypeError, ValueError) as error:
+            raise DamagedFile(path, str(error)) from None
+    return claims
 
 
 def all_claim_lines(claims: Mapping[str, Mapping[str, Any]], run: str = "") -> list[str]:

@@ -7,7 +7,7 @@
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -49,9 +49,10 @@ from sweep.node.events import (
     Unprepared,
 )
 from sweep.node.work import Work
+from sweep.plan.estimate import Expected
 from sweep.plan.packing import Need, Node, Packer, SlotKind, Start, infeasible
 from sweep.plan.pending import PendingWork
-from sweep.plan.plan import Plan, Trial, hourly_price
+from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
 
 METER_INTERVAL = 1.0  # s between two updates of the usage
 
@@ -79,6 +80,15 @@ class RunningRace(Protocol):
     def settle(self, trial_ids: Iterable[str]) -> bool: ...  # whether it dropped further trials
 
 
+class RunningSearch(Protocol):
+    """The interface of a search, which chooses launches while others run."""
+
+    @property
+    def done(self) -> bool: ...  # whether it needs no further launch
+    def ask(self, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None: ...
+    def settle(self, trial_ids: Iterable[str]) -> str | None: ...  # what the rows so far say, if that is new
+
+
 class RunResult(NamedTuple):
     """The result of a run that was not halted."""
 
@@ -100,8 +110,10 @@ class Driver:
         display: Display,
         tracker: TrialTracker | None,
         race: RunningRace | None = None,
+        search: RunningSearch | None = None,
     ) -> None:
-        self.plan, self.paths, self.ledger, self.race = plan, paths, ledger, race
+        self.plan, self.paths, self.ledger, self.race, self.search = plan, paths, ledger, race, search
+        self.asking = search is not None  # until a launch is postponed
         self.executor, self.display = executor, display
         self.rows = RowWriter(plan, paths, ledger, display, tracker)
         self.expected = pending.estimate.expected
@@ -149,6 +161,8 @@ class Driver:
             problem = os.strerror(error.errno) if error.errno else str(error)
             raise Halted(f"{problem}: {error.filename or self.paths.out}") from error
         unfinished = sum(state.trials_without_row for state in self.states.values())
+        if self.search is not None and not self.search.done:
+            unfinished = max(1, unfinished)
         return RunResult(self.stop.interrupts > 0, unfinished, self.rows.changed)
 
     def _loop(self) -> None:
@@ -159,6 +173,8 @@ class Driver:
             if self.stop.deadline != self.stop.user_deadline:
                 cause, remedy = "the time of this batch job", "submit it again to continue"
             self.display.log(f"{cause} passed at {passed}: no more trials are started; {remedy}")
+        if level is StopLevel.NONE:
+            self._ask()
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
             if level is StopLevel.NONE:
                 self._start_pending()
@@ -169,6 +185,8 @@ class Driver:
             self._settle()  # before a failed trial of a dropped point is launched again
             self._write_status()
             level = self._apply_stop(level)
+            if level is StopLevel.NONE:
+                self._ask()
 
     def _apply_stop(self, before: StopLevel) -> StopLevel:
         level = self.stop.level
@@ -234,6 +252,32 @@ class Driver:
         else:  # the executor halts the sweep if this lasts
             self.unschedulable_since.clear()
 
+    def _ask(self) -> None:
+        """Start the launches that a search chooses for the free slots; if nothing runs, one that waits for a slot."""
+        nodes = [node for node in self.executor.schedulable_nodes if node.node_id not in self.nodes.quarantined]
+
+        def has_room(need: Need) -> bool:
+            return not self.packer.running or self.packer.has_room(need, nodes)
+
+        while self.search and self.asking and not len(self.packer) and self.breaker.opened is None:
+            asked = self.search.ask(has_room)
+            if asked is None:
+                return
+            launch, expected = asked
+            self.expected.trials.update(expected.trials)
+            self.expected.launches.update(expected.launches)
+            state = self.states[launch.launch_key] = LaunchState(launch)
+            self.by_deployment[launch.deployment_id].append(state)
+            self.totals.add(launch)
+            self.priced |= bool(hourly_price(launch.backend, self.plan.settings.hardware))
+            self.display.total += len(launch.trials)
+            for need in expected.needs:
+                self.expected.needs.append(need)
+                self.forecast.needs[need.key] = need
+                self.packer.add(need)
+            for key, node_id in self.packer.start(nodes, most=self.breaker.most_starts):
+                self._submit(self.states[key], node_id)
+
     def _place_unschedulable(self, nodes: Sequence[Node], healthy: Sequence[Node]) -> None:
         """After a wait, start launches on quarantined nodes if no other fits, and drop launches that fit nowhere."""
         now, limit = time.monotonic(), self.plan.settings.cluster.wait_for_nodes
@@ -262,6 +306,7 @@ class Driver:
             self.display.log(f"{launch.describe_launch()}: {trials} not started: they would end after the deadline")
             self.packer.release(launch.launch_key)
             state.advance(Trigger.POSTPONE)
+            self.asking = False
             return
         state.submitted(self.ledger.begin_attempt(launch.deployment_id))
         work = Work(
@@ -337,6 +382,7 @@ class Driver:
         if isinstance(end, Completed):
             action = state.ended(self.breaker.opened is not None)
             self._carry_out(state, action, state.unprepared and state.unprepared.reason)
+            self.asking &= state.stage is not Stage.POSTPONED
             self._conclude(launch.deployment_id)
             if state.unprepared:
                 self.breaker.check(self.plan.settings.patience)
@@ -427,6 +473,8 @@ class Driver:
         ended, requeued, self.ended, self.requeued = self.ended, self.requeued, [], []
         if self.race is not None and (ended or requeued):
             self._drop(self.states.values() if self.race.settle(ended) else requeued)
+        if self.search is not None and ended and (news := self.search.settle(ended)):
+            self.display.log(news)
 
     def _drop(self, states: Iterable[LaunchState]) -> None:
         """Record the trials of pending launches that the race dropped; a running launch is left to end."""

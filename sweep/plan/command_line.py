@@ -85,8 +85,8 @@ def axis_values(key: str, values: Any) -> list[Any]:
 def _quoted_slo(argument: str) -> str:
     """Quote the bounds in `slo=ttft=200ms,tpot=0.05s`, since their comma does not separate values of an axis."""
     key, _, bounds = argument.partition("=")
-    is_plain = key == "slo" and bounds not in ("", "null") and bounds[0] not in "{'\""
-    return f"slo='{bounds}'" if is_plain and "'" not in bounds else argument
+    is_plain = key in ("slo", "ask.slo") and bounds not in ("", "null") and bounds[0] not in "{'\""
+    return f"{key}='{bounds}'" if is_plain and "'" not in bounds else argument
 
 
 def _quoted_names(argument: str) -> str:

@@ -29,6 +29,7 @@ from sweep.base.config import (
     nearest,
     one_of,
     parent_mapping,
+    read_slo,
     shortened,
     validate,
 )
@@ -272,7 +273,12 @@ def _settings(settings: Mapping[str, Any], line: CommandLine, hardware: Hardware
     config = _interpolated(_with_typed(settings, line)) | {"hardware": hardware}
     if config["out"] is None:
         config["out"] = str(Path("results") / str(config["name"]))
-    return validate(Settings, config, "")
+    found = validate(Settings, config, "")
+    if found.ask is None or found.ask.slo is None:
+        return found
+    if found.slo is not None:
+        raise ConfigError("ask.slo: slo is set as well; keep one")
+    return found.model_copy(update={"slo": read_slo(found.ask.slo)})
 
 
 def _with_typed(settings: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:

@@ -188,6 +188,16 @@ class Packer:
         cpu_nodes = [node for node in nodes if not node.gpus] or nodes
         return [node for node in cpu_nodes if not self.tenants[node.node_id] and can_run(node, need)][:1]
 
+    def add(self, need: Need) -> None:
+        """Queue a launch that was not planned, after all others."""
+        self.needs[need.key] = need
+        self._push(len(self.needs), need)
+
+    def has_room(self, need: Need, nodes: Sequence[Node]) -> bool:
+        """Return whether a launch could start on these nodes now."""
+        busy = {other.endpoint for _, other in self.running.values()} - {None}
+        return need.endpoint not in busy and self._free_node(need, nodes) is not None
+
     def release(self, key: str) -> None:
         """Free the slot of a running launch."""
         chosen, need = self.running.pop(key)

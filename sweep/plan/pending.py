@@ -61,12 +61,13 @@ def find_pending(
         launches,
         len(plan.trials) - sum(len(launch.trials) for launch in launches),
         reasons(plan, runnable, ledger) if ledger.rows else {},
-        estimate_run(plan, runnable, history, nodes, _assumed(plan.settings)),
+        estimate_run(plan, runnable, history, nodes, assumed_durations(plan.settings)),
         len(final_failures(plan, ledger) - {trial.trial_id for launch in launches for trial in launch.trials}),
     )
 
 
-def _assumed(settings: Settings) -> Assumed | None:
+def assumed_durations(settings: Settings) -> Assumed | None:
+    """Return what a plan assumes of durations without history, if anything."""
     simulated, durations = settings.cluster.simulate, (settings.durations or {}).get(settings.hardware.name)
     if simulated is not None and simulated.seconds_per_trial is not None:
         return Assumed(simulated.seconds_per_trial, simulated.seconds_per_launch)

@@ -19,7 +19,7 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.policy import FAILED
-from sweep.plan.plan import Plan
+from sweep.plan.plan import Deployment, Plan
 
 COUNT_INTERVAL = 2.0  # s between two counts
 COUNT_SHARE = 0.02  # share of the driver's time, at most, for counting
@@ -79,6 +79,10 @@ class TotalsWriter:
         self.trials = {trial.trial_id: (each, trial) for each in plan.deployments for trial in each.trials}
         self.write_after = 0.0  # monotonic
         self.written: dict[str, Any] | None = None  # the stamps of the files that were last counted
+
+    def add(self, launch: Deployment) -> None:
+        """Count the trials of a launch that was not planned."""
+        self.trials |= {trial.trial_id: (launch, trial) for trial in launch.trials}
 
     def write(self, ended: bool = False) -> None:
         """Write the current totals if COUNT_INTERVAL has passed or the run has ended."""

@@ -1,0 +1,325 @@
+"""How often `ask:` finds a configuration within its tolerance of the best, and from how many launches.
+
+    python -m benchmarks.ask flags [--problems 40] [--first 1000] [--noise 0.02 0.05] [--nodes 1]
+    python -m benchmarks.ask silicon --table silicon_sample.csv [--noise 0.02 0.05]
+    python -m benchmarks.ask baselines [--problems 40] [--noise 0.02 0.05]
+
+`flags`: spaces of 576 configurations (four switches, one setting of three values, an ordered one of four, GPUs of
+three) with interactions between 30% of the pairs. At least 15% of the configurations fail, and 2% of the launches
+crash and are repeated. `silicon`: families of measured GPU rows (benchmarks/silicon.py), asked for the throughput of a
+GPU at the quartiles of tokens per second and user. `baselines`: rules with a fixed number of launches, on the same
+flag spaces; Optuna's TPE takes part if `pip install optuna` was run. A launch takes 90 s and a trial 30 s.
+
+Each problem is searched by `sweep.search.ask`, which is told the results in simulated time. With `--state FILE` each
+result is appended, and the next command continues there. The last line of the output is JSON.
+"""
+
+import argparse
+import heapq
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.documents import markdown_table, publish
+from benchmarks.silicon import CONFIGURATION, LAUNCH, TRIAL, Family, read_families
+from sweep.search.ask import BestQuestion, BestSearch, NextLaunch, ObjectiveScale, Result, longest
+from sweep.search.model import Floats, Ints, Space
+
+LEVELS = (2, 2, 2, 2, 3, 4, 3)
+ORDERED = (5, 6)
+FLAGS: Ints = np.array(list(itertools.product(*map(range, LEVELS))))
+FAILED_LAUNCH = 60  # s
+CRASHES = 0.02  # share of launches
+TRIAL_NOISE = 0.01  # between trials of one launch
+SIZES = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")  # ordered settings of the measured rows
+QUARTILES = (0.25, 0.5, 0.75)
+
+
+class Problem(NamedTuple):
+    """A space whose truth is known."""
+
+    name: str
+    space: Space
+    question: BestQuestion
+    measure: Callable[[int, float], tuple[float, ...] | None]  # a point, and its launch's ln(slowness)
+    quality: Callable[[int], float]  # a point's value over the best's; 0 if it fails or misses a bound
+    truth: Floats  # what `measure` would give of the objective without noise, ln; NaN if it fails
+
+
+class Searched(NamedTuple):
+    """A search's end. Shares are of the grid: every configuration launched once, every point measured once."""
+
+    problem: str
+    launches: int
+    points: float
+    seconds: float  # of nodes
+    wall: float  # s
+    spent: float  # s of nodes
+    quality: float
+    probability: float
+    sure: bool
+    cover: float  # share of 90% bands that hold the truth of a point not measured
+
+
+def flag_space(seed: int) -> tuple[Floats, np.ndarray]:
+    """Return the ln of each configuration's speed, and whether it fails."""
+    random, count = np.random.default_rng(seed), len(FLAGS)
+    speed = np.zeros(count)
+    for flag, levels in enumerate(LEVELS):
+        if flag == 5:
+            peak = random.uniform(0, 3)
+            effect = -random.uniform(0.03, 0.12) * (np.arange(4) - peak) ** 2 / 2
+        else:
+            gpus = flag == 6
+            effect = random.normal(size=levels) * (0.15 if gpus else 0.08) * (random.random() < (1 if gpus else 0.6))
+        speed += effect[FLAGS[:, flag]]
+    for one, other in itertools.combinations(range(len(LEVELS)), 2):
+        if random.random() < 0.3:
+            speed += (random.normal(size=(LEVELS[one], LEVELS[other])) * 0.04)[FLAGS[:, one], FLAGS[:, other]]
+    speed += random.normal(size=count) * 0.01
+    fails = np.zeros(count, bool)
+    while fails.mean() < 0.15:
+        one, other = random.choice(len(LEVELS), 2, replace=False)
+        of_one, of_other = random.integers(LEVELS[one]), random.integers(LEVELS[other])
+        fails |= (FLAGS[:, one] == of_one) & (FLAGS[:, other] == of_other)
+    return speed, fails
+
+
+def flag_problem(seed: int, within: float) -> Problem:
+    speed, fails = flag_space(seed)
+    count, best = len(FLAGS), speed[~fails].max()
+    ordered = tuple(flag in ORDERED for flag in range(len(LEVELS)))
+    space = Space(FLAGS, ordered, np.arange(count), np.ones(count), np.ones(count))
+    noise = np.random.default_rng([seed, 1])
+
+    def measure(point: int, slowness: float) -> tuple[float, ...] | None:
+        return None if fails[point] else (float(np.exp(speed[point] - slowness + noise.normal() * TRIAL_NOISE)),)
+
+    question = BestQuestion(ObjectiveScale(-1, np.zeros(count)), (), within, seed=seed)
+    truth = np.where(fails, np.nan, speed)
+    return Problem(
+        f"{seed}",
+        space,
+        question,
+        measure,
+        lambda point: 0.0 if fails[point] else float(np.exp(speed[point] - best)),
+        truth,
+    )
+
+
+def silicon_problem(name: str, family: Family, quartile: float, seed: int, within: float) -> Problem:
+    """Return a family's question: the most tokens/s of a GPU at a quartile of tokens per second and user."""
+    speed, tpot = np.array(list(family.points.values())).T
+    configuration, users = np.array(list(family.points)).T
+    columns = [sorted({key[index] for key in family.configurations}) for index in range(len(CONFIGURATION))]
+    for index, column in enumerate(CONFIGURATION):
+        if column in SIZES:
+            columns[index].sort(key=lambda text: float(text or 0))
+    levels = np.array([[columns[i].index(text) for i, text in enumerate(key)] for key in family.configurations])
+    gpus = np.array([float(key[CONFIGURATION.index("tp_size")]) for key in family.configurations])
+    ordered = tuple(column in SIZES for column in CONFIGURATION)
+    space = Space(levels, ordered, configuration, users.astype(float), gpus)
+    bound = float(1 / np.quantile(1 / tpot, quartile))
+    best = speed[tpot <= bound].max()
+    noise = np.random.default_rng([seed, int(100 * quartile), sum(map(ord, name))])
+
+    def measure(point: int, slowness: float) -> tuple[float, ...]:
+        slow = np.exp(slowness + noise.normal() * TRIAL_NOISE)
+        return float(speed[point] / slow), float(tpot[point] * slow)
+
+    def quality(point: int) -> float:
+        return float(min(speed[point] / best, 1.0)) if tpot[point] <= bound * (1 + within + 0.005) else 0.0
+
+    question = BestQuestion(
+        ObjectiveScale(-1, np.log(users) - np.log(gpus)[configuration]), (bound,), within, seed=seed
+    )
+    return Problem(f"{name} {quartile:g}", space, question, measure, quality, np.log(speed))
+
+
+def search(problem: Problem, spread: float, nodes: int, seed: int) -> Searched:
+    """Search a problem in simulated time on some nodes, whose launches differ by `spread`."""
+    random, space = np.random.default_rng([seed, 2]), problem.space
+    configurations = len(space.levels)
+    ask = BestSearch(space, problem.question, (LAUNCH, TRIAL), longest(configurations))
+    running: list[tuple[float, int, NextLaunch, list[Result]]] = []
+    number, free, now, spent = 0, nodes, 0.0, 0.0
+    while True:
+        while free and (launch := ask.ask([point for _, _, each, _ in running for point in each.points])):
+            slowness = random.normal() * spread
+            took = LAUNCH + TRIAL * len(launch.points)
+            results = [Result(point, number, problem.measure(point, slowness)) for point in launch.points]
+            if all(each.values is None for each in results):
+                took = FAILED_LAUNCH
+            elif random.random() < CRASHES:
+                took += FAILED_LAUNCH  # it is launched again
+            heapq.heappush(running, (now + took, number, launch, results))
+            free, number, spent = free - 1, number + 1, spent + took
+        if not running:
+            break
+        now, _, _, results = heapq.heappop(running)
+        free += 1
+        ask.tell(results)
+    standing = ask.standing()
+    seen = {result.point for result in ask.results}
+    whole = configurations * LAUNCH + space.size * TRIAL
+    quality = 0.0 if standing.leader is None else problem.quality(standing.leader)
+    sure = standing.probability >= ask.enough
+    cover = coverage(ask, problem, [point for point in range(space.size) if point not in seen])
+    shares = len(seen) / space.size, spent / whole
+    return Searched(problem.name, number, *shares, now, spent, quality, standing.probability, sure, cover)
+
+
+def coverage(ask: BestSearch, problem: Problem, points: Sequence[int]) -> float:
+    """Return the share of these points whose truth is within the model's 90% band."""
+    samples = problem.question.objective.offset - ask.samples()[0]
+    low, high = np.quantile(samples, [0.05, 0.95], axis=0)
+    inside = ((problem.truth >= low) & (problem.truth <= high))[points][~np.isnan(problem.truth[points])]
+    return float(inside.mean()) if len(inside) else 1.0
+
+
+def baseline(rule: str, launches: int, seed: int, spread: float) -> float:
+    """Return the quality of what a rule finds with so many launches in a flag space."""
+    speed, fails = flag_space(seed)
+    best, random, count = speed[~fails].max(), np.random.default_rng([seed, 3]), len(FLAGS)
+
+    def measured(points: Ints) -> Floats:
+        return np.where(fails[points], -np.inf, speed[points] + random.normal(size=len(points)) * spread)
+
+    def quality(points: Ints, values: Floats) -> float:
+        return float(np.exp(speed[points[values.argmax()]] - best)) if np.isfinite(values).any() else 0.0
+
+    if rule == "grid":
+        return quality(np.arange(count), measured(np.arange(count)))
+    points = random.permutation(count)[: launches if rule == "random" else launches // 2]
+    if rule == "random":
+        return quality(points, measured(points))
+    if rule == "screening":  # main effects from half of the launches; then what they predict to be best
+        columns = [np.eye(levels)[FLAGS[:, flag]][:, 1:] for flag, levels in enumerate(LEVELS)]
+        design, values = np.column_stack([np.ones(count), *columns]), measured(points)
+        seen, found = points[np.isfinite(values)], values[np.isfinite(values)]
+        ridge = design[seen].T @ design[seen] + 0.05 * np.eye(design.shape[1])
+        order = np.argsort(-(design @ np.linalg.solve(ridge, design[seen].T @ found)))
+        more = order[~np.isin(order, points)][: launches - len(points)]
+        return quality(np.append(points, more), np.append(values, measured(more)))
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=16, multivariate=True)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    places, values = np.zeros(launches, np.int64), np.full(launches, -np.inf)
+    for index in range(launches):
+        trial = study.ask()
+        chosen = [
+            trial.suggest_int(str(flag), 0, levels - 1)
+            if flag in ORDERED
+            else trial.suggest_categorical(str(flag), range(levels))
+            for flag, levels in enumerate(LEVELS)
+        ]
+        places[index] = np.flatnonzero((np.array(chosen) == FLAGS).all(1))[0]
+        values[index] = measured(places[index : index + 1])[0]
+        if np.isfinite(values[index]):
+            study.tell(trial, values[index])
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return quality(places, values)
+
+
+def has_optuna() -> bool:
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class Kept:
+    """Results by key, kept in a file if there is one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self.known: dict[str, Any] = dict(map(json.loads, lines))
+
+    def get(self, key: str, compute: Callable[[], Any]) -> Any:
+        if key not in self.known:
+            self.known[key] = compute()
+            if self.path:
+                with self.path.open("a") as file:
+                    print(json.dumps([key, self.known[key]]), file=file)
+        return self.known[key]
+
+
+def row(label: str, found: Sequence[Searched]) -> list[str]:
+    """Return the line of a table about these searches."""
+    columns = {name: np.array([getattr(each, name) for each in found]) for name in Searched._fields[1:]}
+    quality, seconds, points = (columns[name] for name in ("quality", "seconds", "points"))
+    sure, right = columns["sure"].astype(bool), quality >= 0.95
+    of_sure = f"{sure.mean():.0%}, {right[sure].mean():.1%}" if sure.any() else "0%, –"
+    return [
+        *(label, str(len(found)), f"{columns['launches'].mean():.0f} (median {np.median(columns['launches']):.0f})"),
+        *(f"{np.median(points):.2f}", f"{np.median(seconds):.2f} ({seconds.mean():.2f})", f"{right.mean():.1%}"),
+        *(f"{np.mean(quality >= 0.9):.1%}", f"{np.mean(quality < 0.85):.1%}", f"{quality.min():.2f}", of_sure),
+        f"{np.mean(columns['cover']):.0%}",
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=["flags", "silicon", "baselines"])
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--problems", type=int, default=40, help="flag spaces; of silicon, the most problems")
+    parser.add_argument("--first", type=int, default=1000, help="the first seed")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.02, 0.05])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1])
+    parser.add_argument("--quartiles", type=float, nargs="+", default=QUARTILES)
+    parser.add_argument("--within", type=float, default=0.05)
+    parser.add_argument("--launches", type=int, nargs="+", default=[60, 120], help="of the baselines")
+    parser.add_argument("--state", type=Path)
+    chosen = parser.parse_args(arguments)
+    kept, rows, data, began = Kept(chosen.state), list[list[str]](), list[Any](), time.process_time()
+    seeds = range(chosen.first, chosen.first + chosen.problems)
+    for spread, nodes in itertools.product(chosen.noise, chosen.nodes if chosen.study != "baselines" else [1]):
+        if chosen.study == "baselines":
+            rules = [("grid", len(FLAGS))] + [(rule, n) for n in chosen.launches for rule in ("screening", "random")]
+            rules += [("TPE", n) for n in chosen.launches] if has_optuna() else []
+            for rule, n in rules:
+                key = f"{rule} {n} {spread}"
+                found = [kept.get(f"{key} {seed}", lambda: baseline(rule, n, seed, spread)) for seed in seeds]  # noqa: B023
+                shares = [float(np.mean(np.array(found) >= least)) for least in (0.95, 0.9)]
+                data.append([rule, n, spread, len(found), *shares, min(found)])
+                cells = [*(f"{share:.1%}" for share in shares), f"{min(found):.2f}"]
+                rows.append([f"{spread:.0%}", rule, str(n), str(len(found)), *cells])
+            continue
+        if chosen.study == "flags":
+            problems: Iterable[Problem] = (flag_problem(seed, chosen.within) for seed in seeds)
+        else:
+            asked = itertools.product(read_families(chosen.table).items(), chosen.quartiles)
+            of_families = (silicon_problem(*each, quartile, chosen.first, chosen.within) for each, quartile in asked)
+            problems = itertools.islice(of_families, chosen.problems)
+        searched = []
+        for problem in problems:
+            key = f"{chosen.study} {spread} {nodes} {chosen.within} {chosen.first} {problem.name}"
+            found = kept.get(key, lambda: list(search(problem, spread, nodes, chosen.first)))  # noqa: B023
+            searched.append(Searched(*found))
+            print(key, searched[-1], file=sys.stderr, flush=True)
+        rows.append(row(f"{spread:.0%}, {nodes}", searched))
+        means = [np.mean([each[index] for each in searched]) for index in (5, 4)]
+        rows[-1].append(", ".join(f"{seconds:.0f}" for seconds in means))
+        data.append([spread, nodes, *(float(np.mean([each[i] for each in searched])) for i in range(1, 10))])
+    if chosen.study == "baselines":
+        headings = "noise | rule | launches | problems | within 5% | within 10% | worst"
+    else:
+        headings = "noise, nodes | problems | launches | points | node time | within 5% | within 10% | below 0.85"
+        headings += " | worst | sure, of these right | bands | node s, wall s"
+    publish(markdown_table(headings, rows))
+    print(json.dumps([chosen.study, data, {"cpu_seconds": time.process_time() - began}]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,374 @@
+"""A question in place of a grid: what may be launched, the results so far, and the answer."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from sweep.base.config import PERCENTILES, ConfigError, did_you_mean, split_bound
+from sweep.base.records import UNMEASURED, Outcome
+from sweep.base.wording import count, duration_text, number
+from sweep.cli.searches.race import PRICED
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import RunPaths, write_plan, write_whole
+from sweep.numbers.quantity import PERFORMANCE, Statistic, columns, percentile_name
+from sweep.plan.axes import LADDER_AXES
+from sweep.plan.compose import Composition
+from sweep.plan.estimate import Expected
+from sweep.plan.packing import Need
+from sweep.plan.pending import PendingWork
+from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
+from sweep.search.ask import BestQuestion, BestSearch, ObjectiveScale, Result, longest
+from sweep.search.model import Space
+
+REPEATS = 8  # launches of one configuration, at most
+MOST_POINTS = 4000  # whose joint distribution the model draws from
+SHOWN_NOISE = 0.03  # between launches, up to which docs/measurements/ask.md shows how often the answer is right
+USUAL_LAUNCHES = (1.6, 2.6)  # launches / √configurations of the searches there, at a noise of 2 and 5%
+PER_GPU = "output_throughput_per_gpu"
+NEEDS_SLO = {"goodput", "steady_goodput", "goodput_share"}
+
+
+def grid_of(composition: Composition, replicates: int = 1) -> Composition:
+    """Return a question's grid, with so many launches of each configuration."""
+    update = {"replicates": replicates, "relaunch": "per_replicate"}
+    return replace(composition, settings=composition.settings.model_copy(update=update))
+
+
+class PlannedAsk:
+    """The search that answers a plan's question. It depends on the rows in the ledger, in their order."""
+
+    def __init__(
+        self,
+        full: Plan,
+        grid: Plan,
+        launches_of_grid: int,
+        ledger: Ledger,
+        paths: RunPaths,
+        command: str,
+        expect: Callable[[list[Deployment]], Expected],
+    ) -> None:
+        """`full` has the trials of every launch that may be asked for, and `grid` those of the first."""
+        self.ledger, self.paths, self.command, self.expect = ledger, paths, command, expect
+        self.launches_of_grid = launches_of_grid
+        self.deployments = [deployment for deployment in full.deployments if not deployment.unavailable]
+        points = [(c, trials) for c, deployment in enumerate(self.deployments) for trials in deployment.points()]
+        self.points = [{trial.replicate: trial for trial in trials} for _, trials in points]
+        self.configuration = np.array([c for c, _ in points], np.int64)
+        self.places = {t.trial_id: (point, t.replicate) for point, of in enumerate(self.points) for t in of.values()}
+        self.plan = replace(grid, deployments=[])
+        self.question, self.names = question_of(full, self.deployments, points)
+        needs = self.expect(grid.launches)
+        known = [needs.launches.get(each.launch_key) for each in grid.launches]
+        launch = [seconds for seconds in known if seconds is not None]
+        trial = list(needs.trials.values())
+        seconds = (float(np.median(launch)) if launch else 60.0, float(np.median(trial)) if trial else 30.0)
+        self.search = BestSearch(
+            space_of(self.deployments, points), self.question, seconds, longest(len(self.deployments))
+        )
+        self.awaited: dict[int, set[str]] = {}  # by point: trials of launches that have not ended
+        self.used: set[tuple[int, int]] = set()  # (configuration, replicate) that were launched
+        self.told: dict[str, str] = {}  # trial -> the outcome that the search knows
+        self.last = ""
+        for trial_id in [trial_id for trial_id in ledger.rows if trial_id in self.places]:
+            if ledger.valid_row(trial_id) is not None:
+                self._add_to_plan(trial_id)
+                self._tell(trial_id)
+
+    def pending(self, of_grid: PendingWork) -> PendingWork:
+        """Return the work of a run that begins with no launch: the search adds them."""
+        estimate = of_grid.estimate._replace(expected=Expected([], {}, {}, 0, 0), seconds=None, messages=[])
+        return replace(of_grid, launches=[], finished_trials=len(self.plan.trials), reasons={}, estimate=estimate)
+
+    # The driver's interface ------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        return self.search.standing().done or self._next([], lambda need: True) is None
+
+    def ask(self, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None:
+        """Return the next launch that there is room for, with its expected durations; None if none is wanted now."""
+        return self._next([point for point, trials in self.awaited.items() if trials], has_room, begin=True)
+
+    def settle(self, trial_ids: Iterable[str]) -> str | None:
+        """Use the rows of trials that ended; return a line about the leader if it is new."""
+        for trial_id in trial_ids:
+            if trial_id in self.places:
+                self.awaited.get(self.places[trial_id][0], set()).discard(trial_id)
+                self._tell(trial_id)
+        standing = self.search.standing()
+        if standing.leader is None:
+            return None
+        sure = f"sure to {standing.probability:.0%}; {count(standing.open, 'point')} may be best"
+        line = f"so far {self.name(standing.leader)}: {self._value(standing.leader)}, {sure}"
+        before, self.last = self.last, line
+        return line if line != before else None
+
+    def _next(
+        self, pending: list[int], has_room: Callable[[Need], bool], begin: bool = False
+    ) -> tuple[Deployment, Expected] | None:
+        full = [c for c in range(len(self.deployments)) if self._replicate(c) is None]
+        self.search.excluded = {int(p) for c in full for p in np.flatnonzero(self.configuration == c)}
+        rooms: dict[tuple[Any, ...], bool] = {}
+
+        def fits(configuration: int) -> bool:
+            need = self._need(configuration)
+            kind = (*need.kind, need.endpoint)
+            if kind not in rooms:
+                rooms[kind] = has_room(need)
+            return rooms[kind]
+
+        asked = self.search.ask(pending, fits)
+        if asked is None:
+            return None
+        replicate = self._replicate(asked.configuration)
+        assert replicate is not None
+        deployment = self.deployments[asked.configuration]
+        chosen = {self.points[point][replicate].trial_id for point in asked.points}
+        trials = [trial for trial in deployment.trials if trial.trial_id in chosen]
+        launch = replace(deployment, trials=trials, replicate=replicate)
+        if begin:
+            self.used.add((asked.configuration, replicate))
+            for trial in trials:
+                self.awaited.setdefault(self.places[trial.trial_id][0], set()).add(trial.trial_id)
+                self._add_to_plan(trial.trial_id)
+            write_plan(self.paths, self.plan.entries(self.command))
+        return launch, self.expect([launch])
+
+    # What is known ---------------------------------------------------------------------------------------------------
+
+    def _need(self, configuration: int) -> Need:
+        deployment = self.deployments[configuration]
+        return Need("", deployment.gpu_count, deployment.accelerator, 0.0, endpoint=deployment.backend.url)
+
+    def _replicate(self, configuration: int) -> int | None:
+        """Return the next replicate of a configuration; None if it was launched as often as it may be."""
+        replicates = sorted({trial.replicate for trial in self.deployments[configuration].trials})
+        return next((each for each in replicates if (configuration, each) not in self.used), None)
+
+    def _add_to_plan(self, trial_id: str) -> None:
+        """Add a trial to what was asked, which is the plan of the run's files."""
+        point, replicate = self.places[trial_id]
+        source = self.deployments[self.configuration[point]]
+        held = [each for each in self.plan.deployments if each.deployment_id == source.deployment_id]
+        if not held:
+            held = [replace(source, trials=[])]
+            self.plan.deployments.append(held[0])
+        if all(trial.trial_id != trial_id for trial in held[0].trials):
+            held[0].trials.append(self.points[point][replicate])
+
+    def _tell(self, trial_id: str) -> None:
+        row, (point, replicate) = self.ledger.rows[trial_id], self.places[trial_id]
+        configuration = int(self.configuration[point])
+        self.used.add((configuration, replicate))
+        outcome = str(row["outcome"])
+        if self.told.get(trial_id) == outcome or outcome in (*UNMEASURED, Outcome.DISTURBED):
+            return
+        self.told[trial_id] = outcome
+        values = tuple(self._figure(row, name) for name in self.names) if outcome == Outcome.OK else (None,)
+        whole = tuple(value for value in values if value is not None and value > 0)
+        launch = configuration * REPEATS + replicate
+        self.search.tell([Result(point, launch, whole if len(whole) == len(self.names) else None)])
+
+    @staticmethod
+    def _figure(row: Mapping[str, Any], name: str) -> float | None:
+        value = row.get(name)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    # The answer ------------------------------------------------------------------------------------------------------
+
+    def name(self, point: int) -> str:
+        trial = next(iter(self.points[point].values()))
+        return f"{self.deployments[self.configuration[point]].describe()} {trial.describe_point()}"
+
+    def _value(self, point: int) -> str:
+        """Return the mean of what was measured at a point."""
+        values = [each.values[0] for each in self.search.results if each.point == point and each.values]
+        name = self.names[0]
+        unit = columns(self.plan.settings.percentiles)[name].quantity.unit
+        return f"{name} {number(float(np.mean(values)))} {unit}".strip()
+
+    def answer(self) -> dict[str, Any]:
+        """Return what is known, with `lines` that say it."""
+        search, question = self.search, self.question
+        standing, noise = search.standing(), search.launch_noise
+        launches = search.launches
+        measured = {result.point for result in search.results if result.values}
+        failed = {result.point for result in search.results} - measured
+        tried = {int(self.configuration[point]) for point in measured | failed}
+        reasons = {self.name(point): f"failed: {self._reason(point)}" for point in sorted(failed)}
+        left = [c for c in range(len(self.deployments)) if c not in tried]
+        least = f"not launched: with a probability of less than {1 - question.sure:.0%} the best one is not the answer"
+        sure = standing.done and (standing.probability >= search.enough or standing.leader is None)
+        shown = noise is not None and noise <= SHOWN_NOISE
+        best = None if standing.leader is None else self.name(standing.leader)
+        lines = list(self._lines(best, sure, shown, noise))
+        whole = f"the grid has {count(len(self.points), 'point')} in {count(self.launches_of_grid, 'launch')}"
+        what = f"measured: {count(len(measured), 'point')} in {count(launches, 'launch')}; {whole}"
+        what += f"; {count(len(failed), 'point')} failed" if failed else ""
+        lines += [what]
+        return {
+            "best": best,
+            "quantity": self.names[0],
+            "value": None if best is None else self._value(standing.leader or 0),
+            "within": question.within,
+            "sure": question.sure if sure and shown else None,
+            "probability": round(standing.probability, 3),
+            "open": standing.open,
+            "launch_noise": None if noise is None else round(noise, 4),
+            "measured": [self.name(point) for point in sorted(measured)],
+            "dropped": reasons | {self.deployments[c].describe(): least for c in left if sure},
+            "launches": launches,
+            "launches_of_grid": self.launches_of_grid,
+            "lines": lines,
+        }
+
+    def _reason(self, point: int) -> str:
+        rows = [self.ledger.rows.get(trial.trial_id) for trial in self.points[point].values()]
+        return next((f"{row['outcome']}: {row.get('reason')}" for row in rows if row), "no row")
+
+    def _lines(self, best: str | None, sure: bool, shown: bool, noise: float | None) -> Iterable[str]:
+        standing, question = self.search.standing(), self.question
+        spread = "launch noise unknown" if noise is None else f"launches of a configuration differ by {noise:.1%}"
+        if best is None:
+            fits = "no point meets the bounds" if self.search.results and sure else "no point has a result yet"
+            yield f"best:     {fits}"
+            yield f"how sure: {standing.none_fits:.0%} by the model; {spread}"
+            return
+        yield f"best:     {best}: {self._value(standing.leader or 0)}"
+        within = f"within {question.within:.0%} of the best of {count(len(self.points), 'point')}"
+        if sure and shown:
+            yield f"how sure: {within}, {question.sure:.0%} sure; {spread}"
+        elif sure:
+            doubt = f"shown for a launch noise up to {SHOWN_NOISE:.0%} only (docs/ask.md)"
+            yield f"how sure: {within} by the model ({standing.probability:.0%}), {doubt}; {spread}"
+        else:
+            ended = "ended early" if not standing.done else "spent its launches"
+            others = f"{count(standing.open, 'point')} may be best"
+            unsure = f"not sure, the search {ended}: {within} with a probability of {standing.probability:.0%}"
+            yield f"how sure: {unsure}; {others}; {spread}"
+
+    def write(self) -> dict[str, dict[str, Any]]:
+        """Write the answer into the results folder; return it by the name of its quantity."""
+        answers = {f"best {self.names[0]}": self.answer()}
+        write_whole(self.paths, self.paths.asked, json.dumps(answers, indent=1) + "\n")
+        return answers
+
+
+def space_of(deployments: list[Deployment], points: list[tuple[int, list[Trial]]]) -> Space:
+    """Return the points of a plan with the levels of the settings that vary between its deployments."""
+    loads = [_load(trials[0]) for _, trials in points]
+    keys = sorted({key for _, trials in points for key in trials[0].coordinates if not key.startswith("load")})
+    first = {c: trials[0] for c, trials in reversed(points)}
+    columns_, ordered = [], []
+    for key in keys:
+        values = [first[c].coordinates.get(key) for c in range(len(deployments))]
+        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        names: list[Any] = values if numeric else [repr(value) for value in values]
+        levels = sorted(set(names))
+        columns_.append([levels.index(name) for name in names])
+        ordered.append(numeric and len(levels) > 2)
+    levels_of = np.array(columns_, np.int64).T.reshape(len(deployments), len(keys))
+    gpus = np.array([max(1, deployment.gpu_count) for deployment in deployments], float)
+    return Space(levels_of, tuple(ordered), np.array([c for c, _ in points]), np.array(loads), gpus)
+
+
+def _load(trial: Trial) -> float:
+    """Return the size of a trial's load, 1 if it has none."""
+    sizes = [size for size in trial.load_columns().values() if isinstance(size, int | float)]
+    return float(sizes[0]) if sizes else 1.0
+
+
+def question_of(
+    plan: Plan, deployments: list[Deployment], points: list[tuple[int, list[Trial]]]
+) -> tuple[BestQuestion, list[str]]:
+    """Return a plan's question, and the columns of its objective and bounds."""
+    settings = plan.settings
+    asked = settings.ask
+    assert asked is not None
+    statistic = columns(settings.percentiles)[asked.best]
+    load = np.log([_load(trials[0]) for _, trials in points])
+    gpus = np.log([max(1, deployments[c].gpu_count) for c, _ in points])
+    sign = -1 if statistic.quantity.better == "higher" else 1
+    offset = np.zeros(len(points))
+    if statistic.quantity.kind == "cost":
+        offset = load - gpus
+    elif statistic.quantity.unit.endswith("/s"):
+        offset = load - gpus * (asked.best == PER_GPU)
+    names = [asked.best]
+    for bound in settings.slo or {}:
+        latency, percentile = split_bound(bound)
+        names.append(f"{latency}_{percentile_name(percentile or usual_percentile(plan))}")
+    limits = tuple((settings.slo or {}).values())
+    return BestQuestion(ObjectiveScale(sign, offset), limits, asked.within, asked.sure, settings.seed), names
+
+
+def usual_percentile(plan: Plan) -> float:
+    """Return the percentile of a bound without one, as the summary chooses it."""
+    from analysis.answers.task_answer import bounded_percentile  # imports pandas, which other runs do not need
+
+    return bounded_percentile(min(trial.num_requests for trial in plan.trials), plan.settings.percentiles)
+
+
+def check_ask(plan: Plan, relaunch: str) -> None:
+    """Raise ConfigError for a question that cannot be asked."""
+    settings = plan.settings
+    asked = settings.ask
+    assert asked is not None
+    declared = {name for name, each in columns(settings.percentiles).items() if _can_be_asked(each)}
+    usual = {name for name, each in columns(PERCENTILES).items() if each.quantity.headline} & declared
+    backends = [deployment.backend for deployment in plan.deployments]
+    prices = [hourly_price(backend, settings.hardware) or backend.price_per_million_tokens for backend in backends]
+    points = [trials[0] for deployment in plan.deployments for trials in deployment.points()]
+    percentiles = [split_bound(name)[1] for name in settings.slo or {}]
+    problems = {
+        f"expected a quantity with a better direction; {did_you_mean(asked.best, usual)}": asked.best not in declared,
+        "expected a price, e.g. hardware.price_per_hour=4": asked.best == PRICED and None in prices,
+        "expected no race, which measures a grid": settings.race is not None,
+        "expected no capacity, which is a search of its own": settings.capacity is not None,
+        "expected no ladder; the shares of its steps need all of them": LADDER_AXES[0] in plan.axes,
+        "expected an axis, e.g. backend.flags.max-num-seqs=64,128": len(points) < 2,
+        "expected one workload; the best of one may not be the best of another": _kinds(points, "workload") > 1,
+        "expected one kind of load; its size may be an axis": len({trial.load.name for trial in points}) > 1,
+        f"expected at most {MOST_POINTS:,} points; the grid has {len(points):,}": len(points) > MOST_POINTS,
+        "expected relaunch=per_replicate, since a question needs repeated launches": relaunch == "once",
+        f"slo: expected a percentile of {', '.join(f'p{each:g}' for each in settings.percentiles)}": any(
+            percentile not in (None, *settings.percentiles) for percentile in percentiles
+        ),
+    }
+    for problem, applies in problems.items():
+        if applies:
+            raise ConfigError(f"ask.best={asked.best}: {problem}")
+
+
+def _kinds(points: list[Trial], part: str) -> int:
+    return len({json.dumps(trial.config[part], sort_keys=True, default=str) for trial in points})
+
+
+def _can_be_asked(statistic: Statistic) -> bool:
+    quantity = statistic.quantity
+    return quantity.better is not None and quantity.kind in PERFORMANCE and quantity.name not in NEEDS_SLO
+
+
+def ask_line(plan: Plan) -> str:
+    """Return the plan's line about its question."""
+    asked = plan.settings.ask
+    assert asked is not None
+    bounds = " within the SLO" if plan.settings.slo else ""
+    return f"ask: the best {asked.best}{bounds}, within {asked.within:.0%}, {asked.sure:.0%} sure"
+
+
+def expected_launches(plan: Plan, replicates: int, pending: PendingWork) -> list[str]:
+    """Return how many launches a question is expected to take, and how long, in two lines."""
+    configurations = sum(not deployment.unavailable for deployment in plan.deployments)
+    most = longest(configurations)
+    low, high = (min(most, max(3, round(usual * math.sqrt(configurations)))) for usual in USUAL_LAUNCHES)
+    launches = configurations * replicates
+    each = pending.estimate.seconds / len(pending.launches) if pending.estimate.seconds else None
+    share = [f" ({duration_text(each * number)})" if each else "" for number in (low, high, most)]
+    usual = f"{low}{share[0]} to {high}{share[1]} launches, at most {most}{share[2]}"
+    noise = "for launches that differ by 2 to 5%; at 10% it takes three times as many, and the answer is less sure"
+    return [f"{usual}; the grid has {count(launches, 'launch')}", noise]

@@ -1,0 +1,251 @@
+"""Asks for the best point of a grid, within a tolerance, from a part of its launches.
+
+Results give joint samples of all points. The leader is the measured point that is most often within the tolerance of
+the best. The search stops when that is sure enough; otherwise the next launch goes where it is most likely to matter
+for its seconds.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from sweep.search.model import Floats, Observations, Space, Surface
+
+DRAWS = 300
+FIRST_FEWEST, FIRST_MOST = 3, 16  # launches before the model chooses
+REFIT = 8  # results between two fits of the model
+LEAST_WEIGHT = 0.01  # of a launch that others may make unnecessary
+FAR = 1.2  # a failure's weight falls by e for each 1/FAR settings that differ
+FAILURES_BEFORE, WEIGHT_BEFORE = 0.15, 0.1  # share of failures expected before any result, and its weight in results
+SHARE_OF_DOUBT = 0.4  # the model is asked to be so many times less unsure than is stated (docs/measurements/ask.md)
+LEADER_LAUNCHES = 2  # of the leader, at least: repeated launches show the noise
+SMALLEST = 1e-12  # values below it, or above its inverse, are cut
+
+
+class ObjectiveScale(NamedTuple):
+    """A quantity as the model sees it: ln(quantity)·sign + offset is the ln of seconds for each unit and user."""
+
+    sign: int
+    offset: Floats  # of each point
+
+
+class BestQuestion(NamedTuple):
+    """What is asked. `bounds` are the largest values of the latencies that each result has after the objective."""
+
+    objective: ObjectiveScale
+    bounds: tuple[float, ...] = ()  # s
+    within: float = 0.05
+    sure: float = 0.95
+    seed: int = 0
+
+
+class Result(NamedTuple):
+    """What a trial gave: the objective, then the bounded latencies; None if it failed."""
+
+    point: int
+    launch: int
+    values: tuple[float, ...] | None
+
+
+class NextLaunch(NamedTuple):
+    """The next launch: a configuration with the points to measure in it, the most important first."""
+
+    configuration: int
+    points: tuple[int, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class BestStanding:
+    """What the results say. `probability` is the model's that the leader is within the tolerance and the bounds."""
+
+    leader: int | None
+    probability: float
+    open: int  # points that may be the best, with a probability above LEAST_WEIGHT
+    none_fits: float  # the model's probability that no point is within the bounds
+    done: bool
+
+
+def longest(configurations: int) -> int:
+    """Return the most launches of a search."""
+    return 2 * configurations + 16
+
+
+class BestSearch:
+    """A search for the best point. It depends only on the results that it is told, in their order."""
+
+    def __init__(self, space: Space, question: BestQuestion, seconds: tuple[float, float], limit: int) -> None:
+        """`seconds` of a launch and of a trial, which weigh the choice; at most `limit` launches."""
+        self.space, self.question, self.seconds, self.limit = space, question, seconds, limit
+        self.results: list[Result] = []
+        self.surfaces = [Surface(space) for _ in range(1 + len(question.bounds))]
+        self.fitted = 0  # results that the parameters were fitted to
+        self.excluded: set[int] = set()  # points without another launch
+        configurations = len(space.levels)
+        self.first = min(FIRST_MOST, max(FIRST_FEWEST, math.ceil(configurations / 4)), configurations)
+        self._weights: tuple[int, BestStanding, Floats] | None = None
+
+    @property
+    def enough(self) -> float:
+        """The model's probability at which the search stops."""
+        return 1 - SHARE_OF_DOUBT * (1 - self.question.sure)
+
+    @property
+    def launches(self) -> int:
+        return len({result.launch for result in self.results})
+
+    @property
+    def launch_noise(self) -> float | None:
+        """The standard deviation between launches, of logarithms, from points measured in several; None without any."""
+        values: dict[int, list[float]] = {}
+        for result in self.results:
+            if result.values is not None:
+                values.setdefault(result.point, []).append(math.log(result.values[0]))
+        repeated = [each for each in values.values() if len(each) > 1]
+        freedom = sum(len(each) - 1 for each in repeated)
+        return math.sqrt(sum(np.var(each) * len(each) for each in repeated) / freedom) if freedom else None
+
+    def tell(self, results: Sequence[Result]) -> None:
+        """Add results. A later success at a point replaces its failure."""
+        self.results += results
+        self._weights = None if results else self._weights
+
+    def ask(
+        self, pending: Collection[int], fits: Callable[[int], bool] = lambda configuration: True
+    ) -> NextLaunch | None:
+        """Return the next launch of a configuration that `fits`, given the points of launches that have not ended.
+
+        None: the search is done, or it waits for pending results.
+        """
+        standing, weights = self._think()
+        begun = self.launches + len({self.space.configuration[point] for point in pending})
+        if standing.done or begun >= self.limit:
+            return None
+        able = np.array([fits(configuration) for configuration in range(len(self.space.levels))])
+        able[self.space.configuration[list(pending)]] = False
+        usable = able[self.space.configuration]
+        usable[list(self.excluded)] = False
+        if begun < self.first:
+            return self._first(pending, usable)
+        if not self._successes():
+            weights = np.where(usable, 1 - self._failing(), 0.0) if not pending else 0 * weights
+        weights = np.where(usable, weights, 0.0)
+        weights[list(pending)] = 0
+        if not weights.any() or (pending and weights.max() < LEAST_WEIGHT):
+            return None
+        return max((self._bundle(int(each), weights) for each in np.flatnonzero(able)), key=self._worth)
+
+    def standing(self) -> BestStanding:
+        return self._think()[0]
+
+    def _worth(self, launch: NextLaunch) -> float:
+        return launch.weight / (self.seconds[0] + len(launch.points) * self.seconds[1])
+
+    def _bundle(self, configuration: int, weights: Floats) -> NextLaunch:
+        """Return the points of a configuration that are together the most likely to matter for their seconds."""
+        points = np.flatnonzero(self.space.configuration == configuration)
+        points = points[np.argsort(-weights[points], kind="stable")]
+        sums = np.cumsum(weights[points])
+        number = int(np.argmax(sums / (self.seconds[0] + self.seconds[1] * np.arange(1, len(points) + 1)))) + 1
+        return NextLaunch(configuration, tuple(map(int, points[:number])), float(sums[number - 1]))
+
+    def _first(self, pending: Collection[int], usable: np.ndarray) -> NextLaunch | None:
+        """Return the point that tells most beside those begun, of a configuration not launched yet."""
+        begun = np.array(sorted({*pending, *(result.point for result in self.results)}), np.int64)
+        random = np.random.default_rng([self.question.seed, len(begun)])
+        left = usable & ~np.isin(self.space.configuration, self.space.configuration[begun])
+        if not left.any():
+            return None
+        variance = self.surfaces[0].variance(begun) + 1e-6 * random.random(self.space.size)
+        point = int(np.where(left, variance, -1.0).argmax())
+        return NextLaunch(int(self.space.configuration[point]), (point,), 1.0)
+
+    def _successes(self) -> list[Result]:
+        return [result for result in self.results if result.values is not None]
+
+    def _failing(self) -> Floats:
+        """Return each point's probability to fail: 0 or 1 if it was measured, else from points like it."""
+        worked = {result.point for result in self._successes()}
+        failed = {result.point for result in self.results} - worked
+        chance = np.full(self.space.size, FAILURES_BEFORE * WEIGHT_BEFORE)
+        total = np.full(self.space.size, WEIGHT_BEFORE)
+        of_points = self.space.levels[self.space.configuration]
+        for point in sorted(worked | failed):
+            differ = (of_points != of_points[point]).sum(1) + abs(np.log(self.space.load / self.space.load[point]))
+            alike = np.exp(-FAR * differ)
+            total += alike
+            chance += alike * (point in failed)
+        chance /= total
+        chance[list(worked)], chance[list(failed)] = 0, 1
+        return chance
+
+    def samples(self) -> list[Floats]:
+        """Return joint samples of the objective's ln(seconds) at every point, then of each bounded latency's ln."""
+        return self._draws(self._successes(), np.random.default_rng([self.question.seed, len(self.results)]))
+
+    def _draws(self, successes: Sequence[Result], random: np.random.Generator) -> list[Floats]:
+        for due in range(self.fitted + REFIT, len(successes) + 1, REFIT):  # one after another, as when they were new
+            for surface, part in zip(self.surfaces, self._parts(successes[:due])[0], strict=True):
+                surface.fit(part)
+            self.fitted = due
+        parts, follows = self._parts(successes)
+        draws = [surface.draws(part, random, DRAWS) for surface, part in zip(self.surfaces, parts, strict=True)]
+        return [each + draws[0] * follow for each, follow in zip(draws, follows, strict=True)]
+
+    def _parts(self, successes: Sequence[Result]) -> tuple[list[Observations], list[bool]]:
+        """Return what is modelled: ln(seconds) of the objective, then each latency's ln.
+
+        A latency that follows the objective is modelled by what it differs; for each part, whether it does.
+        """
+        point, launch = np.array([result[:2] for result in successes], np.int64).T
+        values = np.log(np.clip(np.array([result.values for result in successes]), SMALLEST, 1 / SMALLEST))
+        target = self.question.objective
+        first = target.sign * values[:, 0] + target.offset[point]
+        follows = [False, *(bool(np.var(column - first) < np.var(column)) for column in values[:, 1:].T)]
+        columns = [first, *values[:, 1:].T]
+        parts = [
+            Observations(point, launch, each - first * follow) for each, follow in zip(columns, follows, strict=True)
+        ]
+        return parts, follows
+
+    def _think(self) -> tuple[BestStanding, Floats]:
+        """Return what the results say, and each point's weight: how likely its measurement matters."""
+        if self._weights is None or self._weights[0] != len(self.results):
+            self._weights = len(self.results), *self._judge()
+        return self._weights[1:]
+
+    def _judge(self) -> tuple[BestStanding, Floats]:
+        successes, size = self._successes(), self.space.size
+        if not successes:
+            return BestStanding(None, 0.0, size, 0.0, self.launches >= self.limit), np.zeros(size)
+        random = np.random.default_rng([self.question.seed, len(self.results)])
+        objective, *latencies = self._draws(successes, random)
+        value = self.question.objective.offset - objective  # ln, larger is better
+        within, tolerance = self.question.within, -math.log(1 - self.question.within)
+        fits, nearly = np.ones_like(value, bool), np.ones_like(value, bool)
+        for latency, bound in zip(latencies, self.question.bounds, strict=True):
+            fits &= latency <= math.log(bound)
+            nearly &= latency <= math.log(bound * (1 + within))
+        alive = random.random(value.shape) >= self._failing()
+        strict = np.where(fits & alive, value, -np.inf)
+        best, place = strict.max(1), strict.argmax(1)
+        good = nearly & (value >= (best - tolerance)[:, None]) & np.isfinite(best)[:, None]
+        measured = sorted({result.point for result in successes})
+        shares = good[:, measured].mean(0)
+        leader = measured[int(shares.argmax())]
+        probability, none_fits = float(shares.max()), float(np.mean(~np.isfinite(best)))
+        decisive = np.bincount(place[~good[:, leader] & np.isfinite(best)], minlength=size) / len(value)
+        variance = np.var(value, axis=0) + 1e-12
+        weights = decisive * variance / (variance + variance[leader])
+        weights[leader] = float(np.sum(decisive * variance[leader] / (variance + variance[leader])))
+        repeated = len({result.launch for result in successes if result.point == leader})
+        if probability >= self.enough:  # what is missing is a repeated launch of the leader
+            weights = np.eye(size)[leader]
+        hopeless = none_fits >= self.enough
+        sure = hopeless or (probability >= self.enough and (repeated >= LEADER_LAUNCHES or leader in self.excluded))
+        contenders = int((np.bincount(place, minlength=size) / len(value) >= LEAST_WEIGHT).sum())
+        done = bool(sure or self.launches >= self.limit)
+        return BestStanding(None if hopeless else leader, probability, contenders, none_fits, done), weights

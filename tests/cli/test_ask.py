@@ -1,0 +1,146 @@
+"""Questions through the whole command: the answer, what is measured for it, and how a killed search goes on."""
+
+import csv
+import itertools
+import json
+import random
+
+import pytest
+
+from analysis import open_results
+from sweep.__main__ import main
+from sweep.disk.run_files import RunPaths, read_trials
+
+ENGINE = ["backend=simulated", "model=tiny-llama", "tracking=none", "report=false", "hardware=cpu"]
+AXES = {"backend.itl.mean": (0.01, 0.02, 0.03, 0.04), "backend.itl.sigma": (0.0, 0.1, 0.2)}
+USERS = (2, 8, 32)
+GRID = [*(f"{key}={','.join(map(str, values))}" for key, values in AXES.items()), "load=closed"]
+GRID += [f"load.concurrency={','.join(map(str, USERS))}"]
+QUESTION = ["ask.best=output_throughput", "ask.slo=ttft.p90=0.5s"]
+BEST = (0.02, 0.1, 8)  # at 32 users every TTFT is above the bound
+
+
+def table(path, failing=0.04, spread=0.02):
+    """Rows of eight launches of each configuration; those with the mean `failing` do not start."""
+    noise = random.Random(1)
+    columns = [*AXES, "concurrency", "replicate", "outcome", "output_throughput", "ttft_p90"]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*columns, "startup_seconds", "wall_seconds"])
+        for mean, sigma, replicate in itertools.product(*AXES.values(), range(8)):
+            speed = (1 - 8 * abs(mean - 0.02)) * (1 - 2 * abs(sigma - 0.1)) * noise.lognormvariate(0, spread)
+            for users in USERS:
+                figures = ["ok", 100 * users * speed / (1 + users / 20), 0.05 * users / speed]
+                figures = ["launch_failed", None, None] if mean == failing else figures
+                writer.writerow([mean, sigma, users, replicate, *figures, 90, 30])
+    return path
+
+
+def ask(tmp_path, *more, nodes=1, out="out"):
+    source = tmp_path / "rows.csv"
+    cluster = [f"cluster.replay={source if source.exists() else table(source)}", "retry=none"]
+    cluster += [f"cluster.simulate={{nodes: {nodes}, gpus: 0}}", f"out={tmp_path / out}"]
+    return main([*ENGINE, *GRID, *cluster, *QUESTION, *more])
+
+
+def measured(tmp_path, out="out"):
+    rows = read_trials(RunPaths(tmp_path / out).trials)
+    return sorted((*(row[key] for key in AXES), row["concurrency"], row["replicate"], row["outcome"]) for row in rows)
+
+
+def answer(tmp_path, capsys, out="out"):
+    capsys.readouterr()
+    main(["summary", str(tmp_path / out), "--format", "json"])
+    (claims,) = json.loads(capsys.readouterr().out)["claims"].values()
+    return claims["best output_throughput"]
+
+
+@pytest.mark.slow
+def test_a_question_is_answered_from_a_part_of_the_grid_and_a_killed_search_agrees(tmp_path, capsys):
+    assert ask(tmp_path) == 1, "what failed is a row"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "ask: the best output_throughput within the SLO, within 5%, 95% sure" in printed
+    assert "launches, at most 40; the grid has 12 launches" in printed
+    assert "so far simulated tiny-llama" in printed
+    best = "mean=0.02 sigma=0.1 synthetic 8 users"
+    assert f"best: simulated tiny-llama {best}: output_throughput 5" in printed
+    assert "how sure: within 5% of the best of 36 points, 95% sure; launches of a configuration differ by" in printed
+    found = answer(tmp_path, capsys)
+    assert (found["within"], found["sure"], found["launches_of_grid"]) == (0.05, 0.95, 12)
+    assert found["best"].endswith(best)
+    assert 0 < found["launch_noise"] <= 0.03
+    rows = measured(tmp_path)
+    points = {row[:3] for row in rows}
+    assert len(points) < 20
+    assert all(row[-1] in ("ok", "launch_failed") for row in rows), "what was not measured is no row"
+    assert sum(row[:3] == BEST for row in rows) >= 2
+    assert any("failed: launch_failed" in reason for reason in found["dropped"].values())
+    assert open_results(tmp_path / "out").claims["best output_throughput"] == found
+
+    ledger = RunPaths(tmp_path / "out").ledger
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert ask(tmp_path) == 1
+    assert measured(tmp_path) == rows, "the rows decide what is launched next"
+    assert answer(tmp_path, capsys) == found
+    before = ledger.read_bytes()
+    ask(tmp_path)
+    assert "nothing to do" in capsys.readouterr().out
+    assert ledger.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_free_nodes_are_used_at_once(tmp_path, capsys):
+    ask(tmp_path, nodes=1, out="one")
+    ask(tmp_path, nodes=4, out="four")
+    begun = [row["started_at"] for row in read_trials(RunPaths(tmp_path / "four").trials)]
+    assert len(begun) - len(set(begun)) >= 3, "four launches begin together"
+    assert answer(tmp_path, capsys, "four")["best"] == answer(tmp_path, capsys, "one")["best"]
+
+
+@pytest.mark.slow
+def test_a_question_is_put_to_engines(tmp_path, capsys):
+    load = ["workload=synthetic", "workload.num_requests=4", "workload.input_tokens=8", "workload.output_tokens=16"]
+    command = [
+        *ENGINE,
+        *load,
+        "load.batch_size=4",
+        "cluster=inline",
+        "agreement=false",
+        "backend.itl.mean=0.01,0.03,0.06",
+    ]
+    assert main([*command, "ask.best=tpot_p50", f"out={tmp_path / 'out'}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "best: simulated tiny-llama mean=0.01 synthetic batches of 4: tpot_p50" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ask.best=nope"], "ask.best=nope: expected a quantity with a better direction"),
+        (["ask.best=goodput"], "ask.best=goodput: expected a quantity with a better direction"),
+        (["ask.best=cost_per_million_tokens", "hardware.price_per_hour=null"], "expected a price"),
+        (["race=true"], "ask.best=output_throughput: expected no race"),
+        (["capacity.budget=8m"], "ask.best=output_throughput: expected no capacity"),
+        (["ladder=[{step: a, set: {}}]"], "ask.best=output_throughput: expected no ladder"),
+        (["relaunch=once"], "ask.best=output_throughput: expected relaunch=per_replicate"),
+        (["backend.itl.mean=0.01", "backend.itl.sigma=0.1", "load.concurrency=8"], "expected an axis"),
+        (["workload.output_tokens=8,16"], "ask.best=output_throughput: expected one workload"),
+        (
+            ["load=closed,batch", "when={load.concurrency: {load: [closed]}}"],
+            "ask.best=output_throughput: expected one kind of load",
+        ),
+        (["ask.slo=ttft.p91=1s"], "expected a percentile of p50, p90, p95, p99"),
+        (["slo=ttft=1s"], "ask.slo: slo is set as well; keep one"),
+        (["ask.slo=ttft=1"], "ttft=1: expected a unit"),
+        (["ask.within=0%"], "ask.within=0.0: input should be greater"),
+        (["ask.sure=2"], "ask.sure=2: input should be less"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused(capsys, tmp_path, arguments, words):
+    command = [*ENGINE, *GRID, "cluster=inline", *QUESTION, f"out={tmp_path / 'out'}"]
+    assert main([*command, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
