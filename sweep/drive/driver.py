@@ -275,8 +275,8 @@ class Driver:
                 self.expected.needs.append(need)
                 self.forecast.needs[need.key] = need
                 self.packer.add(need)
-            for key, node_id in self.packer.start(nodes, most=self.breaker.most_starts):
-                self._submit(self.states[key], node_id)
+            for start in self.packer.start(nodes, most=self.breaker.most_starts):
+                self._submit(start)
 
     def _place_unschedulable(self, nodes: Sequence[Node], healthy: Sequence[Node]) -> None:
         """After a wait, start launches on quarantined nodes if no other fits, and drop launches that fit nowhere."""

@@ -196,7 +196,7 @@ class Packer:
     def has_room(self, need: Need, nodes: Sequence[Node]) -> bool:
         """Return whether a launch could start on these nodes now."""
         busy = {other.endpoint for _, other in self.running.values()} - {None}
-        return need.endpoint not in busy and self._free_node(need, nodes) is not None
+        return need.endpoint not in busy and bool(self._free_nodes(need, nodes))
 
     def release(self, key: str) -> None:
         """Free the slot of a running launch."""
