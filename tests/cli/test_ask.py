@@ -90,6 +90,26 @@ def test_a_question_is_answered_from_a_part_of_the_grid_and_a_killed_search_agre
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("quantity", "gpus", "value"), [("output_throughput", 4, 22), ("output_throughput_per_gpu", 1, 10)]
+)
+def test_a_throughput_counts_the_gpus_if_it_is_asked_per_gpu(tmp_path, capsys, quantity, gpus, value):
+    lines = ["backend.gpus,gpu_count,replicate,outcome,output_throughput,startup_seconds,wall_seconds"]
+    speeds = {1: 100, 2: 160, 4: 220}
+    lines += [f"{n},{n},{each},ok,{speeds[n] + each},90,30" for n in speeds for each in range(8)]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    command = ["backend=vllm", "model=tiny-llama", "load=closed", "load.concurrency=8", "tracking=none", "report=false"]
+    command += ["hardware=h100", "cluster.simulate={nodes: 1, gpus: 4, accelerator: H100}", "backend.gpus=1,2,4"]
+    assert (
+        main([*command, f"cluster.replay={tmp_path / 'rows.csv'}", f"ask.best={quantity}", f"out={tmp_path / 'out'}"])
+        == 0
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"8 users: {quantity} {value}" in printed
+    assert f"gpus={gpus}" in printed[printed.index("best: ") :]
+
+
+@pytest.mark.slow
 def test_free_nodes_are_used_at_once(tmp_path, capsys):
     ask(tmp_path, nodes=1, out="one")
     ask(tmp_path, nodes=4, out="four")

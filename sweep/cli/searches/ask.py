@@ -28,7 +28,7 @@ REPEATS = 8  # launches of one configuration, at most
 MOST_POINTS = 4000  # whose joint distribution the model draws from
 SHOWN_NOISE = 0.03  # between launches, up to which docs/measurements/ask.md shows how often the answer is right
 USUAL_LAUNCHES = (1.6, 2.6)  # launches / √configurations of the searches there, at a noise of 2 and 5%
-PER_GPU = "output_throughput_per_gpu"
+PER_GPU, THROUGHPUT = "output_throughput_per_gpu", "output_throughput"  # the first is no column
 NEEDS_SLO = {"goodput", "steady_goodput", "goodput_share"}
 
 
@@ -60,6 +60,8 @@ class PlannedAsk:
         self.configuration = np.array([c for c, _ in points], np.int64)
         self.places = {t.trial_id: (point, t.replicate) for point, of in enumerate(self.points) for t in of.values()}
         self.plan = replace(grid, deployments=[])
+        assert full.settings.ask is not None
+        self.best = full.settings.ask.best
         self.question, self.names = question_of(full, self.deployments, points)
         needs = self.expect(grid.launches)
         known = [needs.launches.get(each.launch_key) for each in grid.launches]
@@ -169,6 +171,8 @@ class PlannedAsk:
             return
         self.told[trial_id] = outcome
         values = tuple(self._figure(row, name) for name in self.names) if outcome == Outcome.OK else (None,)
+        if self.best == PER_GPU and values[0] is not None:
+            values = (values[0] / self.search.space.gpus[configuration], *values[1:])
         whole = tuple(value for value in values if value is not None and value > 0)
         launch = configuration * REPEATS + replicate
         self.search.tell([Result(point, launch, whole if len(whole) == len(self.names) else None)])
@@ -187,9 +191,8 @@ class PlannedAsk:
     def _value(self, point: int) -> str:
         """Return the mean of what was measured at a point."""
         values = [each.values[0] for each in self.search.results if each.point == point and each.values]
-        name = self.names[0]
-        unit = columns(self.plan.settings.percentiles)[name].quantity.unit
-        return f"{name} {number(float(np.mean(values)))} {unit}".strip()
+        unit = columns(self.plan.settings.percentiles)[self.names[0]].quantity.unit
+        return f"{self.best} {number(float(np.mean(values)))} {unit}".strip()
 
     def answer(self) -> dict[str, Any]:
         """Return what is known, with `lines` that say it."""
@@ -212,7 +215,7 @@ class PlannedAsk:
         lines += [what]
         return {
             "best": best,
-            "quantity": self.names[0],
+            "quantity": self.best,
             "value": None if best is None else self._value(standing.leader or 0),
             "within": question.within,
             "sure": question.sure if sure and shown else None,
@@ -253,7 +256,7 @@ class PlannedAsk:
 
     def write(self) -> dict[str, dict[str, Any]]:
         """Write the answer into the results folder; return it by the name of its quantity."""
-        answers = {f"best {self.names[0]}": self.answer()}
+        answers = {f"best {self.best}": self.answer()}
         write_whole(self.paths, self.paths.asked, json.dumps(answers, indent=1) + "\n")
         return answers
 
@@ -289,7 +292,8 @@ def question_of(
     settings = plan.settings
     asked = settings.ask
     assert asked is not None
-    statistic = columns(settings.percentiles)[asked.best]
+    column = THROUGHPUT if asked.best == PER_GPU else asked.best
+    statistic = columns(settings.percentiles)[column]
     load = np.log([_load(trials[0]) for _, trials in points])
     gpus = np.log([max(1, deployments[c].gpu_count) for c, _ in points])
     sign = -1 if statistic.quantity.better == "higher" else 1
@@ -298,7 +302,7 @@ def question_of(
         offset = load - gpus
     elif statistic.quantity.unit.endswith("/s"):
         offset = load - gpus * (asked.best == PER_GPU)
-    names = [asked.best]
+    names = [column]
     for bound in settings.slo or {}:
         latency, percentile = split_bound(bound)
         names.append(f"{latency}_{percentile_name(percentile or usual_percentile(plan))}")
@@ -318,7 +322,7 @@ def check_ask(plan: Plan, relaunch: str) -> None:
     settings = plan.settings
     asked = settings.ask
     assert asked is not None
-    declared = {name for name, each in columns(settings.percentiles).items() if _can_be_asked(each)}
+    declared = {name for name, each in columns(settings.percentiles).items() if _can_be_asked(each)} | {PER_GPU}
     usual = {name for name, each in columns(PERCENTILES).items() if each.quantity.headline} & declared
     backends = [deployment.backend for deployment in plan.deployments]
     prices = [hourly_price(backend, settings.hardware) or backend.price_per_million_tokens for backend in backends]
