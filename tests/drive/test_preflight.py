@@ -117,7 +117,9 @@ def test_a_driver_that_no_node_has_stated_is_not_one_of_theirs():
 @pytest.mark.parametrize("nodes", [[], [L4]])
 def test_a_node_that_is_not_there_now_is_the_drivers_to_wait_for(nodes):
     """A node of eight GPUs may be rebooting. A dry run says that there is none."""
-    wide = SimpleNamespace(name="wide", gpu_count=8, gpu_keys=(), launches=False, unavailable=lambda host: None)
+    wide = SimpleNamespace(
+        name="wide", gpu_count=8, gpu_keys=(), replicas=1, launches=False, unavailable=lambda host: None
+    )
     assert preflight.surroundings(settings(), nodes).unavailable(wide, "cuda") is None
     assert preflight.surroundings(settings(dry_run=True), nodes).unavailable(wide, "cuda")
 

@@ -197,7 +197,7 @@ def test_what_ran_out_of_memory_tells_of_itself_only():
 
 def test_an_endpoint_does_not_cost_what_this_machine_does():
     one = deployment("openai", trial("1", 8))
-    attached = SimpleNamespace(name="openai", launches=False, url="http://h:1", gpu_keys=(), **NO_PRICE)
+    attached = SimpleNamespace(name="openai", launches=False, url="http://h:1", gpu_keys=(), replicas=1, **NO_PRICE)
     endpoint = replace(one, backend=attached)
     the_plan = plan(endpoint)
     settings = the_plan.settings
