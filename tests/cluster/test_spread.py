@@ -6,7 +6,9 @@ from collections import Counter
 import httpx
 import psutil
 import pytest
+import yaml
 
+from sweep.base.config import ROOT
 from sweep.base.exits import Cause, Exit
 from tests.cluster.harness import Network, RayCluster, netns, network_obstacle
 from tests.support.waiting import wait_until
@@ -95,3 +97,28 @@ def test_a_lost_node_is_a_typed_end_and_the_run_goes_on(pair, sweep_of):
     assert sweep.measured() == {"ok": 2}, sweep.said()
     sweep.check_rows()
     wait_until(lambda: not sweep.marked(), 30, "no engine is left on either node")
+
+
+@pytest.mark.engine
+@pytest.mark.full
+def test_two_real_engines_on_two_nodes(sweep_of, tmp_path):
+    """llama.cpp on the CPU of each node, which says that it has one GPU. Its programs must be in the cache already."""
+    if obstacle := network_obstacle():
+        pytest.skip(obstacle)
+    settings = yaml.safe_load((ROOT / "conf" / "backend" / "llamacpp.yaml").read_text())
+    settings |= {"env": {"cpu": "llamacpp", "cuda": "llamacpp"}, "cuda_flags": {}}
+    (tmp_path / "conf" / "backend").mkdir(parents=True)
+    (tmp_path / "conf" / "backend" / "on_cpu.yaml").write_text(yaml.safe_dump(settings))
+    with Network(2) as network, RayCluster(2, network, each=("--num-cpus=1", "--num-gpus=1")) as cluster:
+        sweep = sweep_of()
+        sweep.program += ["--config-dir", str(tmp_path / "conf")]
+        load = ["load=closed", "load.concurrency=4", "workload=synthetic", "workload.num_requests=8"]
+        load += ["workload.input_tokens=16", "workload.output_tokens=32", "agreement=false", "tracking=none"]
+        ours = [argument for argument in sweep.arguments if argument.startswith(("out=", "cache_dir="))]
+        where = ["cluster=ray", f"cluster.address={cluster.address}", "hardware=gpu", "model=tiny-llama"]
+        sweep.arguments = ["backend=on_cpu", "backend.replicas=2", *where, *load, *ours]
+        assert sweep.run(timeout=600) == 0, sweep.said()
+        (row,) = sweep.rows()
+        assert (row["outcome"], row["replicas"], row["num_failed"]) == ("ok", 2, 0), sweep.said()
+        assert set(json.loads(row["engine_facts"])["nodes"]) == {node.address for node in cluster.nodes}
+        wait_until(lambda: not sweep.marked(), 30, "no engine is left on either node")
