@@ -42,7 +42,8 @@ USUAL_PORTS = (8000, 30000, 8080, 11434, 1234, 3000, 23333, 4000)
 CONNECT_TIMEOUT, LOCAL_TIMEOUT = 0.2, 2.0  # s, of a server on this machine
 REQUEST_PATH = re.compile(r"(/v\d[^/]*)?(/chat)?/(completions|responses|messages|generate_stream)(?=$|\?)")
 BODY_KEY = "extra_body."
-BUSY = (429, 502, 503, 504)  # statuses of an endpoint that may answer later: no reason to try another dialect
+TOO_MANY = 429  # no outage: a quota may be used up for days
+BUSY = (TOO_MANY, 502, 503, 504)  # statuses of an endpoint that may answer later: no reason to try another dialect
 # What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
 SHORT_KEYS = "workload.input_tokens=128 workload.output_tokens=32 workload.num_requests=64 load.concurrency=4"
@@ -250,7 +251,10 @@ class _Endpoint:
             if isinstance(answer, str):
                 return [], f"{self.url}: no answer to a first request ({answer})"
             if answer.status in BUSY:
-                raise Outage(f"backend.url={self.url}: no answer to a first request ({shortened(answer.error)})")
+                reason = f"no answer to a first request ({shortened(answer.error)})"
+                if answer.status != TOO_MANY:
+                    raise Outage(f"backend.url={self.url}: {reason}")
+                return [], f"{self.url}: {reason}"
             error = answer.error_of(answer.streams[0])
             implied = plain if target.api in TYPED_APIS else {}
             needed = [name for name in change if name not in implied and change[name] != self.backend.get(name, "")]
