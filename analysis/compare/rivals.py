@@ -12,9 +12,9 @@ from analysis.compare.sides import Side
 from analysis.load import Run, in_plan
 from analysis.quantities import LabelledColumn
 from analysis.statistics.comparison import Contest, Positions, contest, fit, trials_of
+from analysis.statistics.contests import Contests, joined, run_contests
 from analysis.statistics.intervals import FloatArray
 from analysis.statistics.pooled import point_figures
-from analysis.statistics.standings import Contests, joined, run_contests
 from analysis.statistics.survivors import without_lost
 from analysis.summary import key_columns
 
