@@ -156,7 +156,6 @@ def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(name: str, figure: Interval, of_requests: bool) -> dict[str, Any]:
-    """Return a column's value and interval columns."""
     ends = (figure.low, figure.high, figure.new_low, figure.new_high)
     columns = dict(zip((name, *(f"{name}_{end}" for end in INTERVAL_COLUMNS)), (figure.value, *ends), strict=True))
     return columns | ({f"{name}_effective_n": figure.effective_n} if of_requests else {})

@@ -46,8 +46,7 @@ def bounds(
 
     A bound without a percentile applies to the highest percentile that this many requests can resolve.
 
-    Raises:
-        ConfigError: for a percentile that these trials lack.
+    Raises ConfigError for a percentile that these trials lack.
     """
     usual, limits = bounded_percentile(fewest_requests, percentiles), []
     for name, limit in slo.items():

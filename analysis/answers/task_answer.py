@@ -22,7 +22,6 @@ class TaskCriterion:
 
     @property
     def quantities(self) -> tuple[LabelledColumn, ...]:
-        """The quantities that the answer depends on."""
         return (self.quantity, *(bound.quantity for bound in self.bounds))
 
     @property

@@ -101,7 +101,6 @@ def panels(
 
 
 def legend_entry(layout: Layout, line: str, **other: Any) -> Line2D:
-    """Return the legend entry of a coloured line."""
     return Line2D([], [], **{**line_style(layout, line), "label": line, **other})
 
 

@@ -320,7 +320,6 @@ def heading(points: pd.DataFrame, column: str) -> str:
 
 
 def label(column: str) -> LabelledColumn:
-    """Return the labels of a measured column."""
     labelled = labelled_column(column)
     assert labelled is not None
     return labelled

@@ -301,6 +301,5 @@ def _studentized_range(points: float, freedom: int) -> float:
 
 
 def positions(point: Positions, points: int) -> list[Positions]:
-    """Return the positions of each point's trials."""
     order = np.argsort(point, kind="stable")
     return np.split(order, np.searchsorted(point[order], np.arange(points)))[1:]

@@ -169,7 +169,6 @@ def _divided(numerator: float, denominator: float) -> float:
 
 
 def points_with(points: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the points with a value in a column."""
     return points[points[column].notna()] if column in points else points.iloc[:0]
 
 

@@ -65,8 +65,6 @@ def staging_folder(url: str, cache_dir: Path) -> Path:
 
 
 class ObjectStore:
-    """The objects under one URL."""
-
     def __init__(self, url: str) -> None:
         """Open the store with the environment's credentials.
 

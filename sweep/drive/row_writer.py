@@ -55,8 +55,6 @@ class TableRows(Collection[LedgerRow]):
 
 
 class RowWriter:
-    """Writes the rows of one run."""
-
     def __init__(
         self, plan: Plan, paths: RunPaths, ledger: Ledger, display: Display, tracker: TrialTracker | None
     ) -> None:

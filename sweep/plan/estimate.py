@@ -144,7 +144,6 @@ class Assumed(NamedTuple):
     measured: Durations | None = None  # launch times by backend, and the time before the first launch
 
     def launch_of(self, deployment: Deployment) -> float:
-        """Return the seconds assumed for launching this deployment."""
         launches = self.measured.launches if self.measured else {}
         return launches.get(deployment.backend.name, self.launch)
 
