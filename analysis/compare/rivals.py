@@ -35,7 +35,7 @@ class Rivals(NamedTuple):
         return point if (self.contests.trials.point == point).sum() == len(trials) else -1
 
     def figure(self, place: str, trials: pd.DataFrame, column: str, default: float) -> float:
-        """Return the value that the summary shows for these trials, or the default if they are no whole point."""
+        """Return the value that the summary shows for these trials; the default if they are only part of a point."""
         point = self.point(place, trials)
         return default if point < 0 else float(self.figures[column][point])
 

@@ -145,7 +145,7 @@ def surroundings(
     """Return the planner's view of the machines: the environments of engines, and why some are unavailable.
 
     An environment uses the lockfile in the results (`kept_locks`, by file name), else the committed one, else the one
-    cached on this machine; otherwise it is resolved, except in a dry run. `pinned`: the results' lockfiles are used
+    cached on this machine. Without any it is resolved, except in a dry run. `pinned`: the results' lockfiles are used
     even if the requirements have changed since. In a dry run, a deployment that needs a node that has not joined yet is
     unavailable; otherwise the driver waits for the node. Programs and the cache folder are checked only for engines
     that run on this machine.
