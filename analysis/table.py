@@ -31,8 +31,6 @@ CODE_SPAN = re.compile(r"(`[^`]*`)")  # in Markdown
 
 
 class Cell(NamedTuple):
-    """The displayed text of one cell."""
-
     text: str
     detail: str = ""  # muted text next to the cell's text, e.g. an interval
     best: bool = False
@@ -59,7 +57,6 @@ class Column(Generic[Item]):
 
     @property
     def title(self) -> str:
-        """The displayed heading."""
         return self.heading or self.name
 
     def shown(self, row: Item) -> Cell:
@@ -152,7 +149,6 @@ class Table(Generic[Item]):
         return output.getvalue()
 
     def json(self) -> str:
-        """Return the records as JSON."""
         return json_text(self.records())
 
     def markdown(self) -> list[str]:
@@ -313,8 +309,6 @@ def markdown_lines(parts: Iterable[OutputPart]) -> Iterator[str]:
 
 
 def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table[Sequence[object]]:
-    """Return a table of texts with these headings."""
-
     def column(index: int, heading: str) -> Column[Sequence[object]]:
         return view(heading or " ", lambda row: str(row[index]), kind="text")
 

@@ -157,7 +157,6 @@ class LogReading:
         return RANK.sub("", re.sub(self.prefix, "", COLOUR.sub("", line).strip(), count=1).strip())
 
     def ran_out_of_memory(self, log: str) -> bool:
-        """Return whether a log reports running out of memory."""
         pattern = re.compile("|".join((*cause_table().out_of_memory, *self.out_of_memory)), re.IGNORECASE)
         return any(not HARMLESS.search(line) and pattern.search(line) for line in log.splitlines())
 

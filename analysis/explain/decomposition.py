@@ -16,8 +16,8 @@ from analysis.load import Run
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, compared_column
 from analysis.statistics.comparison import Contest, Positions
+from analysis.statistics.contests import Contests, run_contests
 from analysis.statistics.intervals import FloatArray
-from analysis.statistics.standings import Contests, run_contests
 
 EXPLAINED = ("output_throughput", "ttft_p50", "cost_per_million_tokens")
 HALVINGS = 40  # steps of the bisection that finds an end of a share's interval

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from analysis.load import Run
-from analysis.plotting.figure_files import COLOURS, MARKERS, MUTED, PANELS_IN_A_ROW, panels
+from analysis.plotting.chart_style import COLOURS, MARKERS, MUTED, PANELS_IN_A_ROW, panels
 from analysis.point_names import Layout
 from sweep.disk.run_files import read_claims
 

@@ -11,7 +11,7 @@ from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
 from analysis.explain.output import END, factor, share_text
 from analysis.load import Run
-from analysis.plotting.figure_files import COLOURS, INK, MUTED, PANEL, panels
+from analysis.plotting.chart_style import COLOURS, INK, MUTED, PANEL, panels
 from analysis.point_names import MOST_PANELS, Layout
 from sweep.base.wording import number
 

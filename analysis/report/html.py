@@ -16,8 +16,9 @@ from markupsafe import Markup
 from analysis.answers.capacity import claims_table, claims_within
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
+from analysis.figures import SavedFigure, draw_all
+from analysis.plotting.chart_style import COLOURS, GRID, INK, MUTED
 from analysis.plotting.drawing import MOST_REPLICATES
-from analysis.plotting.figure_files import COLOURS, GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.point_names import listed
 from analysis.quantities import definitions
 from analysis.report.models import models_table

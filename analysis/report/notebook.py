@@ -20,8 +20,8 @@ from analysis.compare.verdicts import comparisons
 from analysis.explain.decomposition import EXPLAINED, explanations
 from analysis.explain.output import explanation_output
 from analysis.load import requests
+from analysis.plotting.chart_style import style
 from analysis.plotting.drawing import against_load
-from analysis.plotting.figure_files import style
 from analysis.plotting.layout import arrange
 from analysis.quantities import compared_column, labelled_column
 from analysis.report.tables import deciding_table

@@ -19,9 +19,9 @@ from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.results import RunResults
 from analysis.statistics.comparison import MARGIN
+from analysis.statistics.contests import Standing
 from analysis.statistics.estimates import estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
-from analysis.statistics.standings import Standing
 from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import Components, shares_text
 from analysis.table import KEY, NONE, Cell, Column, Table, view
@@ -320,7 +320,6 @@ def heading(points: pd.DataFrame, column: str) -> str:
 
 
 def label(column: str) -> LabelledColumn:
-    """Return the labels of a measured column."""
     labelled = labelled_column(column)
     assert labelled is not None
     return labelled

@@ -461,8 +461,8 @@ def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) ->
     """Return the variance of the time from a replicate's last sending to its end, in s².
 
     The drain ends with the last of c requests in flight. Where slow requests occur is random, which a few replicates do
-    not reveal. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory), where
-    F is the distribution of all latencies and c the mean number in flight when the last request is sent. Shape (...).
+    not reveal. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory). F is
+    the distribution of all latencies, c the mean number in flight when the last request is sent. Shape (...).
     """
     last = np.take_along_axis(sent, lengths[..., None] - 1, -1)
     flying = (sent + latency > last).sum((-2, -1)) / sent.shape[-2]

@@ -105,8 +105,6 @@ class Fault(StrEnum):
 
 
 class Message(NamedTuple):
-    """One message of a conversation."""
-
     role: str  # system, user or assistant
     content: str
 
@@ -378,7 +376,6 @@ class Proxy(NamedTuple):
         return str(self)  # without the key
 
     def connect_request(self, host: str, port: int) -> bytes:
-        """Return the request for a tunnel to a server."""
         server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return f"CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n{self.authorization}\r\n".encode("ascii")
 

@@ -41,6 +41,7 @@ from sweep.drive.planning_outages import plan_patiently
 from sweep.drive.policy import DISK_FULL, FAILED
 from sweep.drive.preflight import (
     assume_machine,
+    check_disk,
     check_ports,
     drivers_of,
     fetch_obstacle,
@@ -57,7 +58,7 @@ from sweep.plan.pending import PendingWork, assumed_durations, check_resolved, f
 from sweep.plan.plan import Deployment, Plan
 from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.point_details import point_details
-from sweep.plan.show import PIPE_WIDTH, check_disk, print_plan
+from sweep.plan.show import PIPE_WIDTH, print_plan
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 STUDIED = {  # experiments with a study's findings, listed since importing `analysis` takes a second

@@ -247,7 +247,6 @@ class Stream:
 
     @property
     def chunk_tokens(self) -> "array[int]":
-        """The number of tokens in each chunk."""
         tokens = array("H", [1]) * len(self.chunk_us)
         for chunk, number in self.several.items():
             tokens[chunk] = number

@@ -191,7 +191,8 @@ def read_requests(path: Path) -> Records:
 
 def _append(records: Records, table: pa.Table) -> None:
     for field, code in REQUEST_COLUMNS.items():
-        column, buffer = _with_older_versions(table, field, code), getattr(records, field)
+        buffer, nulls = getattr(records, field), pa.chunked_array([pa.nulls(table.num_rows, REQUEST_TYPES[code])])
+        column = table[field] if field in table.column_names else nulls  # an older version did not write it
         if code:
             _extend(buffer, column.cast(pa.int8() if code == "b" else column.type).fill_null(NULLS[code]), code)
         else:
@@ -200,16 +201,6 @@ def _append(records: Records, table: pa.Table) -> None:
     _extend(records.offsets, records.offsets[-1] + np.cumsum(chunks.value_lengths().to_numpy()), "q")
     _extend(records.chunk_us, chunks.flatten(), "I")
     _extend(records.chunk_tokens, table["chunk_tokens"].combine_chunks().flatten(), "H")
-
-
-def _with_older_versions(table: pa.Table, column: str, code: str) -> pa.ChunkedArray:
-    """Return a column; if an older version did not write it, derive it from other columns, or return nulls."""
-    if column in table.column_names:
-        return table[column]
-    if column == "streamed_tokens":
-        return table["output_tokens"]
-    absent = pa.array([0] * table.num_rows, pa.int32()) if column == "hidden_tokens" else pa.nulls(table.num_rows)
-    return pa.chunked_array([absent.cast(REQUEST_TYPES[code])])
 
 
 def _repeated(texts: pa.ChunkedArray) -> list[str | None]:
@@ -376,14 +367,9 @@ def _plan_entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]
         raise DamagedFile(path, f"line {number}: {problem}")
 
     expected, number = None, 0
-    for entry in checksums.entries(lines, _is_of_plan, refuse):
+    for entry in checksums.entries(lines, on_damage=refuse):
         number += 1
         expected = expected or entry.pop("lines", None)
         yield entry
     if number == 0 or number != (expected or number):
         raise DamagedFile(path, f"{number} lines, expected {expected or 'at least one'}")
-
-
-def _is_of_plan(entry: dict[str, Any]) -> bool:
-    kind = entry.get("kind", "trial")
-    return "name" in entry if kind == "experiment" else f"{kind}_id" in entry

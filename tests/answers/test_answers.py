@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.answers.deciding import Spread, answers, remedy
-from analysis.answers.task_answer import RankedConfiguration, bounds
+from analysis.answers.slo_bounds import bounds
+from analysis.answers.task_answer import RankedConfiguration
 from analysis.figures.pareto import on_front
 from analysis.load import open_run
 from analysis.report.page_data import page_data

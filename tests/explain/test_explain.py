@@ -257,7 +257,7 @@ def test_a_run_without_knobs_is_refused_in_one_line(tmp_path, capsys):
 
 def test_the_waterfall_is_drawn_where_there_is_something_to_explain(tmp_path):
     from analysis.figures import waterfall
-    from analysis.plotting.figure_files import style
+    from analysis.plotting.chart_style import style
 
     run = factorial(tmp_path / "a").run
     results = RunResults(replace(run, trials=run.trials.assign(ttft_p50=5 / run.trials["output_throughput"])))

@@ -312,7 +312,7 @@ def question_of(
 
 def usual_percentile(plan: Plan) -> float:
     """Return the percentile of a bound without one, as the summary chooses it."""
-    from analysis.answers.task_answer import bounded_percentile  # imports pandas, which other runs do not need
+    from analysis.answers.slo_bounds import bounded_percentile  # imports pandas, which other runs do not need
 
     return bounded_percentile(min(trial.num_requests for trial in plan.trials), plan.settings.percentiles)
 

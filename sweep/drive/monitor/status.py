@@ -135,7 +135,7 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
     Raises DamagedFile if the file has been changed.
     """
     try:
-        content, _ = unsealed(read_bounded(paths.status))
+        content = unsealed(read_bounded(paths.status))
     except FileNotFoundError:
         return None
     except ValueError as error:
