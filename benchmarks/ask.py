@@ -8,7 +8,7 @@
 three) with interactions between 30% of the pairs. At least 15% of the configurations fail, and 2% of the launches
 crash and are repeated. `silicon`: families of measured GPU rows (benchmarks/silicon.py), asked for the throughput of a
 GPU at the quartiles of tokens per second and user. `baselines`: rules with a fixed number of launches, on the same
-flag spaces; Optuna's TPE takes part if `pip install optuna` was run. A launch takes 90 s and a trial 30 s.
+flag spaces; Optuna's TPE takes part if it is installed. A launch takes 90 s and a trial 30 s.
 
 Each problem is searched by `sweep.search.ask`, which is told the results in simulated time. With `--state FILE` each
 result is appended, and the next command continues there. The last line of the output is JSON.
@@ -28,8 +28,9 @@ import numpy as np
 
 from benchmarks.documents import markdown_table, publish
 from benchmarks.silicon import CONFIGURATION, LAUNCH, TRIAL, Family, read_families
-from sweep.search.ask import BestQuestion, BestSearch, NextLaunch, ObjectiveScale, Result, longest
+from sweep.search.ask import BestQuestion, BestSearch, NextLaunch, ObjectiveScale, Proposer, Result, longest
 from sweep.search.model import Floats, Ints, Space
+from sweep.search.tpe import TpeSearch, has_optuna
 
 LEVELS = (2, 2, 2, 2, 3, 4, 3)
 ORDERED = (5, 6)
@@ -142,11 +143,18 @@ def silicon_problem(name: str, family: Family, quartile: float, seed: int, withi
     return Problem(f"{name} {quartile:g}", space, question, measure, quality, np.log(speed))
 
 
-def search(problem: Problem, spread: float, nodes: int, seed: int) -> Searched:
+def search(
+    problem: Problem,
+    spread: float,
+    nodes: int,
+    seed: int,
+    proposer: type[Proposer] = BestSearch,
+    limit: int | None = None,
+) -> Searched:
     """Search a problem in simulated time on some nodes, whose launches differ by `spread`."""
     random, space = np.random.default_rng([seed, 2]), problem.space
     configurations = len(space.levels)
-    ask = BestSearch(space, problem.question, (LAUNCH, TRIAL), longest(configurations))
+    ask = proposer(space, problem.question, (LAUNCH, TRIAL), limit or longest(configurations))
     running: list[tuple[float, int, NextLaunch, list[Result]]] = []
     number, free, now, spent = 0, nodes, 0.0, 0.0
     while True:
@@ -169,10 +177,11 @@ def search(problem: Problem, spread: float, nodes: int, seed: int) -> Searched:
     seen = {result.point for result in ask.results}
     whole = configurations * LAUNCH + space.size * TRIAL
     quality = 0.0 if standing.leader is None else problem.quality(standing.leader)
-    sure = standing.probability >= ask.enough
-    cover = coverage(ask, problem, [point for point in range(space.size) if point not in seen])
+    unmeasured = [point for point in range(space.size) if point not in seen]
+    cover = coverage(ask, problem, unmeasured) if isinstance(ask, BestSearch) else 1.0
     shares = len(seen) / space.size, spent / whole
-    return Searched(problem.name, number, *shares, now, spent, quality, standing.probability, sure, cover)
+    probability = standing.probability or 0.0
+    return Searched(problem.name, number, *shares, now, spent, quality, probability, standing.sure, cover)
 
 
 def coverage(ask: BestSearch, problem: Problem, points: Sequence[int]) -> float:
@@ -207,35 +216,7 @@ def baseline(rule: str, launches: int, seed: int, spread: float) -> float:
         order = np.argsort(-(design @ np.linalg.solve(ridge, design[seen].T @ found)))
         more = order[~np.isin(order, points)][: launches - len(points)]
         return quality(np.append(points, more), np.append(values, measured(more)))
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=16, multivariate=True)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    places, values = np.zeros(launches, np.int64), np.full(launches, -np.inf)
-    for index in range(launches):
-        trial = study.ask()
-        chosen = [
-            trial.suggest_int(str(flag), 0, levels - 1)
-            if flag in ORDERED
-            else trial.suggest_categorical(str(flag), range(levels))
-            for flag, levels in enumerate(LEVELS)
-        ]
-        places[index] = np.flatnonzero((np.array(chosen) == FLAGS).all(1))[0]
-        values[index] = measured(places[index : index + 1])[0]
-        if np.isfinite(values[index]):
-            study.tell(trial, values[index])
-        else:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    return quality(places, values)
-
-
-def has_optuna() -> bool:
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return search(flag_problem(seed, 0.05), spread, 1, seed, TpeSearch, launches).quality
 
 
 class Kept:

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import random
+import sys
 
 import pytest
 
@@ -107,6 +108,33 @@ def test_a_throughput_counts_the_gpus_if_it_is_asked_per_gpu(tmp_path, capsys, q
     printed = " ".join(capsys.readouterr().out.split())
     assert f"8 users: {quantity} {value}" in printed
     assert f"gpus={gpus}" in printed[printed.index("best: ") :]
+
+
+@pytest.mark.slow
+def test_optuna_searches_in_place_of_the_model_and_states_no_certainty(tmp_path, capsys):
+    pytest.importorskip("optuna")
+    assert ask(tmp_path, "ask.search=optuna", nodes=2) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "ask: the best output_throughput within the SLO, by Optuna's TPE, which states no certainty" in printed
+    assert "12 launches, and those that repeat the leader; the grid has 12 launches" in printed
+    assert (
+        "how sure: unknown, since Optuna states no certainty (docs/ask.md); launches of a configuration diff" in printed
+    )
+    found = answer(tmp_path, capsys)
+    assert found["best"].endswith("mean=0.02 sigma=0.1 synthetic 8 users")
+    assert (found["sure"], found["probability"], found["open"]) == (None, None, None)
+    rows = measured(tmp_path)
+    assert len({row[:2] for row in rows}) == 12, "as many launches as configurations"
+    ask(tmp_path, "ask.search=optuna", nodes=2)
+    assert measured(tmp_path) == rows
+
+
+def test_optuna_is_refused_with_its_command_if_it_is_not_installed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert ask(tmp_path, "ask.search=optuna", "dry_run=true") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: ask.best=output_throughput: expected Optuna for ask.search=optuna; pip install optuna"
+    ]
 
 
 @pytest.mark.slow

@@ -21,14 +21,17 @@ from sweep.plan.estimate import Expected
 from sweep.plan.packing import Need
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
-from sweep.search.ask import BestQuestion, BestSearch, ObjectiveScale, Result, longest
+from sweep.search.ask import BestQuestion, BestSearch, ObjectiveScale, Proposer, Result, longest
 from sweep.search.model import Space
+from sweep.search.tpe import TpeSearch, has_optuna, usual_launches
 
 REPEATS = 8  # launches of one configuration, at most
 MOST_POINTS = 4000  # whose joint distribution the model draws from
 SHOWN_NOISE = 0.03  # between launches, up to which docs/measurements/ask.md shows how often the answer is right
 USUAL_LAUNCHES = (1.6, 2.6)  # launches / √configurations of the searches there, at a noise of 2 and 5%
 PER_GPU, THROUGHPUT = "output_throughput_per_gpu", "output_throughput"  # the first is no column
+NO_CERTAINTY = "unknown, since Optuna states no certainty (docs/ask.md)"
+UNCHOSEN = "not launched: Optuna did not choose it"
 NEEDS_SLO = {"goodput", "steady_goodput", "goodput_share"}
 
 
@@ -68,9 +71,9 @@ class PlannedAsk:
         launch = [seconds for seconds in known if seconds is not None]
         trial = list(needs.trials.values())
         seconds = (float(np.median(launch)) if launch else 60.0, float(np.median(trial)) if trial else 30.0)
-        self.search = BestSearch(
-            space_of(self.deployments, points), self.question, seconds, longest(len(self.deployments))
-        )
+        search = TpeSearch if full.settings.ask.search == "optuna" else BestSearch
+        space = space_of(self.deployments, points)
+        self.search: Proposer = search(space, self.question, seconds, longest(len(self.deployments)))
         self.awaited: dict[int, set[str]] = {}  # by point: trials of launches that have not ended
         self.used: set[tuple[int, int]] = set()  # (configuration, replicate) that were launched
         self.told: dict[str, str] = {}  # trial -> the outcome that the search knows
@@ -104,7 +107,9 @@ class PlannedAsk:
         standing = self.search.standing()
         if standing.leader is None:
             return None
-        sure = f"sure to {standing.probability:.0%}; {count(standing.open, 'point')} may be best"
+        sure = f"after {count(self.search.launches, 'launch')}"
+        if standing.probability is not None:
+            sure = f"sure to {standing.probability:.0%}; {count(standing.open or 0, 'point')} may be best"
         line = f"so far {self.name(standing.leader)}: {self._value(standing.leader)}, {sure}"
         before, self.last = self.last, line
         return line if line != before else None
@@ -205,7 +210,8 @@ class PlannedAsk:
         reasons = {self.name(point): f"failed: {self._reason(point)}" for point in sorted(failed)}
         left = [c for c in range(len(self.deployments)) if c not in tried]
         least = f"not launched: with a probability of less than {1 - question.sure:.0%} the best one is not the answer"
-        sure = standing.done and (standing.probability >= search.enough or standing.leader is None)
+        chosen = standing.probability is None  # by Optuna
+        sure = standing.done and standing.sure
         shown = noise is not None and noise <= SHOWN_NOISE
         best = None if standing.leader is None else self.name(standing.leader)
         lines = list(self._lines(best, sure, shown, noise))
@@ -219,11 +225,12 @@ class PlannedAsk:
             "value": None if best is None else self._value(standing.leader or 0),
             "within": question.within,
             "sure": question.sure if sure and shown else None,
-            "probability": round(standing.probability, 3),
+            "probability": None if standing.probability is None else round(standing.probability, 3),
             "open": standing.open,
             "launch_noise": None if noise is None else round(noise, 4),
             "measured": [self.name(point) for point in sorted(measured)],
-            "dropped": reasons | {self.deployments[c].describe(): least for c in left if sure},
+            "dropped": reasons
+            | {self.deployments[c].describe(): UNCHOSEN if chosen else least for c in left if sure or chosen},
             "launches": launches,
             "launches_of_grid": self.launches_of_grid,
             "lines": lines,
@@ -237,20 +244,24 @@ class PlannedAsk:
         standing, question = self.search.standing(), self.question
         spread = "launch noise unknown" if noise is None else f"launches of a configuration differ by {noise:.1%}"
         if best is None:
-            fits = "no point meets the bounds" if self.search.results and sure else "no point has a result yet"
-            yield f"best:     {fits}"
-            yield f"how sure: {standing.none_fits:.0%} by the model; {spread}"
+            measured = any(result.values for result in self.search.results)
+            yield f"best:     {'no point meets the bounds' if measured else 'no point has a result yet'}"
+            known = f"{standing.none_fits:.0%} by the model" if standing.none_fits is not None else NO_CERTAINTY
+            yield f"how sure: {known}; {spread}"
             return
         yield f"best:     {best}: {self._value(standing.leader or 0)}"
         within = f"within {question.within:.0%} of the best of {count(len(self.points), 'point')}"
-        if sure and shown:
+        if standing.probability is None:
+            ended = "" if standing.done else "the search ended early; "
+            yield f"how sure: {ended}{NO_CERTAINTY}; {spread}"
+        elif sure and shown:
             yield f"how sure: {within}, {question.sure:.0%} sure; {spread}"
         elif sure:
             doubt = f"shown for a launch noise up to {SHOWN_NOISE:.0%} only (docs/ask.md)"
             yield f"how sure: {within} by the model ({standing.probability:.0%}), {doubt}; {spread}"
         else:
             ended = "ended early" if not standing.done else "spent its launches"
-            others = f"{count(standing.open, 'point')} may be best"
+            others = f"{count(standing.open or 0, 'point')} may be best"
             unsure = f"not sure, the search {ended}: {within} with a probability of {standing.probability:.0%}"
             yield f"how sure: {unsure}; {others}; {spread}"
 
@@ -337,7 +348,10 @@ def check_ask(plan: Plan, relaunch: str) -> None:
         "expected an axis, e.g. backend.flags.max-num-seqs=64,128": len(points) < 2,
         "expected one workload; the best of one may not be the best of another": _kinds(points, "workload") > 1,
         "expected one kind of load; its size may be an axis": len({trial.load.name for trial in points}) > 1,
-        f"expected at most {MOST_POINTS:,} points; the grid has {len(points):,}": len(points) > MOST_POINTS,
+        f"expected at most {MOST_POINTS:,} points, or ask.search=optuna; the grid has {len(points):,}": (
+            asked.search == "model" and len(points) > MOST_POINTS
+        ),
+        "expected Optuna for ask.search=optuna; pip install optuna": asked.search == "optuna" and not has_optuna(),
         "expected relaunch=per_replicate, since a question needs repeated launches": relaunch == "once",
         f"slo: expected a percentile of {', '.join(f'p{each:g}' for each in settings.percentiles)}": any(
             percentile not in (None, *settings.percentiles) for percentile in percentiles
@@ -362,6 +376,8 @@ def ask_line(plan: Plan) -> str:
     asked = plan.settings.ask
     assert asked is not None
     bounds = " within the SLO" if plan.settings.slo else ""
+    if asked.search == "optuna":
+        return f"ask: the best {asked.best}{bounds}, by Optuna's TPE, which states no certainty"
     return f"ask: the best {asked.best}{bounds}, within {asked.within:.0%}, {asked.sure:.0%} sure"
 
 
@@ -369,9 +385,15 @@ def expected_launches(plan: Plan, replicates: int, pending: PendingWork) -> list
     """Return how many launches a question is expected to take, and how long, in two lines."""
     configurations = sum(not deployment.unavailable for deployment in plan.deployments)
     most = longest(configurations)
-    low, high = (min(most, max(3, round(usual * math.sqrt(configurations)))) for usual in USUAL_LAUNCHES)
     launches = configurations * replicates
     each = pending.estimate.seconds / len(pending.launches) if pending.estimate.seconds else None
+    if plan.settings.ask and plan.settings.ask.search == "optuna":
+        few = usual_launches(configurations)
+        time = f" ({duration_text(each * few)})" if each else ""
+        return [
+            f"{count(few, 'launch')}{time}, and those that repeat the leader; the grid has {count(launches, 'launch')}"
+        ]
+    low, high = (min(most, max(3, round(usual * math.sqrt(configurations)))) for usual in USUAL_LAUNCHES)
     share = [f" ({duration_text(each * number)})" if each else "" for number in (low, high, most)]
     usual = f"{low}{share[0]} to {high}{share[1]} launches, at most {most}{share[2]}"
     noise = "for launches that differ by 2 to 5%; at 10% it takes three times as many, and the answer is less sure"
