@@ -109,6 +109,13 @@ class Proposer(ABC):
         """Add results. A later success at a point replaces its failure."""
         self.results += results
 
+    def bands(self, most: int) -> list[tuple[int, Floats]]:
+        """Return the points predicted to be best, without those that fail or surely exceed a bound, best first.
+
+        Each has the 5%, 50% and 95% quantiles of the predicted quantity. A search without a model predicts nothing.
+        """
+        return []
+
     @property
     def launches(self) -> int:
         return len({result.launch for result in self.results})
@@ -219,6 +226,18 @@ class BestSearch(Proposer):
     def samples(self) -> list[Floats]:
         """Return joint samples of the objective's ln(seconds) at every point, then of each bounded latency's ln."""
         return self._draws(self._successes(), np.random.default_rng([self.question.seed, len(self.results)]))
+
+    def bands(self, most: int) -> list[tuple[int, Floats]]:
+        if not self._successes():
+            return []
+        objective, *latencies = self.samples()
+        target, fits = self.question.objective, np.ones_like(objective, bool)
+        for latency, bound in zip(latencies, self.question.bounds, strict=True):
+            fits &= latency <= math.log(bound * (1 + self.question.within))
+        ends = np.exp(target.sign * (np.quantile(objective, [0.05, 0.5, 0.95], axis=0) - target.offset)).T
+        eligible = np.flatnonzero((fits.mean(0) >= 1 - self.enough) & (self._failing() < 1))
+        ranked = eligible[np.argsort(target.sign * ends[eligible, 1], kind="stable")][:most]
+        return [(int(point), np.sort(ends[point])) for point in ranked]
 
     def _draws(self, successes: Sequence[Result], random: np.random.Generator) -> list[Floats]:
         for due in range(self.fitted + REFIT, len(successes) + 1, REFIT):  # one after another, as when they were new

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from analysis import open_results
+from analysis.report.notebook import opened_run
 from sweep.__main__ import main
 from sweep.disk.run_files import RunPaths, read_trials
 
@@ -108,6 +109,33 @@ def test_a_throughput_counts_the_gpus_if_it_is_asked_per_gpu(tmp_path, capsys, q
     printed = " ".join(capsys.readouterr().out.split())
     assert f"8 users: {quantity} {value}" in printed
     assert f"gpus={gpus}" in printed[printed.index("best: ") :]
+
+
+@pytest.mark.slow
+@pytest.mark.figures
+def test_the_report_and_python_show_what_was_measured_dropped_and_predicted(tmp_path, capsys):
+    assert ask(tmp_path, "report=true") == 1
+    assert "dropped: " in capsys.readouterr().out
+    found, out = answer(tmp_path, capsys), tmp_path / "out"
+    states = opened_run(out).question.set_index("point")
+    rows = measured(tmp_path)
+    assert set(states.index[states["state"] == "measured"]) == set(found["measured"])
+    assert len(found["measured"]) == len({row[:3] for row in rows if row[-1] == "ok"})
+    assert dict(states["state"])[next(iter(found["dropped"]))].startswith("failed: launch_failed")
+    assert any(state.startswith("not launched: with a probability") for state in found["dropped"].values())
+    unmeasured = states[states["state"] == "not measured"]
+    assert unmeasured["measured"].isna().all()
+    assert (unmeasured["predicted_low"] < unmeasured["predicted_high"]).all()
+    assert len(unmeasured) > 0
+    low, middle, high = found["predicted"][found["best"]]
+    assert low < middle < high
+    assert low < found["measured"][found["best"]] < high
+    page, chart = (out / "report.html").read_text(), (out / "figures" / "predicted.svg").read_text()
+    assert 'figure-predicted"' in page
+    assert "Points measured and dropped" in page
+    assert "launch_failed" in page
+    assert "predicted, 90% band" in chart
+    assert chart.count("sigma=") == len(found["predicted"])
 
 
 @pytest.mark.slow

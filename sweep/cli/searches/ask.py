@@ -31,7 +31,8 @@ SHOWN_NOISE = 0.03  # between launches, up to which docs/measurements/ask.md sho
 USUAL_LAUNCHES = (1.6, 2.6)  # launches / √configurations of the searches there, at a noise of 2 and 5%
 PER_GPU, THROUGHPUT = "output_throughput_per_gpu", "output_throughput"  # the first is no column
 NO_CERTAINTY = "unknown, since Optuna states no certainty (docs/ask.md)"
-UNCHOSEN = "not launched: Optuna did not choose it"
+UNCHOSEN = "Optuna did not choose them"
+CHARTED = 30  # points whose predicted bands are kept
 NEEDS_SLO = {"goodput", "steady_goodput", "goodput_share"}
 
 
@@ -66,6 +67,7 @@ class PlannedAsk:
         assert full.settings.ask is not None
         self.best = full.settings.ask.best
         self.question, self.names = question_of(full, self.deployments, points)
+        self.unit = columns(full.settings.percentiles)[self.names[0]].quantity.unit
         needs = self.expect(grid.launches)
         known = [needs.launches.get(each.launch_key) for each in grid.launches]
         launch = [seconds for seconds in known if seconds is not None]
@@ -110,7 +112,7 @@ class PlannedAsk:
         sure = f"after {count(self.search.launches, 'launch')}"
         if standing.probability is not None:
             sure = f"sure to {standing.probability:.0%}; {count(standing.open or 0, 'point')} may be best"
-        line = f"so far {self.name(standing.leader)}: {self._value(standing.leader)}, {sure}"
+        line = f"so far {self.name(standing.leader)}: {self._figure_text(standing.leader)}, {sure}"
         before, self.last = self.last, line
         return line if line != before else None
 
@@ -193,45 +195,52 @@ class PlannedAsk:
         trial = next(iter(self.points[point].values()))
         return f"{self.deployments[self.configuration[point]].describe()} {trial.describe_point()}"
 
-    def _value(self, point: int) -> str:
+    def _mean(self, point: int) -> float:
         """Return the mean of what was measured at a point."""
-        values = [each.values[0] for each in self.search.results if each.point == point and each.values]
-        unit = columns(self.plan.settings.percentiles)[self.names[0]].quantity.unit
-        return f"{self.best} {number(float(np.mean(values)))} {unit}".strip()
+        return float(np.mean([told.values[0] for told in self.search.results if told.point == point and told.values]))
+
+    def _figure_text(self, point: int) -> str:
+        return f"{self.best} {number(self._mean(point))} {self.unit}".strip()
 
     def answer(self) -> dict[str, Any]:
         """Return what is known, with `lines` that say it."""
         search, question = self.search, self.question
         standing, noise = search.standing(), search.launch_noise
-        launches = search.launches
         measured = {result.point for result in search.results if result.values}
         failed = {result.point for result in search.results} - measured
-        tried = {int(self.configuration[point]) for point in measured | failed}
-        reasons = {self.name(point): f"failed: {self._reason(point)}" for point in sorted(failed)}
-        left = [c for c in range(len(self.deployments)) if c not in tried]
-        least = f"not launched: with a probability of less than {1 - question.sure:.0%} the best one is not the answer"
-        chosen = standing.probability is None  # by Optuna
+        dropped = {self.name(point): f"failed: {self._reason(point)}" for point in sorted(failed)}
         sure = standing.done and standing.sure
-        shown = noise is not None and noise <= SHOWN_NOISE
-        best = None if standing.leader is None else self.name(standing.leader)
-        lines = list(self._lines(best, sure, shown, noise))
-        whole = f"the grid has {count(len(self.points), 'point')} in {count(self.launches_of_grid, 'launch')}"
-        what = f"measured: {count(len(measured), 'point')} in {count(launches, 'launch')}; {whole}"
-        what += f"; {count(len(failed), 'point')} failed" if failed else ""
-        lines += [what]
+        stated = sure and noise is not None and noise <= SHOWN_NOISE
+        leader = None if standing.leader is None else self.name(standing.leader)
+        lines = list(self._lines(leader, sure, stated, noise))
+        in_grid = f"the grid has {count(len(self.points), 'point')} in {count(self.launches_of_grid, 'launch')}"
+        failures = f"; {count(len(failed), 'point')} failed" if failed else ""
+        lines += [
+            f"measured: {count(len(measured), 'point')} in {count(search.launches, 'launch')}; {in_grid}{failures}"
+        ]
+        launched = {int(self.configuration[point]) for point in measured | failed}
+        others = [each.describe() for place, each in enumerate(self.deployments) if place not in launched]
+        if others and (sure or standing.probability is None):
+            unlikely = f"with a probability of less than {1 - question.sure:.0%} the best one is not the answer"
+            reason = f"not launched: {UNCHOSEN if standing.probability is None else unlikely}"
+            dropped |= dict.fromkeys(others, reason)
+            lines += [f"dropped:  {count(len(others), 'configuration')} {reason}"]
         return {
-            "best": best,
+            "best": leader,
             "quantity": self.best,
-            "value": None if best is None else self._value(standing.leader or 0),
+            "unit": self.unit,
+            "value": None if standing.leader is None else self._figure_text(standing.leader),
             "within": question.within,
-            "sure": question.sure if sure and shown else None,
+            "sure": question.sure if stated else None,
             "probability": None if standing.probability is None else round(standing.probability, 3),
             "open": standing.open,
             "launch_noise": None if noise is None else round(noise, 4),
-            "measured": [self.name(point) for point in sorted(measured)],
-            "dropped": reasons
-            | {self.deployments[c].describe(): UNCHOSEN if chosen else least for c in left if sure or chosen},
-            "launches": launches,
+            "measured": {self.name(point): self._mean(point) for point in sorted(measured)},
+            "dropped": dropped,
+            "predicted": {
+                self.name(point): [float(f"{end:.4g}") for end in ends] for point, ends in search.bands(CHARTED)
+            },
+            "launches": search.launches,
             "launches_of_grid": self.launches_of_grid,
             "lines": lines,
         }
@@ -240,21 +249,21 @@ class PlannedAsk:
         rows = [self.ledger.rows.get(trial.trial_id) for trial in self.points[point].values()]
         return next((f"{row['outcome']}: {row.get('reason')}" for row in rows if row), "no row")
 
-    def _lines(self, best: str | None, sure: bool, shown: bool, noise: float | None) -> Iterable[str]:
+    def _lines(self, leader: str | None, sure: bool, stated: bool, noise: float | None) -> Iterable[str]:
         standing, question = self.search.standing(), self.question
         spread = "launch noise unknown" if noise is None else f"launches of a configuration differ by {noise:.1%}"
-        if best is None:
+        if leader is None:
             measured = any(result.values for result in self.search.results)
             yield f"best:     {'no point meets the bounds' if measured else 'no point has a result yet'}"
             known = f"{standing.none_fits:.0%} by the model" if standing.none_fits is not None else NO_CERTAINTY
             yield f"how sure: {known}; {spread}"
             return
-        yield f"best:     {best}: {self._value(standing.leader or 0)}"
+        yield f"best:     {leader}: {self._figure_text(standing.leader or 0)}"
         within = f"within {question.within:.0%} of the best of {count(len(self.points), 'point')}"
         if standing.probability is None:
             ended = "" if standing.done else "the search ended early; "
             yield f"how sure: {ended}{NO_CERTAINTY}; {spread}"
-        elif sure and shown:
+        elif stated:
             yield f"how sure: {within}, {question.sure:.0%} sure; {spread}"
         elif sure:
             doubt = f"shown for a launch noise up to {SHOWN_NOISE:.0%} only (docs/ask.md)"
