@@ -15,6 +15,7 @@ result is appended, and the next command continues there. The last line of the o
 """
 
 import argparse
+import functools
 import heapq
 import itertools
 import json
@@ -40,6 +41,13 @@ CRASHES = 0.02  # share of launches
 TRIAL_NOISE = 0.01  # between trials of one launch
 SIZES = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")  # ordered settings of the measured rows
 QUARTILES = (0.25, 0.5, 0.75)
+
+
+BASELINE_HEADINGS = "noise | rule | launches | problems | within 5% | within 10% | worst"
+SEARCHED_HEADINGS = (
+    "noise, nodes | problems | launches | points | node time | within 5% | within 10% | below 0.85 | worst"
+    " | sure, of these right | bands | node s, wall s"
+)
 
 
 class Problem(NamedTuple):
@@ -236,14 +244,14 @@ class Kept:
         return self.known[key]
 
 
-def row(label: str, found: Sequence[Searched]) -> list[str]:
+def row(label: str, ends: Sequence[Searched]) -> list[str]:
     """Return the line of a table about these searches."""
-    columns = {name: np.array([getattr(each, name) for each in found]) for name in Searched._fields[1:]}
+    columns = {name: np.array([getattr(end, name) for end in ends]) for name in Searched._fields[1:]}
     quality, seconds, points = (columns[name] for name in ("quality", "seconds", "points"))
     sure, right = columns["sure"].astype(bool), quality >= 0.95
     of_sure = f"{sure.mean():.0%}, {right[sure].mean():.1%}" if sure.any() else "0%, –"
     return [
-        *(label, str(len(found)), f"{columns['launches'].mean():.0f} (median {np.median(columns['launches']):.0f})"),
+        *(label, str(len(ends)), f"{columns['launches'].mean():.0f} (median {np.median(columns['launches']):.0f})"),
         *(f"{np.median(points):.2f}", f"{np.median(seconds):.2f} ({seconds.mean():.2f})", f"{right.mean():.1%}"),
         *(f"{np.mean(quality >= 0.9):.1%}", f"{np.mean(quality < 0.85):.1%}", f"{quality.min():.2f}", of_sure),
         f"{np.mean(columns['cover']):.0%}",
@@ -263,43 +271,55 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--launches", type=int, nargs="+", default=[60, 120], help="of the baselines")
     parser.add_argument("--state", type=Path)
     chosen = parser.parse_args(arguments)
-    kept, rows, data, began = Kept(chosen.state), list[list[str]](), list[Any](), time.process_time()
-    seeds = range(chosen.first, chosen.first + chosen.problems)
-    for spread, nodes in itertools.product(chosen.noise, chosen.nodes if chosen.study != "baselines" else [1]):
-        if chosen.study == "baselines":
-            rules = [("grid", len(FLAGS))] + [(rule, n) for n in chosen.launches for rule in ("screening", "random")]
-            rules += [("TPE", n) for n in chosen.launches] if has_optuna() else []
-            for rule, n in rules:
-                key = f"{rule} {n} {spread}"
-                found = [kept.get(f"{key} {seed}", lambda: baseline(rule, n, seed, spread)) for seed in seeds]  # noqa: B023
-                shares = [float(np.mean(np.array(found) >= least)) for least in (0.95, 0.9)]
-                data.append([rule, n, spread, len(found), *shares, min(found)])
-                cells = [*(f"{share:.1%}" for share in shares), f"{min(found):.2f}"]
-                rows.append([f"{spread:.0%}", rule, str(n), str(len(found)), *cells])
-            continue
-        if chosen.study == "flags":
-            problems: Iterable[Problem] = (flag_problem(seed, chosen.within) for seed in seeds)
-        else:
-            asked = itertools.product(read_families(chosen.table).items(), chosen.quartiles)
-            of_families = (silicon_problem(*each, quartile, chosen.first, chosen.within) for each, quartile in asked)
-            problems = itertools.islice(of_families, chosen.problems)
-        searched = []
-        for problem in problems:
-            key = f"{chosen.study} {spread} {nodes} {chosen.within} {chosen.first} {problem.name}"
-            found = kept.get(key, lambda: list(search(problem, spread, nodes, chosen.first)))  # noqa: B023
-            searched.append(Searched(*found))
-            print(key, searched[-1], file=sys.stderr, flush=True)
-        rows.append(row(f"{spread:.0%}, {nodes}", searched))
-        means = [np.mean([each[index] for each in searched]) for index in (5, 4)]
-        rows[-1].append(", ".join(f"{seconds:.0f}" for seconds in means))
-        data.append([spread, nodes, *(float(np.mean([each[i] for each in searched])) for i in range(1, 10))])
-    if chosen.study == "baselines":
-        headings = "noise | rule | launches | problems | within 5% | within 10% | worst"
-    else:
-        headings = "noise, nodes | problems | launches | points | node time | within 5% | within 10% | below 0.85"
-        headings += " | worst | sure, of these right | bands | node s, wall s"
+    kept, began = Kept(chosen.state), time.process_time()
+    rows, figures = (baseline_rows if chosen.study == "baselines" else searched_rows)(chosen, kept)
+    headings = BASELINE_HEADINGS if chosen.study == "baselines" else SEARCHED_HEADINGS
     publish(markdown_table(headings, rows))
-    print(json.dumps([chosen.study, data, {"cpu_seconds": time.process_time() - began}]))
+    print(json.dumps([chosen.study, figures, {"cpu_seconds": time.process_time() - began}]))
+
+
+def baseline_rows(chosen: argparse.Namespace, kept: "Kept") -> tuple[list[list[str]], list[Any]]:
+    """Return the lines of the table about the rules without a model, and their figures."""
+    rows, figures = [], []
+    rules = [("grid", len(FLAGS))] + [(rule, most) for most in chosen.launches for rule in ("screening", "random")]
+    rules += [("TPE", most) for most in chosen.launches] if has_optuna() else []
+    for spread, (rule, launches) in itertools.product(chosen.noise, rules):
+        qualities = [
+            kept.get(f"{rule} {launches} {spread} {seed}", functools.partial(baseline, rule, launches, seed, spread))
+            for seed in range(chosen.first, chosen.first + chosen.problems)
+        ]
+        shares = [float(np.mean(np.array(qualities) >= least)) for least in (0.95, 0.9)]
+        figures.append([rule, launches, spread, len(qualities), *shares, min(qualities)])
+        cells = [*(f"{share:.1%}" for share in shares), f"{min(qualities):.2f}"]
+        rows.append([f"{spread:.0%}", rule, str(launches), str(len(qualities)), *cells])
+    return rows, figures
+
+
+def searched_rows(chosen: argparse.Namespace, kept: "Kept") -> tuple[list[list[str]], list[Any]]:
+    """Return the lines of the table about the searches of a study, and their means."""
+    rows, figures = [], []
+    for spread, nodes in itertools.product(chosen.noise, chosen.nodes):
+        ends = []
+        for problem in problems_of(chosen):
+            key = f"{chosen.study} {spread} {nodes} {chosen.within} {chosen.first} {problem.name}"
+            ends.append(Searched(*kept.get(key, functools.partial(search, problem, spread, nodes, chosen.first))))
+            print(key, ends[-1], file=sys.stderr, flush=True)
+        rows.append(row(f"{spread:.0%}, {nodes}", ends))
+        rows[-1].append(
+            ", ".join(
+                f"{np.mean(seconds):.0f}" for seconds in ([end.spent for end in ends], [end.wall for end in ends])
+            )
+        )
+        figures.append([spread, nodes, *(float(np.mean(column)) for column in list(zip(*ends, strict=True))[1:10])])
+    return rows, figures
+
+
+def problems_of(chosen: argparse.Namespace) -> Iterable[Problem]:
+    if chosen.study == "flags":
+        return (flag_problem(seed, chosen.within) for seed in range(chosen.first, chosen.first + chosen.problems))
+    asked = itertools.product(read_families(chosen.table).items(), chosen.quartiles)
+    of_families = (silicon_problem(*family, quartile, chosen.first, chosen.within) for family, quartile in asked)
+    return itertools.islice(of_families, chosen.problems)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from sweep.base.config import PERCENTILES, ConfigError, did_you_mean, split_bound
+from sweep.base.config import split_bound
 from sweep.base.records import UNMEASURED, Outcome
 from sweep.base.wording import count, duration_text, number
-from sweep.cli.searches.race import PRICED
+from sweep.cli.searches.race import check_objective, rankable
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan, write_whole
-from sweep.numbers.quantity import PERFORMANCE, Statistic, columns, percentile_name
-from sweep.plan.axes import LADDER_AXES
+from sweep.numbers.quantity import PERFORMANCE, columns, percentile_name
 from sweep.plan.compose import Composition
 from sweep.plan.estimate import Expected
 from sweep.plan.packing import Need
 from sweep.plan.pending import PendingWork
-from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
+from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.search.ask import BestQuestion, BestSearch, ObjectiveScale, Proposer, Result, longest
 from sweep.search.model import Space
 from sweep.search.tpe import TpeSearch, has_optuna, usual_launches
 
+USUAL_START, USUAL_TRIAL = 60.0, 30.0  # s; until durations are known
 REPEATS = 8  # launches of one configuration, at most
 MOST_POINTS = 4000  # whose joint distribution the model draws from
 SHOWN_NOISE = 0.03  # between launches, up to which docs/measurements/ask.md shows how often the answer is right
@@ -33,7 +33,6 @@ PER_GPU, THROUGHPUT = "output_throughput_per_gpu", "output_throughput"  # the fi
 NO_CERTAINTY = "unknown, since Optuna states no certainty (docs/ask.md)"
 UNCHOSEN = "Optuna did not choose them"
 CHARTED = 30  # points whose predicted bands are kept
-NEEDS_SLO = {"goodput", "steady_goodput", "goodput_share"}
 
 
 def grid_of(composition: Composition, replicates: int = 1) -> Composition:
@@ -59,20 +58,27 @@ class PlannedAsk:
         self.ledger, self.paths, self.command, self.expect = ledger, paths, command, expect
         self.launches_of_grid = launches_of_grid
         self.deployments = [deployment for deployment in full.deployments if not deployment.unavailable]
-        points = [(c, trials) for c, deployment in enumerate(self.deployments) for trials in deployment.points()]
+        points = [(place, trials) for place, each in enumerate(self.deployments) for trials in each.points()]
         self.points = [{trial.replicate: trial for trial in trials} for _, trials in points]
-        self.configuration = np.array([c for c, _ in points], np.int64)
-        self.places = {t.trial_id: (point, t.replicate) for point, of in enumerate(self.points) for t in of.values()}
+        self.configuration = np.array([configuration for configuration, _ in points], np.int64)
+        self.places = {
+            trial.trial_id: (point, replicate)
+            for point, trials in enumerate(self.points)
+            for replicate, trial in trials.items()
+        }
         self.plan = replace(grid, deployments=[])
         assert full.settings.ask is not None
         self.best = full.settings.ask.best
         self.question, self.names = question_of(full, self.deployments, points)
         self.unit = columns(full.settings.percentiles)[self.names[0]].quantity.unit
         needs = self.expect(grid.launches)
-        known = [needs.launches.get(each.launch_key) for each in grid.launches]
-        launch = [seconds for seconds in known if seconds is not None]
-        trial = list(needs.trials.values())
-        seconds = (float(np.median(launch)) if launch else 60.0, float(np.median(trial)) if trial else 30.0)
+        starts = [needs.launches.get(launch.launch_key) for launch in grid.launches]
+        start_seconds = [seconds for seconds in starts if seconds is not None]
+        trial_seconds = list(needs.trials.values())
+        seconds = (
+            float(np.median(start_seconds)) if start_seconds else USUAL_START,
+            float(np.median(trial_seconds)) if trial_seconds else USUAL_TRIAL,
+        )
         search = TpeSearch if full.settings.ask.search == "optuna" else BestSearch
         space = space_of(self.deployments, points)
         self.search: Proposer = search(space, self.question, seconds, longest(len(self.deployments)))
@@ -119,8 +125,8 @@ class PlannedAsk:
     def _next(
         self, pending: list[int], has_room: Callable[[Need], bool], begin: bool = False
     ) -> tuple[Deployment, Expected] | None:
-        full = [c for c in range(len(self.deployments)) if self._replicate(c) is None]
-        self.search.excluded = {int(p) for c in full for p in np.flatnonzero(self.configuration == c)}
+        used_up = [number for number in range(len(self.deployments)) if self._replicate(number) is None]
+        self.search.excluded = set(map(int, np.flatnonzero(np.isin(self.configuration, used_up))))
         rooms: dict[tuple[Any, ...], bool] = {}
 
         def fits(configuration: int) -> bool:
@@ -156,18 +162,19 @@ class PlannedAsk:
     def _replicate(self, configuration: int) -> int | None:
         """Return the next replicate of a configuration; None if it was launched as often as it may be."""
         replicates = sorted({trial.replicate for trial in self.deployments[configuration].trials})
-        return next((each for each in replicates if (configuration, each) not in self.used), None)
+        return next((replicate for replicate in replicates if (configuration, replicate) not in self.used), None)
 
     def _add_to_plan(self, trial_id: str) -> None:
         """Add a trial to what was asked, which is the plan of the run's files."""
         point, replicate = self.places[trial_id]
         source = self.deployments[self.configuration[point]]
-        held = [each for each in self.plan.deployments if each.deployment_id == source.deployment_id]
-        if not held:
-            held = [replace(source, trials=[])]
-            self.plan.deployments.append(held[0])
-        if all(trial.trial_id != trial_id for trial in held[0].trials):
-            held[0].trials.append(self.points[point][replicate])
+        planned = {deployment.deployment_id: deployment for deployment in self.plan.deployments}
+        held = planned.get(source.deployment_id)
+        if held is None:
+            held = replace(source, trials=[])
+            self.plan.deployments.append(held)
+        if all(trial.trial_id != trial_id for trial in held.trials):
+            held.trials.append(self.points[point][replicate])
 
     def _tell(self, trial_id: str) -> None:
         row, (point, replicate) = self.ledger.rows[trial_id], self.places[trial_id]
@@ -177,17 +184,17 @@ class PlannedAsk:
         if self.told.get(trial_id) == outcome or outcome in (*UNMEASURED, Outcome.DISTURBED):
             return
         self.told[trial_id] = outcome
-        values = tuple(self._figure(row, name) for name in self.names) if outcome == Outcome.OK else (None,)
-        if self.best == PER_GPU and values[0] is not None:
-            values = (values[0] / self.search.space.gpus[configuration], *values[1:])
-        whole = tuple(value for value in values if value is not None and value > 0)
+        figures = tuple(self._figure(row, name) for name in self.names) if outcome == Outcome.OK else (None,)
+        if self.best == PER_GPU and figures[0] is not None:
+            figures = (figures[0] / self.search.space.gpus[configuration], *figures[1:])
+        positive = tuple(figure for figure in figures if figure is not None and figure > 0)
         launch = configuration * REPEATS + replicate
-        self.search.tell([Result(point, launch, whole if len(whole) == len(self.names) else None)])
+        self.search.tell([Result(point, launch, positive if len(positive) == len(self.names) else None)])
 
     @staticmethod
     def _figure(row: Mapping[str, Any], name: str) -> float | None:
-        value = row.get(name)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        figure = row.get(name)
+        return float(figure) if isinstance(figure, int | float) and math.isfinite(figure) else None
 
     # The answer ------------------------------------------------------------------------------------------------------
 
@@ -285,18 +292,19 @@ def space_of(deployments: list[Deployment], points: list[tuple[int, list[Trial]]
     """Return the points of a plan with the levels of the settings that vary between its deployments."""
     loads = [_load(trials[0]) for _, trials in points]
     keys = sorted({key for _, trials in points for key in trials[0].coordinates if not key.startswith("load")})
-    first = {c: trials[0] for c, trials in reversed(points)}
-    columns_, ordered = [], []
+    first = {configuration: trials[0] for configuration, trials in reversed(points)}
+    levels, ordered = [], []
     for key in keys:
-        values = [first[c].coordinates.get(key) for c in range(len(deployments))]
-        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        names: list[Any] = values if numeric else [repr(value) for value in values]
-        levels = sorted(set(names))
-        columns_.append([levels.index(name) for name in names])
-        ordered.append(numeric and len(levels) > 2)
-    levels_of = np.array(columns_, np.int64).T.reshape(len(deployments), len(keys))
+        chosen = [first[configuration].coordinates.get(key) for configuration in range(len(deployments))]
+        numeric = all(isinstance(setting, int | float) and not isinstance(setting, bool) for setting in chosen)
+        names: list[Any] = chosen if numeric else [repr(setting) for setting in chosen]
+        different = sorted(set(names))
+        levels.append([different.index(name) for name in names])
+        ordered.append(numeric and len(different) > 2)
+    by_configuration = np.array(levels, np.int64).T.reshape(len(deployments), len(keys))
     gpus = np.array([max(1, deployment.gpu_count) for deployment in deployments], float)
-    return Space(levels_of, tuple(ordered), np.array([c for c, _ in points]), np.array(loads), gpus)
+    places = np.array([configuration for configuration, _ in points])
+    return Space(by_configuration, tuple(ordered), places, np.array(loads), gpus)
 
 
 def _load(trial: Trial) -> float:
@@ -315,7 +323,7 @@ def question_of(
     column = THROUGHPUT if asked.best == PER_GPU else asked.best
     statistic = columns(settings.percentiles)[column]
     load = np.log([_load(trials[0]) for _, trials in points])
-    gpus = np.log([max(1, deployments[c].gpu_count) for c, _ in points])
+    gpus = np.log([max(1, deployments[configuration].gpu_count) for configuration, _ in points])
     sign = -1 if statistic.quantity.better == "higher" else 1
     offset = np.zeros(len(points))
     if statistic.quantity.kind == "cost":
@@ -342,18 +350,13 @@ def check_ask(plan: Plan, relaunch: str) -> None:
     settings = plan.settings
     asked = settings.ask
     assert asked is not None
-    declared = {name for name, each in columns(settings.percentiles).items() if _can_be_asked(each)} | {PER_GPU}
-    usual = {name for name, each in columns(PERCENTILES).items() if each.quantity.headline} & declared
-    backends = [deployment.backend for deployment in plan.deployments]
-    prices = [hourly_price(backend, settings.hardware) or backend.price_per_million_tokens for backend in backends]
+    declared = {
+        name for name, statistic in rankable(settings.percentiles).items() if statistic.quantity.kind in PERFORMANCE
+    } | {PER_GPU}
     points = [trials[0] for deployment in plan.deployments for trials in deployment.points()]
     percentiles = [split_bound(name)[1] for name in settings.slo or {}]
     problems = {
-        f"expected a quantity with a better direction; {did_you_mean(asked.best, usual)}": asked.best not in declared,
-        "expected a price, e.g. hardware.price_per_hour=4": asked.best == PRICED and None in prices,
         "expected no race, which measures a grid": settings.race is not None,
-        "expected no capacity, which is a search of its own": settings.capacity is not None,
-        "expected no ladder; the shares of its steps need all of them": LADDER_AXES[0] in plan.axes,
         "expected an axis, e.g. backend.flags.max-num-seqs=64,128": len(points) < 2,
         "expected one workload; the best of one may not be the best of another": _kinds(points, "workload") > 1,
         "expected one kind of load; its size may be an axis": len({trial.load.name for trial in points}) > 1,
@@ -366,18 +369,12 @@ def check_ask(plan: Plan, relaunch: str) -> None:
             percentile not in (None, *settings.percentiles) for percentile in percentiles
         ),
     }
-    for problem, applies in problems.items():
-        if applies:
-            raise ConfigError(f"ask.best={asked.best}: {problem}")
+    expected = "expected a quantity with a better direction"
+    check_objective(plan, ("ask.best", asked.best), expected, declared, problems)
 
 
 def _kinds(points: list[Trial], part: str) -> int:
     return len({json.dumps(trial.config[part], sort_keys=True, default=str) for trial in points})
-
-
-def _can_be_asked(statistic: Statistic) -> bool:
-    quantity = statistic.quantity
-    return quantity.better is not None and quantity.kind in PERFORMANCE and quantity.name not in NEEDS_SLO
 
 
 def ask_line(plan: Plan) -> str:
