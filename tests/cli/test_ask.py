@@ -11,6 +11,7 @@ import pytest
 from analysis import open_results
 from analysis.report.notebook import opened_run
 from sweep.__main__ import main
+from sweep.cluster.replay_executor import ReplayExecutor
 from sweep.disk.run_files import RunPaths, read_trials
 
 ENGINE = ["backend=simulated", "model=tiny-llama", "tracking=none", "report=false", "hardware=cpu"]
@@ -172,6 +173,20 @@ def test_free_nodes_are_used_at_once(tmp_path, capsys):
     begun = [row["started_at"] for row in read_trials(RunPaths(tmp_path / "four").trials)]
     assert len(begun) - len(set(begun)) >= 3, "four launches begin together"
     assert answer(tmp_path, capsys, "four")["best"] == answer(tmp_path, capsys, "one")["best"]
+
+
+@pytest.mark.slow
+def test_an_autoscaler_adds_nodes_for_the_next_launches(tmp_path, capsys, monkeypatch):
+    def add_node(executor, needs):
+        nodes = executor.schedulable_nodes
+        if needs and len(nodes) < 3:
+            nodes.append(nodes[0]._replace(node_id=f"added-{len(nodes)}"))
+
+    monkeypatch.setattr(ReplayExecutor, "request_capacity", add_node)
+    ask(tmp_path)
+    begun = [row["started_at"] for row in read_trials(RunPaths(tmp_path / "out").trials)]
+    assert len(begun) - len(set(begun)) >= 2, "launches begin together on the nodes that were added"
+    assert answer(tmp_path, capsys)["best"].endswith("mean=0.02 sigma=0.1 synthetic 8 users")
 
 
 @pytest.mark.slow

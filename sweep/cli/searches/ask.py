@@ -85,6 +85,7 @@ class PlannedAsk:
         self.awaited: dict[int, set[str]] = {}  # by point: trials of launches that have not ended
         self.used: set[tuple[int, int]] = set()  # (configuration, replicate) that were launched
         self.told: dict[str, str] = {}  # trial -> the outcome that the search knows
+        self.planned: tuple[Any, list[Need]] = None, []  # the needs of the next launches, and what they depend on
         self.last = ""
         for trial_id in [trial_id for trial_id in ledger.rows if trial_id in self.places]:
             if ledger.valid_row(trial_id) is not None:
@@ -105,6 +106,18 @@ class PlannedAsk:
     def ask(self, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None:
         """Return the next launch that there is room for, with its expected durations; None if none is wanted now."""
         return self._next([point for point, trials in self.awaited.items() if trials], has_room, begin=True)
+
+    def wanted(self, most: int) -> list[Need]:
+        """Return what the next launches need, at most so many: an autoscaler adds nodes for them."""
+        pending = [point for point, trials in self.awaited.items() if trials]
+        state = len(self.search.results), tuple(pending)
+        if self.planned[0] != state:
+            needs: list[Need] = []
+            while len(needs) < most and (launch := self.search.ask(pending)):
+                needs.append(self._need(launch.configuration))
+                pending += launch.points
+            self.planned = state, needs
+        return self.planned[1]
 
     def settle(self, trial_ids: Iterable[str]) -> str | None:
         """Use the rows of trials that ended; return a line about the leader if it is new."""
