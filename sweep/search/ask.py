@@ -18,7 +18,7 @@ from sweep.search.model import Floats, Observations, Space, Surface
 
 DRAWS = 300
 FIRST_FEWEST, FIRST_MOST = 3, 16  # launches before the model chooses
-REFIT = 8  # results between two fits of the model
+REFIT, MANY, REFIT_MANY = 8, 16, 2  # results between two fits of the model; from so many results, between two fits
 LEAST_WEIGHT = 0.01  # of a launch that others may make unnecessary
 FAR = 1.2  # a failure's weight falls by e for each 1/FAR settings that differ
 FAILURES_BEFORE, WEIGHT_BEFORE = 0.15, 0.1  # share of failures expected before any result, and its weight in results
@@ -240,7 +240,7 @@ class BestSearch(Proposer):
         return [(int(point), np.sort(ends[point])) for point in ranked]
 
     def _draws(self, successes: Sequence[Result], random: np.random.Generator) -> list[Floats]:
-        for due in range(self.fitted + REFIT, len(successes) + 1, REFIT):  # one after another, as when they were new
+        while (due := self.fitted + (REFIT if self.fitted < MANY else REFIT_MANY)) <= len(successes):  # as if new
             for surface, part in zip(self.surfaces, self._parts(successes[:due])[0], strict=True):
                 surface.fit(part)
             self.fitted = due
