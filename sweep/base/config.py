@@ -243,6 +243,7 @@ class Asked(Strict):
     best: str = Field(min_length=1)
     within: float = Field(default=0.05, ge=0.01, le=0.5)  # typed as a share, or as 5%
     sure: float = Field(default=0.95, ge=0.5, le=0.99)
+    search: Literal["model", "optuna"] = "model"
     slo: Any = None  # as `slo`, which it sets
 
     @field_validator("within", "sure", mode="before")

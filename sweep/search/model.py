@@ -1,6 +1,6 @@
 """A Gaussian process over the points of a grid: configurations by their settings, each with a curve over the load.
 
-Everything is in logarithms. NextLaunch noise is shared by all trials of a launch.
+Everything is in logarithms. The noise of a launch is shared by all trials of a launch.
 """
 
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
-from scipy.optimize import minimize, nnls
+from scipy.optimize import Bounds, minimize, nnls
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,6 +21,7 @@ HALF_INTERACTING = 0.05  # a setting with this effect takes part in half of an i
 TRIAL_NOISE = 0.012  # between trials of one launch
 EFFECT, INTERACTION, OWN, LAUNCH_NOISE = 0.08, 0.015, 0.02, 0.04  # the usual size of what is fitted
 SPREAD_OF_PRIOR = (1.0, 0.7, 0.7, 0.7)  # of their logarithms
+MOST_SPREADS = 4  # above the usual size, at most
 FIT_STEPS = 12
 
 
@@ -116,7 +117,9 @@ class Surface:
             white = solve_triangular(lower, residual, lower=True)
             return float(white @ white) / 2 + float(np.log(np.diag(lower)).sum()) + prior
 
-        self.parameters = minimize(loss, self.parameters, method="L-BFGS-B", options={"maxiter": FIT_STEPS}).x
+        below = Bounds(-np.inf, self.usual + MOST_SPREADS * self.spread)
+        fitted = minimize(loss, self.parameters, method="L-BFGS-B", bounds=below, options={"maxiter": FIT_STEPS})
+        self.parameters = fitted.x
 
     def mean(self, measured: Observations) -> Floats:
         """Return the expected value at every point: (a + b·√load + c·load) / √GPUs, with a, b, c of 0 or more."""
