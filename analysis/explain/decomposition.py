@@ -115,8 +115,9 @@ class _Launches:
         """Return the least-squares fit of one quantity's logarithm; None if a point has no value."""
         if quantity.column not in self.contests.figures:
             return None
-        values = self.summary.get(quantity.column, pd.Series(np.nan, self.summary.index)).to_numpy(np.float64)
-        model = _Model(*self.contests.shared(quantity, self.points), values[self.points])
+        summarised = self.summary.get(quantity.column, pd.Series(np.nan, self.summary.index))
+        values = np.asarray(summarised, np.float64)[self.points]
+        model = _Model(*self.contests.shared(quantity, self.points), values)
         return model if np.isfinite(model.effects).all() else None
 
 

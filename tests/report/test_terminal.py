@@ -13,7 +13,7 @@ from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead
 from analysis.load import Run, open_run
 from analysis.report.page_data import page_data
-from analysis.report.terminal import Summary, doubts
+from analysis.report.terminal import Summary
 from analysis.results import RunResults
 from analysis.summary import summarise
 from sweep.__main__ import main
@@ -170,7 +170,7 @@ def test_a_failure_leaves_room_for_its_log_and_counts_its_kind(tmp_path: Path) -
         for batch in range(1, times + 1)
     ]
     results = RunResults(run_of(tmp_path, [trial("a", 1, 0, 10.0), *rows]))
-    first, *_ = map(str, doubts(results, 80))
+    first, *_ = map(str, Summary(results).screen.doubtful(80))
     assert "5 trials without a result: w: oom_load (4 of them): no memory left" in first
 
 
