@@ -159,7 +159,7 @@ def kept_screen(folder: Path) -> Screen | None:
 
 
 def _state_of(folder: Path) -> str:
-    """Return a digest of all names, inodes, sizes and times of change in a run and this code; empty if not all known."""
+    """Return a digest of names, inodes, sizes and times of change in a run and this code; empty if not all known."""
     digest = hashlib.sha256()
     try:
         for place in (folder, ROOT / "analysis", ROOT / "sweep"):
