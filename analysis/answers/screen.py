@@ -36,7 +36,7 @@ class Screen:
 
     heading: str
     points: Table[Any]
-    ranks: Sequence[int]  # the best order of the points, if not all fit; empty: their own order
+    ranks: Sequence[int]  # the points' order where not all fit: each task's winner first; empty: their own order
     winners: Table[Any]
     models: Table[Any]  # no rows unless requests name models
     doubts: Sequence[tuple[str, str, int]]  # text, style and maximum lines of each warning, the most severe first

@@ -61,8 +61,8 @@ class Summary:
         results, answered, claims = self.results, self.answers, self.results.claims
         points, log = deciding_table(results), next((loss.log for loss in _worst_first(results)), None)
         ranks: dict[Any, int] = {}
-        if len(answered) == 1 and "ladder_parent" not in results.points:
-            ranks = {each.point: rank for rank, each in enumerate(answered[0].configurations)}
+        if "ladder_parent" not in results.points:
+            ranks = {each.point: rank for one in answered for rank, each in enumerate(one.configurations)}
         order = sorted(range(len(points.rows)), key=lambda row: ranks.get(points.rows[row].name, len(ranks)))
         return Screen(
             heading=run_heading(results),

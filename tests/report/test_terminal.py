@@ -87,6 +87,8 @@ def test_the_screen_answers_each_task_and_says_what_is_equal_and_doubtful(
     assert lines[0].rstrip() == "throughput_bound  tiny-llama  NVIDIA L4  24 of 36 trials ok  60 s on 2026-11-20"
     assert re.search(r"^qa, batch size 1 +vllm +tie with transformers +18\.3 \([\d.–]+\)$", text, re.MULTILINE)
     assert re.search(r"^qa, batch size 8 +vllm +1\.63× \(1\.62–1\.64\) +106 \([\d.–]+\)$", text, re.MULTILINE)
+    shown = re.findall(r"^(\w+) +(\w+) +(\d) +\d", text, re.MULTILINE)
+    assert shown[:3] == [("vllm", *task) for task in (("qa", "1"), ("qa", "8"), ("reasoning", "1"))], "winners first"
     warnings = [line for line in lines if line.startswith("! ")]
     assert warnings == [
         "! 12 trials without a result: tgi: unavailable",
