@@ -45,7 +45,7 @@ from sweep.numbers.warnings import ResultWarning, Severity
 
 HEIGHT = re.compile(r'<svg[^>]* height="([\d.]+)pt"')
 INTERACTIVE = "pareto"  # replaced by the chart that the page's script draws
-MOST_FIGURES, MOST_POINTS = 4, 1300  # maximum charts open on the page, and their total height; the rest are closed
+MOST_FIGURES, MOST_POINTS = 4, 720  # maximum charts open on the page, and their total height; the rest are closed
 
 
 def write_all(results: RunResults, target: run_files.RunPaths | None = None) -> None:
@@ -147,12 +147,13 @@ def lead_of_run(results: RunResults) -> str:
 
 
 def _open_figures(figures: Iterable[SavedFigure]) -> Iterator[SavedFigure]:
-    """Yield the charts with a finding, two per row, that fit in one and a half screens; at least one."""
+    """Yield the charts with a finding that fit in a screen; at least one."""
     points = 0.0
-    for index, each in enumerate([figure for figure in figures if figure.finding][:MOST_FIGURES]):
+    for each in [figure for figure in figures if figure.finding][:MOST_FIGURES]:
         found = HEIGHT.search(each.svg)
-        points += float(found[1]) if found else 0.0
-        if index == 0 or points <= MOST_POINTS:
+        height = float(found[1]) if found else 0.0
+        if not points or points + height <= MOST_POINTS:
+            points += height
             yield each
 
 

@@ -291,6 +291,10 @@ def test_the_waterfall_is_drawn_where_there_is_something_to_explain(tmp_path):
         assert labels == ["the baseline", "vllm", "batching", "draft", "graphs", "no-cache", "all together"]
         plain = RunResults(run_of(tmp_path / "b", [trial("vllm", 8, 0, 100.0)]))
         assert waterfall.draw(plain.run, plain.layout) is None
+        flags = [trial("vllm", 8, 0, 100.0 * (1 + flag), **{KNOBS[1]: bool(flag)}) for flag in (0, 1)]
+        single = RunResults(run_of(tmp_path / "c", [row | {"trial_id": f"{n}"} for n, row in enumerate(flags)]))
+        assert explained(single).parts[0].name == "graphs"
+        assert waterfall.draw(single.run, single.layout) is None, "one setting is the whole gain"
 
 
 def test_a_waterfall_says_which_gain_has_no_interval(tmp_path):
