@@ -49,41 +49,52 @@ class Screen:
     place: str = ""  # the run, as the user gave it
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield as many rows as fit on the screen, and at least a few."""
+        """Yield as many warnings, then rows, as fit on the screen, and at least a few."""
+        for most in range(MOST_DOUBTS, 0, -1):
+            parts = list(self._parts(most, console, options))
+            if sum(len(console.render_lines(part, options)) for part in parts) <= LINES:
+                break
+        yield from parts
+
+    def _parts(self, most: int, console: Console, options: ConsoleOptions) -> Iterator[OutputPart]:
         width = options.max_width
         heading = Line(self.heading, "bold")
-        doubtful = list(self.doubtful(width))
-        below = [Line(""), Line(self.answer or "no trial has a result", "bold green"), *self._further()]
+        doubtful = list(self.doubtful(width, most))
+        below = [Line(""), Line(self.answer or "no trial has a result", "bold green"), *self._further(most)]
         lines = [*([Line(""), *doubtful] if doubtful else []), *below]
         room = LINES - sum(len(console.render_lines(part, options)) for part in (heading, *lines))
         points, equal = self.points, ""
         if points.points == len(points.rows):  # otherwise points on other rows might differ
             points, equal = points.condensed()
-        if self.ranks and len(points.rows) > room - 5:
-            points = replace(points, rows=[points.rows[index] for index in self.ranks])
         winning = list(_fitted_rows(self.winners.within(width), "", room - FEWEST_ROWS - 5, console, options))
         room -= sum(len(console.render_lines(part, options)) for part in winning)
-        yield heading
+        fitting, brief = points.within(width), points.brief().within(width)
+        fitting = fitting if len(fitting.headings) >= len(brief.headings) else brief
         note = f"in all rows: {equal}" if equal else ""
-        yield from _fitted_rows(points.within(width), note, room, console, options)
+        shown = list(_fitted_rows(fitting, note, room, console, options))
+        if self.ranks and any(isinstance(part, Table) and len(part.rows) < len(points.rows) for part in shown):
+            ranked = replace(fitting, rows=[fitting.rows[index] for index in self.ranks])
+            shown = list(_fitted_rows(ranked, note, room, console, options))
+        yield heading
+        yield from shown
         yield from _fitted_rows(self.models.within(width), "", FEWEST_ROWS, console, options)
         yield from lines[: len(lines) - len(below)]
         yield from (*winning, *below)
 
-    def doubtful(self, width: int) -> Iterator[Line]:
-        """Yield up to three lines on failures and warnings, severe first, with the first failure's log."""
-        for number, (text, style, most) in enumerate(self.doubts[:MOST_DOUBTS]):
-            yield Line(text if len(text) <= most * width else f"{text[: most * width - 1]}…", style)
+    def doubtful(self, width: int, most: int = MOST_DOUBTS) -> Iterator[Line]:
+        """Yield failures and warnings, severe first, with the first failure's log."""
+        for number, (text, style, lines) in enumerate(self.doubts[:most]):
+            yield Line(text if len(text) <= lines * width else f"{text[: lines * width - 1]}…", style)
             if self.log and number == 0:
                 yield Line(f"log: {self.place}/{self.log}", "dim")
         if self.dropped:
             yield Line(dropped_text(self.dropped), "dim")
 
-    def _further(self) -> Iterator[Line]:
+    def _further(self, most: int) -> Iterator[Line]:
         """Yield where to read more."""
-        left_out = len(self.doubts) - MOST_DOUBTS
-        hidden = f" ({count(left_out, 'more warning')})" if left_out > 0 else ""
-        yield Line(f"more: sweep summary {self.place} --table, or --all{hidden}", "dim")
+        left_out = len(self.doubts) - most
+        details = f" ({count(left_out, 'more warning')}, remedies)" if left_out > 0 else ""
+        yield Line(f"more: sweep summary {self.place} --table, or --all{details}", "dim")
         if not self.with_slo:
             yield Line(f"slo: sweep summary {self.place} --slo ttft=200ms", "dim")
 
