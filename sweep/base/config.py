@@ -267,6 +267,8 @@ def read_slo(typed: Any) -> dict[str, float] | None:
     if typed is None:
         return None
     if isinstance(typed, str):
+        if not all("=" in pair for pair in typed.split(",")):
+            raise ConfigError(f"{shortened(typed)}: expected bounds such as ttft=200ms,tpot.p90=0.05s")
         typed = dict(pair.partition("=")[::2] for pair in typed.split(","))
     if not isinstance(typed, Mapping):
         raise ConfigError("expected bounds such as ttft=200ms,tpot.p90=0.05s")
