@@ -44,6 +44,7 @@ class Screen:
     dropped: int  # trials that a race dropped
     answer: str
     with_slo: bool  # whether the answer is within an SLO, or could not have one
+    is_explained: bool = False  # whether sweep explain divides a gain among several settings or steps
     claims: Sequence[str] = ()  # lines of a capacity search
     others: int = 0  # rows of other plans in the folder
     place: str = ""  # the run, as the user gave it
@@ -95,7 +96,9 @@ class Screen:
         left_out = len(self.doubts) - most
         details = f" ({count(left_out, 'more warning')}, remedies)" if left_out > 0 else ""
         yield Line(f"more: sweep summary {self.place} --table, or --all{details}", "dim")
-        if not self.with_slo:
+        if self.is_explained:
+            yield Line(f"gain: sweep explain {self.place}", "dim")
+        elif not self.with_slo:
             yield Line(f"slo: sweep summary {self.place} --slo ttft=200ms", "dim")
 
 

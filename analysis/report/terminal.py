@@ -17,6 +17,7 @@ from analysis.answers.output import lines as answer_lines
 from analysis.answers.screen import Screen, dropped_text
 from analysis.answers.sentences import BY_LAUNCHES, advantage, range_text
 from analysis.answers.task_answer import TaskAnswer
+from analysis.explain.design import Ladder, Unexplained, designs
 from analysis.failures import Loss
 from analysis.point_names import listed
 from analysis.report.models import models_table
@@ -75,6 +76,7 @@ class Summary:
             dropped=results.losses.dropped,
             answer=leading_sentence(results, answered),
             with_slo="ttft_p50" not in results.points or any(answer.criterion.bounds for answer in answered),
+            is_explained=_is_explained(results),
             claims=all_claim_lines(claims),
             others=results.run.others,
             place=str(results.run.place),
@@ -144,6 +146,14 @@ def _lead(answer: TaskAnswer) -> Cell:
         others = f"{len(answer.tied)} others"
         return Cell(f"tie with {answer.tied[0].full_name if len(answer.tied) == 1 else others}", style="yellow")
     return Cell(advantage(answer, answer.meeting[1]).replace(" to ", "–") if answer.decided else NONE)
+
+
+def _is_explained(results: RunResults) -> bool:
+    try:
+        made = list(designs(results.layout, results.run.baseline))
+    except Unexplained:
+        return False
+    return any(isinstance(each, Ladder) or len(each.knobs) > 1 for each in made)
 
 
 def _worst_first(results: RunResults) -> list[Loss]:

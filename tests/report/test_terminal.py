@@ -118,6 +118,9 @@ def test_the_screen_answers_each_task_and_says_what_is_equal_and_doubtful(
     assert "in all rows: task qa, TTFT p50 100 ms" in ladder_text
     assert ladder_text.count("vllm, step ") == 12, "ten steps, and two in the sentence"
     assert "more: --table" not in ladder_text
+    assert "\ngain: sweep explain ladder" in ladder_text
+    assert "\ngain: sweep explain factorial" in combined
+    assert "sweep explain" not in text, "no setting varies"
     assert re.search(r"19\d more: --table", "\n".join(screen(RunResults(many(Path("many"))), 120)))
 
 
