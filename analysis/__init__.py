@@ -50,6 +50,10 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(HOMES[name]), name)
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class _Package(ModuleType):
     """Keeps `analysis.load` a function, although the import of a submodule of that name sets this attribute."""
 

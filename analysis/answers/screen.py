@@ -198,6 +198,11 @@ def _files(folder: str, below: str = "") -> Iterator[tuple[str, os.stat_result]]
                 yield name, entry.stat()
 
 
+def of_texts(table: Table[Any]) -> Table[Any]:
+    """Return a table with the cells as they are now, which costs nothing to show at another width."""
+    return _of_texts(*_as_texts(table))
+
+
 def _as_texts(table: Table[Any]) -> list[Any]:
     columns = [[column.title, column.unit, column.kind, column.key] for column in table.headings]
     rows = [[[cell.text, cell.detail, cell.style] for cell in row] for row in table.body]

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
 from analysis.answers.output import lines as answer_lines
-from analysis.answers.screen import Screen, dropped_text
+from analysis.answers.screen import Screen, dropped_text, of_texts
 from analysis.answers.sentences import BY_LAUNCHES, advantage, range_text
 from analysis.answers.task_answer import TaskAnswer
 from analysis.explain.design import Ladder, Unexplained, designs
@@ -67,10 +67,10 @@ class Summary:
         order = sorted(range(len(points.rows)), key=lambda row: ranks.get(points.rows[row].name, len(ranks)))
         return Screen(
             heading=run_heading(results),
-            points=points,
+            points=of_texts(points),
             ranks=order if ranks else (),
-            winners=winners_table(results, answered),
-            models=models_table(results) or Table((), ()),
+            winners=of_texts(winners_table(results, answered)),
+            models=of_texts(models_table(results) or Table((), ())),
             doubts=list(_doubts(results)),
             log=Path(log).relative_to(results.run.paths.out).as_posix() if log else "",
             dropped=results.losses.dropped,
