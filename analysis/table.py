@@ -122,6 +122,14 @@ class Table(Generic[Item]):
         varying = [column for column, _ in self._visible if all(column is not each for each, _ in equal)]
         return replace(self, columns=varying), ", ".join(texts)
 
+    def brief(self) -> "Table[Item]":
+        """Return the table without the cells' details."""
+
+        def shortened(column: Column[Item]) -> Column[Item]:
+            return replace(column, cell=lambda row: column.shown(row)._replace(detail=""))
+
+        return replace(self, columns=list(map(shortened, self.headings)))
+
     def within(self, width: int) -> "Table[Item]":
         """Return the table without the last columns that do not fit in a terminal of this width.
 

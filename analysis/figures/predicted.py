@@ -8,8 +8,8 @@ from matplotlib.lines import Line2D
 
 from analysis.answers.question import questions
 from analysis.load import Run
-from analysis.plotting.drawing import value_axis
 from analysis.plotting.chart_style import COLOURS, MARKERS, MUTED, NARROWEST, panels
+from analysis.plotting.drawing import value_axis
 from analysis.point_names import Layout
 
 POSITION = 2

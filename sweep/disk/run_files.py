@@ -23,7 +23,7 @@ import psutil
 import pyarrow as pa
 
 from sweep.base import whole_file
-from sweep.base.config import PERCENTILES, ConfigError, shortened
+from sweep.base.config import PERCENTILES, REPORT_FILE
 from sweep.base.config import DamagedFile as DamagedFile
 from sweep.base.masking import masked_here
 from sweep.base.records import REQUEST_COLUMNS, UNKNOWN, Records, Sample
@@ -38,7 +38,6 @@ from sweep.numbers.selection import measured
 
 Row = Mapping[str, Any]
 
-REPORT_FILE = "report.html"
 REQUEST_TYPES = {"d": pa.float64(), "i": pa.int32(), "b": pa.bool_(), "": pa.string()}  # by array type code
 NULLS = {"d": math.nan, "i": UNKNOWN, "b": 0}  # the value in Records for a null in the file
 
@@ -107,24 +106,6 @@ class RunPaths:
             process = folder.name.split("-")[-2]
             if process.isdigit() and not psutil.pid_exists(int(process)):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def run_folder(run: str | Path) -> Path:
-    """Return a run's folder from a user's argument: a path, a name under results/, or the path of its report.
-
-    Raises:
-        ConfigError: for anything that cannot be a folder's name, e.g. an object store's URL.
-    """
-    if "://" in str(run):
-        needed = "this command needs a local folder; sweep copy URL FOLDER copies the run"
-        raise ConfigError(f"RUN={shortened(run)}: {needed}")
-    folder = Path(run)
-    if folder.name == REPORT_FILE:
-        folder = folder.parent
-    try:
-        return folder if folder.exists() else Path("results") / folder
-    except OSError as error:
-        raise ConfigError(f"RUN={shortened(run)}: {error.strerror}") from None
 
 
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
