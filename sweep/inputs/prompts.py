@@ -277,7 +277,7 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
     if isinstance(prompt, str) and name in CONVERSATIONS:
         raise Unusable(f"{name} is not a list of turns; expected JSON")
     is_conversation = isinstance(prompt, list)
-    text, answer = _of_turns(prompt, name) if isinstance(prompt, list) else (prompt, None)
+    text, answer = _of_turns(prompt, str(name)) if isinstance(prompt, list) else (prompt, None)
     if not isinstance(text, str) or not text:
         problem = f"{name}={shortened(ascii(text))}" if name in row else f"no prompt among {columns_of([row])}"
         raise Unusable(
@@ -349,7 +349,7 @@ def speaker_of(turn: Any, column: str) -> str:
         raise Unusable(f"{problem}; expected {{role, content}} or {{from, value}}", of_conversation=True)
     speaker = str(_keyed(turn, SPEAKERS) or "").strip().lower()
     if not speaker:
-        problem = f"{column}: a turn has the keys {columns_of([turn])}"
+        problem = f"{column}: a turn has the keys {columns_of([dict(turn)])}"
         raise Unusable(f"{problem}; expected role or from", of_conversation=True)
     if speaker not in (expected := (*ASKING, *INSTRUCTING, *ANSWERING)):
         problem = f"{column}: a turn of {shortened(speaker)}"

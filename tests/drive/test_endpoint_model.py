@@ -683,9 +683,11 @@ def test_each_request_asks_for_a_model_drawn_by_weight(tmp_path, monkeypatch, ca
     assert list(analysis.requests(again)["model"]) == list(requests["model"])
     counts = requests.loc[requests["phase"] == "measured", "model"].value_counts()
     assert 28 <= counts["adapter-a"] <= 52
-    for flag in ("--table", "--all"):
+    assert main(["export", str(out), str(tmp_path / "files")]) == 0
+    assert main(["import", str(tmp_path / "files"), str(tmp_path / "back")]) == 0
+    for run, flag in ((out, "--table"), (out, "--all"), (tmp_path / "back", "--all")):
         capsys.readouterr()
-        assert main(["summary", str(out), flag]) == 0
+        assert main(["summary", str(run), flag]) == 0
         rows = [line.split() for line in capsys.readouterr().out.splitlines()]
         adapter, base = (next(row for row in rows if row[2:3] == [name]) for name in ("adapter-a", "base"))
         assert [int(row[3]) for row in (adapter, base)] == [counts["adapter-a"], counts["base"]]
