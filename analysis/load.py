@@ -254,7 +254,8 @@ def requests_by_model(run: Run, row: "pd.Series[Any]") -> pd.DataFrame | None:
         return None
     requests = table.to_pandas()
     measured = requests[requests["phase"] == "measured"]
-    return measured.assign(failed=measured["error"].notna())[list(REQUESTS_BY_MODEL)]
+    named: pd.DataFrame = measured.assign(failed=measured["error"].notna())[list(REQUESTS_BY_MODEL)]
+    return named
 
 
 def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, skip_damaged: bool = False) -> pd.DataFrame:
