@@ -253,6 +253,23 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     assert len(asked) == 1 or not typed, "no guess beside what is typed"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("load", ["load=closed load.concurrency=400", "load=poisson load.rate=1000"])
+def test_a_hard_limit_on_open_files_is_named_before_anything_is_sent(tmp_path, monkeypatch, load):
+    monkeypatch.setattr(Endpoint, "asked", asked := Counter())
+    with serving(Endpoint) as url:
+        command = f"-m sweep run {url} model=m {load} workload.num_requests=800 backend.api=completions out={tmp_path}"
+        limited = ["bash", "-c", 'ulimit -n 200; exec "$0" "$@"', sys.executable, *command.split()]
+        run = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
+    (row,) = analysis.load(tmp_path).to_dict("records")
+    needed = "464" if "closed" in load else "864"
+    expected = f"{needed} open files are needed, but this machine allows only 200; set ulimit -n {needed}"
+    assert (row["outcome"], row["reason"]) == ("unavailable", expected), run.stdout + run.stderr
+    assert expected in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+    assert not [path for path, _, _ in asked if asked[path, None, "m"] > 2], "the probe alone"
+
+
 class ForwardProxy(Stub):
     """The only way to engine.test. It notes what it forwards, and with which key."""
 
