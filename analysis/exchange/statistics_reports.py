@@ -25,10 +25,10 @@ class Report(NamedTuple):
     figures: Mapping[str, str]  # other column -> path
 
 
-LATENCY = "results/request_performance/aggregate/latency"
-TOTALS = "results/request_performance/aggregate/requests"
-RATES = "results/request_performance/aggregate/throughput"
-LOAD = "scenario/load/standardized"
+LLM_D_LATENCY = "results/request_performance/aggregate/latency"
+LLM_D_TOTALS = "results/request_performance/aggregate/requests"
+LLM_D_RATES = "results/request_performance/aggregate/throughput"
+LLM_D_LOAD = "scenario/load/standardized"
 # The names that llm-d's report has for a quantity, by the tool that measured: their definitions differ.
 LLM_D_NAMES: dict[str, dict[str, str]] = {
     "vllm-benchmark": {"tpot": "time_per_output_token", "itl": "inter_token_latency"},
@@ -37,7 +37,7 @@ LLM_D_NAMES: dict[str, dict[str, str]] = {
     "inference-perf": {"tpot": "time_per_output_token", "tpot_e2e": "normalized_time_per_output_token"},
 }
 AVERAGED_OVER_TIME = ("guidellm",)  # tools whose rates are not totals divided by the duration
-REPORTS = (
+REPORT_KINDS = (
     Report(  # its gaps between tokens are 0 within a chunk, so it has no ITL
         "inference-perf",
         marks=("load_summary/count", "successes/count", "failures/count"),
@@ -61,17 +61,17 @@ REPORTS = (
     ),
     Report(
         "llm-d-benchmark",
-        marks=(f"{LATENCY}/time_to_first_token", f"{TOTALS}/total", f"{LOAD}/tool"),
+        marks=(f"{LLM_D_LATENCY}/time_to_first_token", f"{LLM_D_TOTALS}/total", f"{LLM_D_LOAD}/tool"),
         model=("scenario/stack/0/standardized/model/name", "scenario/load/native/config/server/model_name"),
-        users=(f"{LOAD}/concurrency",),
-        rate=(f"{LOAD}/rate_qps",),
-        series={"ttft": f"{LATENCY}/time_to_first_token", "e2el": f"{LATENCY}/request_latency"},
+        users=(f"{LLM_D_LOAD}/concurrency",),
+        rate=(f"{LLM_D_LOAD}/rate_qps",),
+        series={"ttft": f"{LLM_D_LATENCY}/time_to_first_token", "e2el": f"{LLM_D_LATENCY}/request_latency"},
         figures={
-            "num_requests": f"{TOTALS}/total",
-            "num_failed": f"{TOTALS}/failures",
-            "output_throughput": f"{RATES}/output_token_rate/mean",
-            "total_throughput": f"{RATES}/total_token_rate/mean",
-            "request_throughput": f"{RATES}/request_rate/mean",
+            "num_requests": f"{LLM_D_TOTALS}/total",
+            "num_failed": f"{LLM_D_TOTALS}/failures",
+            "output_throughput": f"{LLM_D_RATES}/output_token_rate/mean",
+            "total_throughput": f"{LLM_D_RATES}/total_token_rate/mean",
+            "request_throughput": f"{LLM_D_RATES}/request_rate/mean",
         },
     ),
     Report(
@@ -109,9 +109,9 @@ def at(content: Any, path: str) -> Any:
     return content
 
 
-def kind_of(content: Any) -> Report | None:
+def report_kind(content: Any) -> Report | None:
     """Return the kind of a report; None if it is of no kind."""
-    return next((each for each in REPORTS if all(at(content, mark) is not None for mark in each.marks)), None)
+    return next((each for each in REPORT_KINDS if all(at(content, mark) is not None for mark in each.marks)), None)
 
 
 def first_of(content: Any, paths: tuple[str, ...]) -> Any:
@@ -124,8 +124,8 @@ def series_of(report: Report, content: Any) -> dict[str, str]:
     """Return the paths of the series by sweep's names for their definitions."""
     series = dict(report.series)
     if report.tool == "llm-d-benchmark":
-        names = LLM_D_NAMES.get(str(at(content, f"{LOAD}/tool")), {})
-        series |= {latency: f"{LATENCY}/{name}" for latency, name in names.items()}
+        names = LLM_D_NAMES.get(str(at(content, f"{LLM_D_LOAD}/tool")), {})
+        series |= {latency: f"{LLM_D_LATENCY}/{name}" for latency, name in names.items()}
     streams = first_of(content, ("input_config/endpoint/streaming", "input_config/streaming"))
     if report.tool == "GenAI-Perf" and not streams:  # its first token is then the end of the answer
         del series["ttft"]
@@ -148,7 +148,7 @@ def figures_of(report: Report, content: Mapping[str, Any]) -> Figures:
     if report.tool == "InferenceX":
         content = {**content, **_totals_of_gpus(content)}
     figures = {column: cell for column, path in report.figures.items() if (cell := at(content, path)) is not None}
-    if at(content, f"{LOAD}/tool") in AVERAGED_OVER_TIME:
+    if at(content, f"{LLM_D_LOAD}/tool") in AVERAGED_OVER_TIME:
         figures = {column: cell for column, cell in figures.items() if not column.endswith("_throughput")}
     return figures
 

@@ -164,7 +164,7 @@ def _rows(content: Any) -> list[ImportedRow]:
         return [_guidellm_row(report, metadata["guidellm_version"]) for report in results[0]["benchmarks"]]
     if any("aiperf_version" in result for result in results):
         return [_aiperf_row(result, result["aiperf_version"]) for result in results if "aiperf_version" in result]
-    kinds = list(map(statistics_reports.kind_of, results))
+    kinds = list(map(statistics_reports.report_kind, results))
     return [_reported_row(kind, report) for kind, report in zip(kinds, results, strict=True) if kind]
 
 

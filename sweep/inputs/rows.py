@@ -52,8 +52,15 @@ TRACES = (
     BURSTGPT,
 )
 SESSION_COLUMNS = ("chat_id", "parent_chat_id", "turn")
-LENGTH_COLUMNS = tuple(name for columns in TRACES for name in columns[1:3])
-NULLS = ("NaN", "nan", "None", "null", "NULL", "<NA>")  # cells without a value, as libraries write them into tables
+TRACE_LENGTHS = tuple(name for columns in TRACES for name in columns[1:3])
+NULL_CELLS = (
+    "NaN",
+    "nan",
+    "None",
+    "null",
+    "NULL",
+    "<NA>",
+)  # cells without a value, as libraries write them
 FIRST_ROWS = 100  # rows that show which columns a file has
 
 
@@ -63,7 +70,7 @@ def simplified(name: str) -> str:
 
 
 KNOWN_COLUMNS = {
-    simplified(name): name for name in (*PROMPT_COLUMNS, *LENGTH_COLUMNS, *SESSION_COLUMNS, "hash_ids", "cluster")
+    simplified(name): name for name in (*PROMPT_COLUMNS, *TRACE_LENGTHS, *SESSION_COLUMNS, "hash_ids", "cluster")
 }
 
 
@@ -333,7 +340,7 @@ def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
                     raise ValueError(
                         f"row {number}: more cells than columns; expected quotes around a cell's {delimiter!r}"
                     )
-                yield {column: None if cell in NULLS else cell for column, cell in row.items()}
+                yield {column: None if cell in NULL_CELLS else cell for column, cell in row.items()}
         except csv.Error as error:
             raise ValueError(f"row {number + 1}: {error}; expected each quote closed before the next cell") from None
 

@@ -14,7 +14,7 @@ from sweep.inputs.sessions.turns import Piece, Turn
 HASHES = "hash_ids"
 CHAT, PARENT = "chat_id", "parent_chat_id"
 ROOTS = ("-1", "", "nan")  # the parents of turns that begin a session
-EXACT = 2**53  # a float holds every whole number below
+LARGEST_EXACT = 2**53  # a float holds every whole number below
 LENGTHS_ALONE = "workload.prefixes=false replays only the lengths"
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # tokens that one hash stands for
 
@@ -65,7 +65,7 @@ def _identifier(cell: Any) -> str | None:
     """
     text = "" if cell is None or cell != cell else str(cell).strip()
     with suppress(ValueError, OverflowError):
-        text = str(int(float(text))) if float(text).is_integer() and abs(float(text)) < EXACT else text
+        text = str(int(float(text))) if float(text).is_integer() and abs(float(text)) < LARGEST_EXACT else text
     return None if text in ROOTS else text
 
 
