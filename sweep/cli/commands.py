@@ -637,7 +637,7 @@ def export(arguments: list[str]) -> int:
 
 
 def import_(arguments: list[str]) -> int:
-    """Make a run from results saved by `vllm bench serve`, SGLang, GuideLLM or AIPerf.
+    """Make a run from results saved by `vllm bench serve`, SGLang, GuideLLM, AIPerf and others (docs/comparing.md).
 
     sweep import result.json OUT backend=vllm model=tiny-llama workload=synthetic
     sweep import FOLDER OUT                      all results of an export, or of a `vllm bench sweep`

@@ -35,7 +35,7 @@ from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, all_claim_lines, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
-from sweep.drive.endpoint_model import check_schemes, with_dialect, with_model
+from sweep.drive.endpoint_model import check_schemes, with_dialect, with_model, written_out
 from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.planning_outages import plan_patiently
@@ -82,10 +82,10 @@ def run(
     """
     with traced(arguments):
         options = ConfigPath.of_user(config_dirs)
-        arguments = arguments if settled else with_model(arguments, options)
+        typed = written_out(arguments)
         arguments, answered, planned = plan_patiently(
             functools.partial(_planned_for_endpoint, arguments, config_dirs, settled),
-            lambda: compose_run(arguments, lambda cluster: "cpu", options).settings,  # queries no other machine
+            lambda: compose_run(typed, lambda cluster: "cpu", options).settings,  # queries no other machine
         )
     if answered:
         make_console(PIPE_WIDTH).print(f"endpoint: {masked_here(answered)}", markup=False, soft_wrap=True)
@@ -197,6 +197,7 @@ def _planned_for_endpoint(
     """
     if settled:
         return arguments, None, _planned(arguments, config_dirs)
+    arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
     try:
         arguments, answered = with_dialect(arguments, ConfigPath.of_user(config_dirs))
     except Outage:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from backends.launch.server import Engine
 from sweep.base import code_version
-from sweep.base.exits import Cause, Exit, exit_of
+from sweep.base.exits import Blame, Cause, Exit, exit_of
 from sweep.base.records import UNKNOWN, Outcome, Request, Sample, TrialProgress
 from sweep.client import measurement, wire
 from sweep.disk import run_files
@@ -78,7 +78,10 @@ def run_trial(
         return _unmeasured(row, Outcome.DISTURBED, reason, Exit())
     watch = _watch(work, running)  # from now on: without processes that ended during the wait
     should_stop = _reason_to_stop(running, stop, work.settings.trial_timeout or math.inf)
-    result = _measure(work, running, trial, prompts, watch.sampler, should_stop, notify, on_progress)
+    try:
+        result = _measure(work, running, trial, prompts, watch.sampler, should_stop, notify, on_progress)
+    except measurement.TooFewFiles as error:
+        return _unmeasured(row, Outcome.UNAVAILABLE, str(error), Exit(blames=Blame.USER))
     if stop.is_set():
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)

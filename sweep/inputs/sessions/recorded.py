@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from sweep.base.config import ConfigError
 from sweep.base.records import Request, SessionPlaces
 from sweep.base.wording import count as counted
-from sweep.inputs.rows import FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
+from sweep.inputs.rows import FIRST_ROWS, FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
 from sweep.inputs.sessions.conversations import (
     ConversationRows,
     conversation_column,
@@ -103,8 +103,8 @@ class Recorded(SessionWorkload, ExactLengths):
         return read_rows(self.path, f"workload.file={self.file}")
 
     def _is_conversation(self) -> bool:
-        row = self._rows()[0]
-        return trace_columns(row) is None and conversation_column(row) is not None
+        rows = self._rows()
+        return trace_columns(rows) is None and any(conversation_column(row) for row in rows[:FIRST_ROWS])
 
     def _conversations(self) -> ConversationRows:
         return read_conversations(self.path, f"workload.file={self.file}")

@@ -15,7 +15,7 @@ from sweep.base.exits import Cause, Exit
 from sweep.base.records import UNKNOWN, Outcome, Records, Request, prompt_text
 from sweep.disk.row import Verdict
 from sweep.inputs.load import Trace
-from sweep.inputs.rows import FileRow, TraceColumns, faults_of, read_rows, seconds_of, trace_columns
+from sweep.inputs.rows import FileRow, TraceColumns, faults_of, read_rows, seconds_of, time_unit, trace_columns
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.sessions.turns import (
     CACHE_BLOCK,
@@ -105,7 +105,7 @@ def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], i
 
 def _sendable_rows(workload: Recorded) -> tuple[list[FileRow], TraceColumns]:
     rows = read_rows(workload.path, f"workload.file={workload.file}")
-    columns = trace_columns(rows[0])
+    columns = trace_columns(rows)
     if columns is None:
         raise ValueError("no columns with lengths")
     faults = faults_of(rows, columns)
@@ -115,7 +115,7 @@ def _sendable_rows(workload: Recorded) -> tuple[list[FileRow], TraceColumns]:
 def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float]:
     """Return the times of a trace's first turns since the first of all, in s, as its load reads them."""
     rows, columns = _sendable_rows(workload)
-    column, unit = (load.column, "s") if load.column else (columns.time, columns.unit)
+    column, unit = (load.column, time_unit(load.column, "s")) if load.column else (columns.time, columns.unit)
     times = [seconds_of(row[column], load.unit or unit) for row in rows]
     again = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
     rounds = (times[i % len(times)] - times[0] + again * (i // len(times)) for i in range(count))
@@ -132,8 +132,8 @@ def recorded_turns(workload: Recorded, count: int, seed: int = 0) -> list[Turn]:
 def _turns_of(rows: list[FileRow], columns: TraceColumns, workload: Recorded, repetition: int) -> list[Turn]:
     turns, chats, first = list[Turn](), dict[Any, int](), repetition * len(rows)
     for number, row in enumerate(rows):
-        parent = chats.get(row.get("parent_chat_id"), UNKNOWN)
-        chats[row.get("chat_id", (number,))] = number
+        parent = chats.get(str(row.get("parent_chat_id")).removesuffix(".0"), UNKNOWN)  # floats beside an empty cell
+        chats[str(row.get("chat_id", (number,))).removesuffix(".0")] = number
         inputs, outputs = int(float(row[columns.input_tokens])), int(float(row[columns.output_tokens]))
         hashes = row["hash_ids"]
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes
