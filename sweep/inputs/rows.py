@@ -19,6 +19,7 @@ from pyarrow import ArrowException
 
 from sweep.base.config import ConfigError, shortened
 from sweep.base.whole_file import LARGEST_FILE, read_bounded
+from sweep.inputs.sessions.spans import INPUT_TOKENS, OUTPUT_TOKENS, SPANS, START, span_rows
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # maximum number of reasons for skipped rows that a plan lists
@@ -39,12 +40,14 @@ class TraceColumns(NamedTuple):
 
 BURSTGPT = TraceColumns("Timestamp", "Request tokens", "Response tokens", "s")
 MOONCAKE = TraceColumns("timestamp", "input_length", "output_length", "ms")
+OTEL = TraceColumns(START, INPUT_TOKENS, OUTPUT_TOKENS, "ns")  # OpenTelemetry's spans of calls of a model
 BAILIAN = MOONCAKE._replace(unit="s")
 TRACES = (
     TraceColumns("timestamp", "input_tokens", "output_tokens", "s"),
     TraceColumns("TIMESTAMP", "ContextTokens", "GeneratedTokens", "s"),  # Azure's LLM inference traces, 2023 and 2024
     MOONCAKE,
     BURSTGPT,
+    OTEL,
 )
 
 
@@ -164,6 +167,7 @@ def read_rows(
 def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[FileRow]:
     try:
         rows = list(islice(READERS.get(path.suffix.lower(), _text_lines)(path), limit))
+        rows = span_rows(rows) if rows and SPANS in rows[0] else rows
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{key}: line {line}: {error.reason} at byte {error.start}; expected UTF-8") from None
@@ -221,6 +225,7 @@ def _json(path: Path) -> Iterator[FileRow]:
         content = json.loads(_decoded_text(path) or "[]", object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error}); expected a list of mappings") from None
+    content = [content] if isinstance(content, dict) and SPANS in content else content
     if not isinstance(content, list):
         raise ValueError("not a list; expected a list of mappings")
     return (_mapping(row, f"entry {number}") for number, row in enumerate(content, 1))

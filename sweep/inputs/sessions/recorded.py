@@ -11,13 +11,14 @@ from tokenizers import Tokenizer
 from sweep.base.config import ConfigError
 from sweep.base.records import Request, SessionPlaces
 from sweep.base.wording import count as counted
-from sweep.inputs.rows import FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
+from sweep.inputs.rows import OTEL, FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
 from sweep.inputs.sessions.conversations import (
     ConversationRows,
     conversation_column,
     conversation_turns,
     read_conversations,
 )
+from sweep.inputs.sessions.spans import BRANCH, span_turns
 from sweep.inputs.sessions.traces import HASHES, PARENT, orphans, trace_turns
 from sweep.inputs.sessions.turns import SessionWorkload, Turn, repetitions, replay_note
 from sweep.inputs.workload import Draw, ExactLengths, content_digest
@@ -43,11 +44,16 @@ class Recorded(SessionWorkload, ExactLengths):
     def replays(self) -> bool:
         if not self.prefixes or self._is_conversation():
             return self._is_conversation()
-        return any(not row.keys().isdisjoint((HASHES, PARENT)) for row in self._rows())
+        return any(not row.keys().isdisjoint((HASHES, PARENT, BRANCH)) for row in self._rows())
 
     @property
     def needs_token_ids(self) -> bool:
-        return self.replays and not self._is_conversation()
+        return self.replays and not (self._is_conversation() or self.is_timed)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the file has conversations with their times."""
+        return BRANCH in self._rows()[0]
 
     def check(self) -> None:
         if not self.replays:
@@ -128,4 +134,5 @@ class Recorded(SessionWorkload, ExactLengths):
 
 @lru_cache(maxsize=4)
 def _turns_of_trace(path: Path, key: str, changed: int, skip: bool, block: int | None, tpot: float) -> list[Turn]:
-    return trace_turns(read_trace(path, key, skip), block, tpot, key)
+    trace = read_trace(path, key, skip)
+    return span_turns(trace.rows, trace.lengths, key) if trace.columns == OTEL else trace_turns(trace, block, tpot, key)

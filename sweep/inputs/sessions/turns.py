@@ -42,6 +42,7 @@ class Turn(NamedTuple):
     gap: float = 0.0  # s from the last byte of that answer, until this turn is due
     pieces: tuple[Piece, ...] = ()  # of the whole prompt
     messages: tuple[Message, ...] = ()  # the new ones, instead of pieces
+    whole: bool = False  # whether the messages are the whole prompt
     answer: str = ""  # the recorded one, which the turns that follow have in their history
     kept: int = 0  # leading pieces that are never left out: a system prompt
     repetition: int = 0  # of the file, if it is repeated
@@ -107,7 +108,7 @@ def session_requests(
             prompt: Prompt = texts.prompt(turn.pieces)
         else:
             header = texts.header(turn.repetition)
-            messages = histories.get(turn.parent, ()) + turn.messages
+            messages = (() if turn.whole else histories.get(turn.parent, ())) + turn.messages
             histories[number] = (*messages, Message("assistant", turn.answer))
             fitting = messages if fit is None else fit.messages(messages, turn, header, tokenizer)
             truncated = len(fitting) < len(messages)
@@ -200,7 +201,7 @@ def under_way(turns: Sequence[Turn], sessions: int, seed: int) -> UnderWay:
     left: list[Turn] = []
     for index, (turn, session) in enumerate(zip(turns, places.session, strict=True)):
         passed[session] += 1
-        if turn.parent != UNKNOWN and turn.messages:
+        if turn.parent != UNKNOWN and turn.messages and not turn.whole:
             said = (*whole[turn.parent].messages, Message("assistant", turns[turn.parent].answer))
             whole[index] = turn._replace(messages=(*said, *turn.messages))
         if session < sessions and passed[session] <= int(shares[session] * places.turns[session]):
@@ -323,7 +324,7 @@ def recorded_texts(turns: Sequence[Turn], header: Callable[[int], str]) -> list[
     for turn in turns:
         before = (
             header(turn.repetition)
-            if turn.parent == UNKNOWN
+            if turn.whole or turn.parent == UNKNOWN
             else f"{texts[turn.parent]}\n\n{turns[turn.parent].answer}"
         )
         texts.append("\n\n".join([before, *(message.content for message in turn.messages)]))

@@ -55,10 +55,10 @@ def replay_inputs(
     try:
         if isinstance(workload, Recorded) and workload.needs_token_ids:
             turns = recorded_turns(workload, len(requests), trial.seed)
-            if isinstance(trial.load, Trace) and trial.load.path == workload.file:
-                arrivals = recorded_arrivals(workload, len(requests), trial.load)
         else:
             turns = workload.begun(len(requests), trial.seed, tokenizer).turns
+        if isinstance(workload, Recorded) and isinstance(trial.load, Trace) and trial.load.path == workload.file:
+            arrivals = recorded_arrivals(workload, len(requests), trial.load)
     except UNREADABLE as error:
         return {"uncertified": f"{type(error).__name__} {error}".strip()}
     header = PieceTexts(tokenizer, trial.seed, "measured", salt).header
@@ -176,7 +176,7 @@ def certificate(
         ]
         margins = list[int]()  # tokens that a template may add to each turn's messages
         for turn in turns:
-            before = 0 if turn.parent == UNKNOWN else margins[turn.parent] + MESSAGE_TOKENS
+            before = 0 if turn.whole or turn.parent == UNKNOWN else margins[turn.parent] + MESSAGE_TOKENS
             margins.append(before + MESSAGE_TOKENS * len(turn.messages))
         cut = [
             fit is not None and len(ids) + turns[n].output_tokens + margins[n] > fit.context
