@@ -111,6 +111,17 @@ class Message(NamedTuple):
     content: str
 
 
+LIVE = "\ufdd0"
+
+
+def live_answer(number: int) -> str:
+    """Return what stands in a prompt for the answer to the phase's request with this number, until it has come.
+
+    LIVE is a character that no text contains.
+    """
+    return f"{LIVE}{number}{LIVE}"
+
+
 Prompt = str | tuple[int, ...] | tuple[Message, ...]
 """Text, token ids, or the messages of a conversation."""
 

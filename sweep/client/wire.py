@@ -164,8 +164,12 @@ def call(target: Target, requests: Sequence[Request]) -> bytes:
         else:
             content[key] = value
     body = json.dumps(content, separators=(",", ":")).encode("ascii")
-    lines = f"x-request-id: {first.request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return lines.encode("ascii") + body
+    return with_length(f"x-request-id: {first.request_id}".encode("ascii"), body)
+
+
+def with_length(fields: bytes, body: bytes) -> bytes:
+    """Return the end of a request's head with its body's length, and the body."""
+    return b"%b\r\nContent-Length: %d\r\n\r\n%b" % (fields, len(body), body)
 
 
 def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Recorded(SessionWorkload, ExactLengths):
     skip_unsendable: bool = False  # leave out rows without lengths, e.g. failed requests; false: reject the file
     prefixes: bool = True  # a trace's hash_ids are replayed; false: only its lengths
     block_tokens: PositiveInt | None = None  # tokens that one of hash_ids stands for; null: 512, or Bailian's 16
+    answers: Literal["recorded", "live"] = "recorded"  # of conversations, in the history of later turns; live: the
+    # engine's own, so each engine gets other prompts
     recorded_tpot: NonNegativeFloat = 0.0  # s per output token that the recorded engine took. It is taken off the times
     # between two turns of a trace, which include the answer, to get their gaps
     speed: PositiveFloat = 1.0  # at 2, times and gaps are half as long
@@ -55,7 +57,19 @@ class Recorded(SessionWorkload, ExactLengths):
         """Whether the file has conversations with their times."""
         return BRANCH in self._rows()[0]
 
+    @property
+    def live(self) -> bool:
+        return self.answers == "live"
+
     def check(self) -> None:
+        if self.live:
+            problem = (
+                f"{self.file} has no conversations turn by turn" * (not self._is_conversation())
+                or "workload.started: earlier answers are unknown" * (self.started > 0)
+                or "workload.truncate: an answer's length is unknown" * (self.truncate is not None)
+            )
+            if problem:
+                raise ConfigError(f"workload.answers=live: {problem}; expected recorded")
         if not self.replays:
             self._trace()
             return
