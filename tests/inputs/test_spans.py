@@ -9,6 +9,7 @@ import pytest
 import analysis
 from benchmarks.replay import alarms
 from sweep.__main__ import main
+from sweep.client import wire
 from sweep.inputs.sessions.recorded import Recorded
 from tests.inputs.test_prompts import QUICK, measure, write
 
@@ -50,6 +51,16 @@ def export(*spans: dict[str, Any]) -> dict[str, Any]:
     return {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {"name": "x"}, "spans": list(spans)}]}]}
 
 
+CALLED = {"type": "tool_call", "id": "c1", "name": "find", "arguments": {"what": "a"}}
+RESULT = {"type": "tool_call_response", "id": "c1", "response": {"found": 3}}
+WITH_TOOLS = {
+    "gen_ai.input.messages": [
+        *said("Go."),
+        {"role": "assistant", "parts": [{"type": "text", "content": "Wait."}, CALLED]},
+        {"role": "tool", "parts": [RESULT]},
+    ],
+    "gen_ai.tool.definitions": [{"type": "function", "name": "find", "parameters": {"type": "object"}}],
+}
 AGENT = {"gen_ai.operation.name": "invoke_agent"}
 JOB = [  # exported as spans end: a main agent, which starts two sub-agents at once and continues after the longer one
     call("plan", "main", 0.0, 0.1, "Go."),
@@ -58,7 +69,7 @@ JOB = [  # exported as spans end: a main agent, which starts two sub-agents at o
     call("a2", "a", 0.35, 0.5, "Find a.", "Where?", "Here."),
     span("a", "main", 0.15, 0.6, **AGENT),
     span("b", "main", 0.15, 0.45, **AGENT),
-    call("sum", "main", 0.7, 0.8, "Go.", "Wait.", "a and b"),
+    call("sum", "main", 0.7, 0.8, **WITH_TOOLS),
     span("main", "", 0.0, 0.9, **AGENT),
 ]
 FOLLOWS = {"plan": None, "a1": "plan", "b1": "plan", "a2": "a1", "sum": "a2", "next": "sum", "other": None}
@@ -109,6 +120,37 @@ def test_spans_are_replayed_as_sessions_of_agents_and_sub_agents(tmp_path: Path,
         assert row["replay_schedule_error"] < 1e-6
 
 
+def test_tools_are_sent_as_each_protocol_has_them(tmp_path: Path) -> None:
+    file = write(tmp_path / "s.json", "")
+    file.write_text(json.dumps(export(call("x", "", 0, 1, **WITH_TOOLS))))
+    (request,) = Recorded(name="r", file=str(file), num_requests=1).requests(None, 1, 1)
+    chat, responses, messages = (
+        json.loads(wire.call(wire.Target("http://h", "m", api=api), [request]).partition(b"\r\n\r\n")[2])
+        for api in ("chat", "responses", "messages")
+    )
+    arguments, schema = json.dumps({"what": "a"}), {"type": "object"}
+    called = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": arguments}}
+    found = json.dumps({"found": 3})
+    assert chat["messages"][2:] == [
+        {"role": "assistant", "content": "Wait.", "tool_calls": [called]},
+        {"role": "tool", "content": found, "tool_call_id": "c1"},
+    ]
+    assert chat["tools"] == [{"type": "function", "function": {"name": "find", "parameters": schema}}]
+    assert responses["input"][2:] == [
+        {"role": "assistant", "content": "Wait."},
+        {"type": "function_call", "call_id": "c1", "name": "find", "arguments": arguments},
+        {"type": "function_call_output", "call_id": "c1", "output": found},
+    ]
+    assert responses["tools"] == [{"type": "function", "name": "find", "parameters": schema}]
+    use = {"type": "tool_use", "id": "c1", "name": "find", "input": {"what": "a"}}
+    assert messages["messages"][1:] == [
+        {"role": "assistant", "content": [{"type": "text", "text": "Wait."}, use]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": found}]},
+    ]
+    assert messages["tools"] == [{"name": "find", "input_schema": schema}]
+    assert messages["system"].endswith("tools. ")
+
+
 def test_spans_without_content_give_only_lengths(tmp_path: Path, capsys: Any) -> None:
     bare = [call(name, "", begin, begin + 0.1, **{"gen_ai.input.messages": ""}) for name, begin in (("x", 0), ("y", 1))]
     file = write(tmp_path / "s.json", "")
@@ -145,6 +187,27 @@ FAILED = {"gen_ai.usage.output_tokens": 0}
         (
             [call("x", "", 0, 1, **{"gen_ai.input.messages": [{"role": "user", "parts": [{"type": "blob"}]}]})],
             "has a part of type blob; expected text",
+        ),
+        (
+            [call("x", "", 0, 1, **{"gen_ai.tool.definitions": [{"type": "web_search", "name": "w"}]})],
+            "expected functions with names",
+        ),
+        (
+            [
+                call(
+                    "x",
+                    "",
+                    0,
+                    1,
+                    **{
+                        "gen_ai.input.messages": [
+                            *said("a"),
+                            {"role": "assistant", "parts": [CALLED | {"arguments": "{"}]},
+                        ]
+                    },
+                )
+            ],
+            "expected id, name and an object as arguments",
         ),
         ([call("x", "", 0, 1) | {"attributes": 7}], "export 1: expected resourceSpans as OTLP's JSON has them"),
         ([{"spanId": "x"}], "export 1: a span without traceId and spanId; expected both"),

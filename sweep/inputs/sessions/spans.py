@@ -8,6 +8,7 @@ sub-agents at work side by side do not wait for each other, and their agent cont
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ INPUT_TOKENS, OUTPUT_TOKENS = "gen_ai.usage.input_tokens", "gen_ai.usage.output_
 FORMER = {INPUT_TOKENS: "gen_ai.usage.prompt_tokens", OUTPUT_TOKENS: "gen_ai.usage.completion_tokens"}  # names to v1.26
 OPERATION, CONVERSATION = "gen_ai.operation.name", "gen_ai.conversation.id"
 INSTRUCTIONS, PROMPT = "gen_ai.system_instructions", "gen_ai.input.messages"
+DEFINITIONS = "gen_ai.tool.definitions"
 CALLS = ("chat", "generate_content", "text_completion")  # operations that call a model
 EARLIEST, LATEST = 10**18, 10**19  # ns since 1970, i.e. the years 2001 and 2286: other numbers have another unit
 BEFORE = {  # the roles that may precede a message; "": it is the first
@@ -80,7 +82,8 @@ def span_rows(exports: Sequence[Any]) -> list[dict[str, Any]]:
             limits[name] = min(begin, call.start, itself.start), max(end, call.end, itself.end)
     return [
         {name: call.attributes.get(name, call.attributes.get(FORMER.get(name, ""))) for name in (*FORMER, PROMPT)}
-        | {INSTRUCTIONS: call.attributes.get(INSTRUCTIONS), START: call.start, END: call.end}
+        | {name: call.attributes.get(name) for name in (INSTRUCTIONS, DEFINITIONS)}
+        | {START: call.start, END: call.end}
         | {BRANCH: [Branching(name, *limits[name]) for name in branch]}
         for call, branch in zip(calls, branches, strict=True)
     ]
@@ -158,7 +161,7 @@ def span_turns(rows: Mapping[int, Mapping[str, Any]], lengths: Sequence[tuple[in
     for number, row, parent, (_, output) in zip(rows, listed, span_parents(listed), lengths, strict=True):
         gap = 0.0 if parent == UNKNOWN else (row[START] - listed[parent][END]) / 1e9
         try:
-            turns.append(Turn(output, parent, gap, messages=_messages(row), whole=True))
+            turns.append(Turn(output, parent, gap, messages=_messages(row), whole=True, tools=_tools(row)))
         except ValueError as error:
             raise ConfigError(
                 f"{key}: row {number}: {error}; workload.prefixes=false replays only the lengths"
@@ -171,8 +174,14 @@ def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
     given = _list_of(row, PROMPT)
     messages = [Message("system", _text_of_parts(parts))] if (parts := _list_of(row, INSTRUCTIONS)) else []
     for message in given:
-        role = message.get("role") if isinstance(message, dict) else None
-        messages.append(Message("system" if role == "developer" else str(role), _text_of_parts(message.get("parts"))))
+        role, parts = (message.get("role"), _parts(message.get("parts"))) if isinstance(message, dict) else (None, [])
+        if role == "tool":
+            messages += [_result(part) for part in parts]
+            continue
+        calls = [part for part in parts if role == "assistant" and part.get("type") == "tool_call"]
+        text = _text_of_parts([part for part in parts if part not in calls])
+        listed = json.dumps([_call(part) for part in calls]) if calls else ""
+        messages.append(Message("system" if role == "developer" else str(role), text, listed))
     for before, role in pairwise(["", *(message.role for message in messages)]):
         if before not in BEFORE.get(role, ()):
             problem = f"a {role} message after a {before} message" if before else f"a {role} message first"
@@ -193,9 +202,42 @@ def _list_of(row: Mapping[str, Any], name: str) -> list[Any]:
     return content or []
 
 
-def _text_of_parts(parts: Any) -> str:
+def _parts(parts: Any) -> list[dict[str, Any]]:
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"{PROMPT}: parts={shortened(repr(parts))}; expected a list of parts")
-    if odd := next((part for part in parts if part.get("type") != "text"), None):
-        raise ValueError(f"{PROMPT} has a part of type {odd.get('type')}; expected text")
+    return parts
+
+
+def _text_of_parts(parts: Any) -> str:
+    if odd := next((part for part in _parts(parts) if part.get("type") != "text"), None):
+        raise ValueError(f"{PROMPT} has a part of type {odd.get('type')}; expected text, or a tool's call or result")
     return "\n\n".join(str(part.get("content")) for part in parts)
+
+
+def _call(part: Mapping[str, Any]) -> dict[str, str]:
+    """Return an assistant's call of a tool, with its arguments as JSON text."""
+    given = part.get("arguments")
+    arguments, is_object = given if isinstance(given, str) else json.dumps(given or {}), False
+    with suppress(ValueError, RecursionError):
+        is_object = isinstance(json.loads(arguments), dict)
+    if not (part.get("id") and part.get("name") and is_object):
+        raise ValueError(f"{PROMPT}: tool_call={shortened(repr(part))}; expected id, name and an object as arguments")
+    return {"id": str(part["id"]), "name": str(part["name"]), "arguments": arguments}
+
+
+def _result(part: Mapping[str, Any]) -> Message:
+    """Return a tool's result as a message."""
+    if part.get("type") != "tool_call_response" or not part.get("id"):
+        raise ValueError(f"{PROMPT} has {shortened(repr(part))} of a tool; expected tool_call_response and its id")
+    result = part.get("response", part.get("result"))  # the second until v1.37
+    return Message("tool", result if isinstance(result, str) else json.dumps(result), answers=str(part["id"]))
+
+
+def _tools(row: Mapping[str, Any]) -> str:
+    """Return the definitions of a call's tools as a Request has them. Raises ValueError."""
+    listed = []
+    for each in _list_of(row, DEFINITIONS):
+        if not isinstance(each, dict) or each.get("type", "function") != "function" or not each.get("name"):
+            raise ValueError(f"{DEFINITIONS} has {shortened(repr(each))}; expected functions with names")
+        listed.append({key: each[key] for key in ("name", "description", "parameters") if each.get(key)})
+    return json.dumps(listed) if listed else ""

@@ -53,6 +53,7 @@ class Turn(NamedTuple):
     pieces: tuple[Piece, ...] = ()  # of the whole prompt
     messages: tuple[Message, ...] = ()  # the new ones, instead of pieces
     whole: bool = False  # whether the messages are the whole prompt
+    tools: str = ""  # definitions of tools, as of a Request
     answer: str = ""  # the recorded one, which the turns that follow have in their history
     kept: int = 0  # leading pieces that are never left out: a system prompt
     repetition: int = 0  # of the file, if it is repeated
@@ -129,7 +130,7 @@ def session_requests(
         tokens = UNKNOWN if is_open else len(sent_ids(prompt, tokenizer))
         model = models[number] if turn.parent == UNKNOWN else requests[turn.parent].model
         request_id = f"{phase}-{seed:x}-{number}"
-        place = turn.parent, turn.gap, truncated
+        place = turn.parent, turn.gap, truncated, turn.tools
         requests.append(Request(request_id, prompt, turn.output_tokens, tokens, phase, model, *place))
     return requests
 
@@ -168,7 +169,7 @@ class ContextFit(NamedTuple):
 
     def too_long(self, messages: Sequence[Message], turn: Turn, header: str, tokenizer: Tokenizer) -> bool:
         """Return whether a conversation and its answer, with what a template may add, do not fit."""
-        text = "\n\n".join([header, *(message.content for message in messages)])
+        text = "\n\n".join([header, *(message.text for message in messages), turn.tools])
         return len(tokenizer.encode(text).ids) + MESSAGE_TOKENS * len(messages) + turn.output_tokens > self.context
 
     def messages(
@@ -354,7 +355,7 @@ def recorded_texts(turns: Sequence[Turn], header: Callable[[int], str]) -> list[
             if turn.whole or turn.parent == UNKNOWN
             else f"{texts[turn.parent]}\n\n{turns[turn.parent].answer}"
         )
-        texts.append("\n\n".join([before, *(message.content for message in turn.messages)]))
+        texts.append("\n\n".join([before, *(message.text for message in turn.messages)]))
     return texts
 
 
