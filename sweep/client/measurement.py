@@ -40,7 +40,7 @@ from sweep.base.records import (
     prompt_text,
 )
 from sweep.client import wire
-from sweep.client.job import NO_REASONING, ROW, Job, PackedRow
+from sweep.client.job import LIVE_ANSWER, NO_REASONING, ROW, Job, PackedRow
 from sweep.client.modes import Mode
 from sweep.client.process_count import process_count
 from sweep.client.token_counts import settle
@@ -200,7 +200,9 @@ def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequ
                 else:
                     turn = len(job.prompts), int(batch[0].gap * 1e9)
                     job.followers.setdefault(base + batch[0].parent, []).append(turn)
-                job.offsets.append(job.offsets[-1] + file.write(wire.call(job.target, batch)))
+                call = wire.call(job.target, batch)
+                job.live |= LIVE_ANSWER.search(call) is not None
+                job.offsets.append(job.offsets[-1] + file.write(call))
                 job.prompts.append(len(batch))
                 job.limits.append(max(request.output_tokens for request in batch))
             if phase is warmup:

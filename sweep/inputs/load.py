@@ -283,7 +283,7 @@ class Trace(_ArrivalProcess):
 
     def check_pairing(self, workload: Any) -> None:
         """Raise ConfigError if the workload takes its lengths from this file too, but in a different order."""
-        if workload.replays and not workload.needs_token_ids:
+        if workload.replays and not workload.needs_token_ids and not workload.is_timed:
             problem = f"load={self.name}: conversations have no recorded times"
             raise ConfigError(f"{problem}; expected load=closed, or an arrival process such as load=poisson")
         if started := getattr(workload, "started", 0):

@@ -20,6 +20,7 @@ from pyarrow import ArrowException
 
 from sweep.base.config import ConfigError, shortened
 from sweep.base.whole_file import LARGEST_FILE, read_bounded
+from sweep.inputs.sessions.spans import INPUT_TOKENS, OUTPUT_TOKENS, SPANS, START, span_rows
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # maximum number of reasons for skipped rows that a plan lists
@@ -44,12 +45,14 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 PROMPT_COLUMNS = ("prompt", "text", "question", *CONVERSATIONS)  # columns that may hold a prompt, if no column is named
 BURSTGPT = TraceColumns("Timestamp", "Request tokens", "Response tokens", "s")
 MOONCAKE = TraceColumns("timestamp", "input_length", "output_length", "ms")
+OTEL = TraceColumns(START, INPUT_TOKENS, OUTPUT_TOKENS, "ns")  # OpenTelemetry's spans of calls of a model
 BAILIAN = MOONCAKE._replace(unit="s")
 TRACES = (
     TraceColumns("timestamp", "input_tokens", "output_tokens", "s"),
     TraceColumns("TIMESTAMP", "ContextTokens", "GeneratedTokens", "s"),  # Azure's LLM inference traces, 2023 and 2024
     MOONCAKE,
     BURSTGPT,
+    OTEL,
 )
 SESSION_COLUMNS = ("chat_id", "parent_chat_id", "turn")
 TRACE_LENGTHS = tuple(name for columns in TRACES for name in columns[1:3])
@@ -221,7 +224,9 @@ def read_rows(
 @lru_cache(maxsize=16)
 def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[FileRow]:
     try:
-        rows = list(map(_with_known_names, islice(READERS.get(path.suffix.lower(), _text_lines)(path), limit)))
+        rows = list(islice(READERS.get(path.suffix.lower(), _text_lines)(path), limit))
+        rows = span_rows(rows) if rows and SPANS in rows[0] else rows
+        rows = [_with_known_names(row) for row in rows]
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{key}: line {line}: {error.reason} at byte {error.start}; expected UTF-8") from None
@@ -263,7 +268,7 @@ def _json(path: Path, by_lines: bool) -> Iterator[FileRow]:
             return _json_lines(text)
         raise ValueError(f"not JSON ({error}); expected a list of mappings") from None
     if isinstance(content, dict):
-        content = _only_list(content)
+        content = [content] if SPANS in content else _only_list(content)
     if not isinstance(content, list):
         raise ValueError("not a list; expected a list of mappings")
     return (_mapping(row, f"entry {number}") for number, row in enumerate(content, 1))
