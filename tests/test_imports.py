@@ -20,12 +20,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.client": BASIS | {"sweep.numbers"},
     "sweep.inputs": BASIS | {"backends", "sweep.client.modes"},  # a load is turned into its mode
     "sweep.node": BASIS
-    | {"sweep.gateway", "sweep.numbers", "sweep.disk", "sweep.client", "sweep.inputs", "sweep.plan", "backends"},
+    | {"sweep.gateway", "sweep.numbers", "sweep.disk", "sweep.client", "sweep.inputs", "sweep.plan", "backends"}
+    | {"sweep.search"},  # a launch computes its next probe itself
     "sweep.gateway.settings": BASIS,  # what a plan knows of it
     "sweep.gateway": BASIS
     | {"sweep.inputs.tokenizer", "sweep.client.wire", "backends"},  # in front of engines, or launched beside one
     "sweep.plan": BASIS | {"sweep.gateway.settings", "sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
-    "sweep.search": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan"},
+    "sweep.search": BASIS | {"sweep.numbers", "sweep.disk", "sweep.inputs", "sweep.plan"},
     "sweep.cluster": BASIS | {"sweep.disk", "sweep.plan", "sweep.node", "backends"},
     "sweep.drive": BASIS
     | {"sweep.client.wire", "sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},

@@ -24,7 +24,7 @@ from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.cli.output import make_console
 from sweep.cli.searches.ask import REPEATS, PlannedAsk, ask_line, check_ask, expected_launches, grid_of
-from sweep.cli.searches.capacity import Search, check_search
+from sweep.cli.searches.capacity import PlannedCapacity, check_search
 from sweep.cli.searches.race import PlannedRace, race_lines, race_of
 from sweep.cli.tracebacks import traced
 from sweep.cluster.inline_executor import InlineExecutor
@@ -108,7 +108,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
         check_ask(plan, planned.composition.settings.relaunch)
         console.print(ask_line(plan), markup=False, soft_wrap=True)
     if settings.capacity is not None:
-        console.print(check_search(plan), markup=False, soft_wrap=True)
+        console.print(check_search(plan, nodes), markup=False, soft_wrap=True)
     for line in race_lines(plan) if settings.ask is None else ():
         console.print(line, markup=False, soft_wrap=True)
     if settings.dry_run:
@@ -225,6 +225,8 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     composition = replace(composition, settings=settings)
+    if settings.capacity is not None:  # each replicate is a launch
+        composition = grid_of(composition, settings.replicates)
     plan = make_plan(composition if settings.ask is None else grid_of(composition), facts)
     check_resolved(plan)
     return Planned(plan, nodes, paths, composition, facts, assumption)
@@ -243,7 +245,7 @@ def _run_locked(
         console.print(message, markup=False, soft_wrap=True)
     race = race_of(plan, ledger, paths)
     pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes), race.dropped if race else ())
-    ask = _asked(planned, ledger, history, command) if plan.settings.ask else None
+    search = _search_of(planned, ledger, history, command)
     check_disk(plan.settings, pending.runnable, nodes)
     paths.clear_staging()
     keep_locks(plan, paths)
@@ -253,10 +255,10 @@ def _run_locked(
         if pending.launches:
             _print_findings(console, plan)
         paths.asked.unlink(missing_ok=True)
-        write_plan(paths, (ask.plan if ask else plan).entries(command))
-    if ask is not None:
-        pending = ask.pending(pending)
-    plan, result, claims, tracker = _drive(planned, pending, ledger, history, console, command, race, ask)
+    if search is not None:
+        plan, pending = search.plan, search.pending(pending, nodes)
+    write_plan(paths, plan.entries(command))
+    result, claims, tracker = _drive(planned, plan, pending, ledger, console, race, search)
     if mirror is not None:
         mirror.fetch_trials()
     ledger.close()
@@ -282,22 +284,28 @@ def _run_locked(
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
 
 
-def _asked(planned: Planned, ledger: Ledger, history: History, command: str) -> PlannedAsk:
-    """Return the search that answers a plan's question, with what the rows so far say."""
+def _search_of(planned: Planned, ledger: Ledger, history: History, command: str) -> PlannedAsk | PlannedCapacity | None:
+    """Return the search that a plan asks for, with what the rows so far say."""
     plan, facts, composition = planned.plan, planned.facts, planned.composition
-    most = min(REPEATS, facts.replayed.replicates) if facts.replayed else REPEATS
-    full, settings = make_plan(grid_of(composition, most), facts), plan.settings
-    assumed = assumed_durations(settings)
+    assumed, settings = assumed_durations(plan.settings), plan.settings
 
     def durations(launches: list[Deployment]) -> Expected:
         return expect(launches, history, settings.hardware, assumed, settings.seed)
 
+    if settings.capacity is not None:
+        return PlannedCapacity(plan, composition, ledger, planned.paths, command, durations)
+    if settings.ask is None:
+        return None
+    most = min(REPEATS, facts.replayed.replicates) if facts.replayed else REPEATS
+    full = make_plan(grid_of(composition, most), facts)
     whole = len(plan.launches) * composition.settings.replicates
     return PlannedAsk(full, plan, whole, ledger, planned.paths, command, durations)
 
 
 def _expected(planned: Planned, pending: PendingWork) -> PendingWork:
-    """Return pending work whose estimate is of its question, if the plan has one."""
+    """Return pending work whose estimate is of its question, if the plan has one; that of a capacity was printed."""
+    if planned.plan.settings.capacity is not None:
+        return replace(pending, estimate=pending.estimate._replace(messages=[]))
     if planned.plan.settings.ask is None:
         return pending
     lines = expected_launches(planned.plan, planned.composition.settings.replicates, pending)
@@ -318,57 +326,32 @@ def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror
 
 def _drive(
     planned: Planned,
+    plan: Plan,
     pending: PendingWork,
     ledger: Ledger,
-    history: History,
     console: Console,
-    command: str,
     race: PlannedRace | None,
-    ask: PlannedAsk | None,
-) -> tuple[Plan, RunResult, dict[str, dict[str, Any]], Any]:
-    """Run the pending trials or a search; return the plan with its probes, how the run ended, the claims, the tracker.
+    search: PlannedAsk | PlannedCapacity | None,
+) -> tuple[RunResult, dict[str, dict[str, Any]], Any]:
+    """Run the pending trials or a search; return how the run ended, the claims, and the tracker.
 
-    The tracker and the executor start with the first trial: a repeated search may need none.
+    The tracker and the executor start only if a trial is due: a repeated search may need none.
     """
-    plan, nodes, paths, composition, facts, _ = planned
-    tracker: Any = None
-    executor: Executor | None = None
-
-    def run_driver(plan: Plan, pending: PendingWork) -> RunResult:
-        nonlocal tracker, executor
-        launches = pending.launches or (ask and not ask.done)
-        tracker = tracker or (_tracker(plan.settings, paths) if launches else None)
-        if executor is None and (pending.runnable or launches):
-            executor = ending.enter_context(_executor(plan.settings, nodes, facts.replayed))
-        with Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display:
-            place = executor or InlineExecutor()
-            result = Driver(plan, pending, paths, ledger, place, display, tracker, race, ask).run()
-            if isinstance(executor, ReplayExecutor):
-                display.log(executor.describe())
-            return result
-
-    def measure(probes: Plan, trial_id: str) -> RunResult:
-        """Run only this probe: earlier probes are not repeated, even if their failed trials would be pending."""
-        write_plan(paths, probes.entries(command))
-        due = find_pending(probes, ledger, history, nodes, drivers_of(nodes))
-        pairs = [(launch, trial) for launch in due.launches for trial in launch.trials]
-        launches = [replace(launch, trials=[trial]) for launch, trial in pairs if trial.trial_id == trial_id]
-        return run_driver(probes, replace(due, launches=launches, finished_trials=len(probes.trials) - 1))
-
+    paths, launches = planned.paths, pending.launches or (search is not None and not search.done)
     with ExitStack() as ending:
+        tracker = _tracker(plan.settings, paths) if launches else None
         ending.callback(lambda: tracker and tracker.close())
-        if ask is not None:
-            try:
-                return ask.plan, run_driver(ask.plan, pending), ask.write(), tracker
-            finally:
-                ask.write()
-        if plan.settings.capacity is None:
-            return plan, run_driver(plan, pending), {}, tracker
-        plan_of = functools.partial(make_plan, surroundings=facts)
-        search = Search(composition, plan_of, measure, ledger, paths, console)
-        search.run()
-        write_plan(paths, search.plan.entries(command))
-        return search.plan, search.result, search.claims, tracker
+        due = pending.runnable or (search is not None and launches)
+        executor = _executor(plan.settings, planned.nodes, planned.facts.replayed) if due else InlineExecutor()
+        ending.enter_context(executor)
+        try:
+            with Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display:
+                result = Driver(plan, pending, paths, ledger, executor, display, tracker, race, search).run()
+                if isinstance(executor, ReplayExecutor):
+                    display.log(executor.describe())
+        finally:
+            claims = search.write() if search is not None else {}
+        return result, claims, tracker
 
 
 def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int = 0) -> int:

@@ -25,7 +25,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow, Misplaced
 from sweep.disk.run_files import RunPaths
 from sweep.drive import policy
-from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
+from sweep.drive.launch_state import ENDED, Action, LaunchState, Stage, Trigger
 from sweep.drive.monitor.forecast import Forecast
 from sweep.drive.monitor.progress import Display, Usage
 from sweep.drive.monitor.status import StatusWriter
@@ -33,6 +33,7 @@ from sweep.drive.monitor.totals import TotalsWriter
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.stop_control import StopControl, StopLevel, job_end, user_deadline
 from sweep.node.events import (
+    Claimed,
     Completed,
     End,
     Event,
@@ -44,6 +45,7 @@ from sweep.node.events import (
     NotStarted,
     Placed,
     Prepared,
+    Proposed,
     Stalled,
     State,
     Unprepared,
@@ -88,6 +90,7 @@ class RunningSearch(Protocol):
     def ask(self, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None: ...
     def wanted(self, most: int) -> list[Need]: ...  # of the launches that it would begin with free nodes
     def settle(self, trial_ids: Iterable[str]) -> str | None: ...  # what the rows so far say, if that is new
+    def hear(self, launch: Deployment, event: Proposed | Claimed | End) -> None: ...  # an End: it is not started again
 
 
 class RunResult(NamedTuple):
@@ -356,9 +359,25 @@ class Driver:
                 transfer.receive(self.paths, work, event)
             case Finished():
                 self._finish_trial(state, work, event)
+            case Proposed(trial):
+                self._add_trial(state, trial)
+                self._tell_search(launch, event)
+            case Claimed():
+                self._tell_search(launch, event)
             case Completed() | Lost() | NotStarted():
                 self._end_attempt(state, work, event)
                 self._review_nodes()
+
+    def _add_trial(self, state: LaunchState, trial: Trial) -> None:
+        """Count a trial that was not planned. A launch that is lost does not begin with it again."""
+        if all(each.trial_id != trial.trial_id for each in state.launch.trials):
+            state.launch.trials.append(trial)
+            self.totals.add(replace(state.launch, trials=[trial]))
+            self.display.total += 1
+
+    def _tell_search(self, launch: Deployment, event: Proposed | Claimed | End) -> None:
+        if self.search is not None:
+            self.search.hear(launch, event)
 
     def _finish_trial(self, state: LaunchState, work: Work, event: Finished) -> None:
         row = event.row
@@ -400,6 +419,8 @@ class Driver:
             limit = policy.most_losses(end.error is not None, self.plan.settings)
             action = state.lost(end.error is not None, limit)
             self._carry_out(state, action, f"gave up after {limit} failed attempts: {end.reason}")
+        if state.stage in ENDED:
+            self._tell_search(launch, end)
 
     def _log_loss(self, work: Work, loss: Lost) -> None:
         label = work.deployment.describe_launch()

@@ -167,10 +167,14 @@ class LaunchState:
         return self.advance(Trigger.RETRY if now - self.not_started_since <= patience else Trigger.UNSCHEDULABLE)
 
     def reopen(self, retried: Callable[[str, Outcome], bool]) -> tuple[set[str], Action]:
-        """Retry the trials for which `retried(id, outcome)` is true, each once; return them and the action."""
+        """Retry the trials for which `retried(id, outcome)` is true, each once; return them and the action.
+
+        Of a search only its first probe is retried, with which it begins again.
+        """
         if self.stage.active:
             return set(), Action.NOTHING
-        ended = self.outcomes.items()
+        planned = self.launch.searched or {trial.trial_id for trial in self.launch.trials}
+        ended = [(trial_id, outcome) for trial_id, outcome in self.outcomes.items() if trial_id in planned]
         failed = {
             trial_id for trial_id, outcome in ended if trial_id not in self.retried and retried(trial_id, outcome)
         }
@@ -178,5 +182,5 @@ class LaunchState:
             return failed, Action.NOTHING
         self.reopened |= failed
         self.retried |= failed
-        self.order = list(self.launch.trials)
+        self.order = [trial for trial in self.launch.trials if trial.trial_id in planned]
         return failed, self.advance(Trigger.REOPEN)

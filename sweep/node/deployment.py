@@ -5,6 +5,7 @@ that dies during a trial is launched again for the remaining trials; if it canno
 """
 
 import contextlib
+import copy
 import functools
 import math
 import os
@@ -44,7 +45,20 @@ from sweep.drive.policy import Failure
 from sweep.gateway.process import GatewaySilent, running_gateway
 from sweep.node import agreement
 from sweep.node.cold_start import measure_cold_start
-from sweep.node.events import Beat, Emit, Event, Finished, Measuring, Note, Prepared, Stalled, State, Unprepared
+from sweep.node.events import (
+    Beat,
+    Claimed,
+    Emit,
+    Event,
+    Finished,
+    Measuring,
+    Note,
+    Prepared,
+    Proposed,
+    Stalled,
+    State,
+    Unprepared,
+)
 from sweep.node.machine import gpu_memory, lease
 from sweep.node.machine.cores import split_cores
 from sweep.node.machine.sharing import sharing_name
@@ -54,6 +68,7 @@ from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
+from sweep.search.launch_search import OVERTIME, PROBE_TRIES, STOPPED, LaunchSearch
 
 RESET_ATTEMPTS = 5  # a finished request's memory may be freed shortly after its last token
 RESET_PAUSE = 0.2  # s between the attempts
@@ -259,6 +274,7 @@ class _Pending:
     def __init__(self, work: Work, stop: threading.Event, draining: threading.Event) -> None:
         self.trials = deque(work.deployment.trials)
         self.work, self.stop, self.draining = work, stop, draining
+        self.searched = copy.deepcopy(work.deployment.searched)  # the driver may start the launch again
 
     def next(self) -> Trial | None:
         """Return the first trial expected to end before the deadline; None if no trial is, or after a stop."""
@@ -450,13 +466,17 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
     """Run trials in order until all have run, the engine has failed or the driver stops them."""
     total, good, fresh = len(pending.trials), False, True
     while trial := pending.next():
-        emit(State(f"trial {total - len(pending.trials) + 1} of {total}: {trial.describe()}"))
-        row = _measure(work, running, trial, pending, emit, fresh=fresh)
+        if trial.trial_id in work.deployment.searched:
+            row = _search(work, running, trial, pending, emit, fresh=fresh)
+        else:
+            emit(State(f"trial {total - len(pending.trials) + 1} of {total}: {trial.describe()}"))
+            row = _measure(work, running, trial, pending, emit, fresh=fresh)
         fresh = False
         if row["outcome"] == Outcome.CANCELLED:
             return None  # not measured: the next run of the command runs it
         pending.trials.remove(trial)
-        emit(Finished(trial, row))
+        if trial.trial_id not in work.deployment.searched:
+            emit(Finished(trial, row))
         if row["outcome"] == Outcome.OOM_RUN:
             _censor(work, trial, pending.trials, emit)
         elif failure := _failure(row, good):
@@ -465,6 +485,43 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
             return None
         good = good or row["outcome"] == Outcome.OK
     return None
+
+
+def _search(
+    work: Work, running: RunningEngine, first: Trial, pending: _Pending, emit: Emit, *, fresh: bool
+) -> dict[str, Any]:
+    """Search a capacity on this launch, beginning with its `first` probe; return the last probe's row.
+
+    The engine keeps running while its probes follow one another and the next one is computed here. The search ends by
+    its evidence or its budget, with the engine, or when the driver stops it.
+    """
+    search: LaunchSearch = pending.searched[first.trial_id]
+    search.paths = work.paths
+    began, ended, row = time.monotonic(), "", {"outcome": Outcome.CANCELLED}
+    repeated = (Outcome.DISTURBED, Outcome.CLIENT_LIMITED, *(() if running.launch else (Outcome.HUNG,)))
+    while not ended and (trial := search.next()):
+        if not pending.next():
+            ended = STOPPED
+        elif time.monotonic() - began > OVERTIME * search.budget:
+            ended = f"{OVERTIME:g} times its budget has passed"
+        else:
+            emit(Proposed(trial))
+            emit(State(f"probe {len(search.rows) + 1}: {trial.describe()}"))
+            for _ in range(PROBE_TRIES):
+                row, fresh = _measure(work, running, trial, pending, emit, fresh=fresh), False
+                if row["outcome"] not in repeated:
+                    break
+            if row["outcome"] == Outcome.CANCELLED:
+                return row
+            measured = search.read(row)  # before its files may be moved
+            emit(Finished(trial, row))
+            search.cut_off += policy.was_interrupted(row)
+            if policy.was_interrupted(row) and not running.launch and search.cut_off < PROBE_TRIES:
+                return {"outcome": Outcome.CANCELLED}  # the search goes on once the endpoint is back
+            if news := search.tell(row, measured):
+                emit(Note(news))
+    emit(Claimed(search.point.name, search.record(ended)))
+    return row
 
 
 def _measure(

@@ -58,6 +58,19 @@ class Finished(NamedTuple):
     row: dict[str, Any]
 
 
+class Proposed(NamedTuple):
+    """A search on this launch begins a trial that was not planned."""
+
+    trial: Trial
+
+
+class Claimed(NamedTuple):
+    """A search on this launch has ended."""
+
+    name: str  # of its point
+    record: dict[str, Any]  # as in capacity.json
+
+
 class Files(NamedTuple):
     """Files of this attempt that the driver cannot see, by their path under `out`."""
 
@@ -114,7 +127,9 @@ class NotStarted(NamedTuple):
     reason: str  # one line
 
 
-Event = Placed | State | Measuring | Note | Stalled | Prepared | Unprepared | Finished | Files | Beat
+Event = (
+    Placed | State | Measuring | Note | Stalled | Prepared | Unprepared | Finished | Files | Beat | Proposed | Claimed
+)
 End = Completed | Lost | NotStarted
 PartnerEvent = Event | Held | Failure  # of a partner: a Failure is its last
 Emit = Callable[[Event], None]

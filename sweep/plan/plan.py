@@ -1,14 +1,18 @@
 """The plan: the ordered, validated Deployments and Trials that an experiment expands to. `planning` makes it."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from backends.base import EnvironmentSpec
-from sweep.base.config import Hardware, Settings
+from backends.declarations import NOT_IN_ID
+from sweep.base.config import Hardware, Settings, content_hash
 from sweep.base.records import LOAD_COLUMNS
 from sweep.base.setting_labels import dotted
+
+LATER_KEYS = ("temperature", "models", "speed", "repeat", "truncate", "context", "started", "primed")
+"""Keys that are not part of an id if they are not set, so that ids from before they existed stay valid."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Deployment:
     draft: Any = None  # a sweep.inputs.model object: the draft model named in the engine's flags
     gateway: Any = None  # a sweep.gateway.settings.Gateway in front of the engine
     replicate: int | None = None  # the replicate of its trials, if each replicate has its own launch
+    searched: Mapping[str, Any] = field(default_factory=dict)  # a probe's id -> the LaunchSearch that continues with it
 
     def describe(self) -> str:
         """Return a short description: `vllm tiny-llama max-num-seqs=2`."""
@@ -185,6 +190,38 @@ class Plan:
                     "coordinates": trial.coordinates,
                     "config": trial.config,
                 }
+
+
+def identity_of(built: Any, digest: str | None) -> str:
+    """Return the hash of a part's type, fields and content: everything that can change a result."""
+    fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
+    fields = {key: field for key, field in fields.items() if key not in LATER_KEYS or not _is_default(built, key)}
+    return content_hash([type(built).__qualname__, fields, digest])
+
+
+def judging(settings: Settings) -> dict[str, Any]:
+    """Return the run settings that do change a row: request time-outs, and the rules by which trials are judged."""
+    judged_by = settings.model_dump(mode="json", include={"max_failed"})
+    if settings.gate:
+        judged_by["gate"] = settings.gate
+    return judged_by | {"timeouts": asdict(settings.client.timeouts)}
+
+
+def trial_id_of(
+    deployment_id: str,
+    parts: Sequence[str],
+    replicate: int,
+    seed: int,
+    own_launch: bool,
+    judged_by: Mapping[str, Any],
+) -> str:
+    """Return a trial's id; `parts` are the identities of its workload and load, `judged_by` is from `judging`."""
+    launch = "its own" if own_launch else "shared"
+    return content_hash([deployment_id, *parts, replicate, seed, launch, judged_by])
+
+
+def _is_default(built: Any, key: str) -> bool:
+    return bool(getattr(built, key) == type(built).model_fields[key].get_default(call_default_factory=True))
 
 
 def launched_per_replicate(settings: Settings, deployments: int) -> bool:

@@ -10,11 +10,10 @@ import functools
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from backends.base import AMPERE, Backend, EnvironmentSpec
-from backends.declarations import NOT_IN_ID
 from backends.prepare.fit import older
 from backends.tables import check
 from sweep.base.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
@@ -29,10 +28,8 @@ from sweep.inputs.sessions.turns import SessionWorkload
 from sweep.inputs.workload import Workload
 from sweep.plan.command_line import Assignments
 from sweep.plan.compose import Composition, Point
-from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
+from sweep.plan.plan import Deployment, Plan, Trial, identity_of, judging, launched_per_replicate, trial_id_of
 
-LATER_KEYS = ("temperature", "models", "speed", "repeat", "truncate", "context", "started", "primed")
-"""Keys that are not part of an id if they are not set, so that ids from before they existed stay valid."""
 ROUTER = "router"  # the default option of conf/gateway in front of replicas
 
 
@@ -70,7 +67,7 @@ class _Part(NamedTuple):
 
     built: Any  # pinned to the commits that its revisions point to now
     digest: str | None  # digest of the content that it refers to
-    identity: str  # hash of type, fields and digest: everything that can change a result
+    identity: str
 
 
 class _Builder:
@@ -84,11 +81,7 @@ class _Builder:
         self.parts: dict[str, _Part] = {}
         self.cache = cache_directory(settings.cache_dir)
         self.trial_ids: set[str] = set()
-        # Run settings that do change a row: request time-outs, and the rules by which trials are judged.
-        self.judged_by = settings.model_dump(mode="json", include={"max_failed"})
-        if settings.gate:
-            self.judged_by["gate"] = settings.gate
-        self.judged_by["timeouts"] = asdict(settings.client.timeouts)
+        self.judged_by = judging(settings)
 
     def deploy(self, point: Point) -> Deployment:
         """Return the deployment of a point; points that differ only in workload and load share one."""
@@ -132,8 +125,8 @@ class _Builder:
             seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
             seed = seed if seeds is None else seeds[replicate]
             # The first replicate starts on a fresh engine either way.
-            launch = "its own" if anew and replicate else "shared"
-            trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
+            own_launch = anew and replicate > 0
+            trial_id = trial_id_of(deployment.deployment_id, parts, replicate, seed, own_launch, self.judged_by)
             if trial_id not in self.trial_ids:
                 fitted = _fitted(workload.built, deployment, seed)
                 self.trial_ids.add(trial_id)
@@ -152,13 +145,8 @@ class _Builder:
             except ValueError as error:
                 message = str(error) if str(error).startswith(group) else f"{group}: {error}"
                 raise _unusable(error, message) from None
-            fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
-            fields = {
-                key: field for key, field in fields.items() if key not in LATER_KEYS or not _is_default(built, key)
-            }
-            identity = content_hash([type(built).__qualname__, fields, digest])
             pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
-            self.parts[key] = _Part(pinned, digest, identity)
+            self.parts[key] = _Part(pinned, digest, identity_of(built, digest))
         return self.parts[key]
 
     def _draft(self, engine: Backend) -> _Part | None:
@@ -247,10 +235,6 @@ def _fitted(workload: Workload, deployment: Deployment, seed: int) -> Workload:
         remedy = "" if workload.truncate else "; workload.truncate=oldest leaves out the oldest part of such a turn"
         raise ConfigError(f"workload={workload.name}: {problem}{remedy}")
     return workload
-
-
-def _is_default(built: Any, key: str) -> bool:
-    return bool(getattr(built, key) == type(built).model_fields[key].get_default(call_default_factory=True))
 
 
 def _unusable(error: ValueError, message: str) -> ValueError:

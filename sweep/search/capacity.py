@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from sweep.base.wording import count
-from sweep.search.twin import Floats, Integers, Limits, Replay, Requests, Twin
+from sweep.search.twin import UNLIMITED, Floats, Integers, Limits, Replay, Requests, Twin
 
 NEAR = 0.12  # maximum |log(rate / estimate)| of the probes that the estimate is computed from
 LOOKS = 2.2  # standard errors between the estimate and the claim: 95% one-sided, with repeated looks
@@ -67,7 +67,8 @@ class CapacityQuestion:
     bounds: Sequence[LatencyBound]
     arrivals: Callable[[int, int], Floats]  # (count, seed) -> times at one request per second
     lengths: Callable[[int, int], tuple[Integers, Integers]] | None = None  # None: the probes' lengths are drawn again
-    limits: Limits | None = None  # set by benchmarks alone; None: of an endpoint, read off the saturated run
+    limits: Limits | None = None  # set by benchmarks alone; None: read off the saturated run, if no flag sets them
+    flags: Limits | None = None  # that an engine's flags set
     shortest: float = 60.0  # s of a probe: longer than the machine's own noise remembers
     requests: int = 1000  # of a probe, at saturation
     budget: float = float("inf")  # s of measurement, after which the interval is the answer
@@ -229,7 +230,9 @@ class Capacity:
                 self.throughput *= 1.5
             self.throughput = max(self.throughput, 0.0 if math.isinf(earlier) else earlier)
             decoding = _most_decoding(measured.run)
-            self.twin.limits = Limits(running=decoding) if decoding < 0.9 * self.users else Limits()
+            self.twin.limits = self.question.flags or Limits()
+            if self.twin.limits.running == UNLIMITED and decoding < 0.9 * self.users:
+                self.twin.limits = self.twin.limits._replace(running=decoding)
         self.saturated, self.phase = not rising, "light"
 
     def _probed(self) -> None:

@@ -1,6 +1,7 @@
 """Connects a search with trials: the search for a plan's point, and the result of a probe that ran as a trial."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -10,15 +11,32 @@ from sweep.disk.tables import read_table
 from sweep.inputs.workload import Draw
 from sweep.plan.plan import Trial
 from sweep.search.capacity import Capacity, CapacityQuestion, LatencyBound, Probe, ProbeResult
-from sweep.search.twin import Integers, Replay
+from sweep.search.twin import UNLIMITED, Integers, Limits, Replay
 from sweep.search.users import UserCapacity
 
 WARM_UP = 4  # requests
 STAMPS = ["scheduled", "sent", "ended", "ttft", "tpot", "e2el"]
 LENGTH_COLUMNS = ["input_tokens", "output_tokens", "asked_input_tokens", "asked_output_tokens"]
 
+MOST_RUNNING = "max-num-seqs", "max-running-requests", "max-batch-size"  # flags; or a backend's own key:
+RUNNING_KEYS = "slots", "max_concurrency"
+MOST_STEP_TOKENS = "max-num-batched-tokens", "chunked-prefill-size", "max-num-tokens"
 
-def proposer_of(trial: Trial, settings: Settings) -> Capacity | UserCapacity:
+
+def limits_of(backend: Any, platform: Any) -> Limits:
+    """Return the limits that an engine's flags set, of all replicas together; those of an endpoint are unknown."""
+    if not backend.launches:
+        return Limits()
+    flags = {name.replace("_", "-"): setting for name, setting in backend.flags_for(platform).items()}
+    running = [flags.get(name) for name in MOST_RUNNING] + [getattr(backend, key, None) for key in RUNNING_KEYS]
+    step_tokens = [flags.get(name) for name in MOST_STEP_TOKENS]
+    sequences, tokens = (
+        next((each for each in found if isinstance(each, int) and each > 0), 0) for found in (running, step_tokens)
+    )
+    return Limits(sequences * backend.replicas or UNLIMITED, step_tokens=tokens or Limits().step_tokens)
+
+
+def proposer_of(trial: Trial, settings: Settings, backend: Any) -> Capacity | UserCapacity:
     """Return the search for a trial's point. Raises ConfigError if it has no bounds, or a load that cannot vary."""
     search = settings.capacity
     assert search is not None
@@ -46,7 +64,8 @@ def proposer_of(trial: Trial, settings: Settings) -> Capacity | UserCapacity:
     if closed:
         return UserCapacity(bounds, search.budget)
     load = trial.load.model_copy(update={"rate": 1.0})
-    return Capacity(CapacityQuestion(bounds, load.arrivals, drawn, budget=search.budget))
+    flags = limits_of(backend, settings.hardware.platform)
+    return Capacity(CapacityQuestion(bounds, load.arrivals, drawn, flags=flags, budget=search.budget))
 
 
 def _bound(name: str, limit: float) -> LatencyBound:

@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +18,15 @@ from sweep.base.wording import number
 from sweep.cli import run
 from sweep.cli.commands import dispatch
 from sweep.cli.searches import quick
-from sweep.cli.searches.capacity import without_doubt
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import endpoint_model
 from sweep.node import verdict
 from sweep.search import capacity
 from sweep.search.capacity import Claim, Probe
-from tests.support.simulated_engine import simulated
+from sweep.search.launch_search import without_doubt
+from tests.support.results import committed_rows
+from tests.support.simulated_engine import ROOT, simulated
+from tests.support.waiting import wait_until
 
 SLOTS, TTFT, ITL, OUTPUT = 4, 0.1, 0.01, 11
 SERVICE = TTFT + (OUTPUT - 1) * ITL
@@ -177,12 +182,105 @@ def test_claims_are_of_this_command_and_its_points_and_probes_are_trials(url, ca
     assert capsys.readouterr().out.splitlines()[-8::4] == list(claims)
     dispatch(["summary", "run", "--format", "json"])
     assert list(json.loads(capsys.readouterr().out)["claims"].values()) == [claims]
-    (claim,) = claims_of(url, points, "deadline=2020-01-01T00:00", slo="ttft=2s", budget="30s", status=(75,)).values()
-    assert (claim["slo"], claim["ended"]) == ({"ttft": "2.0s"}, "the run had to stop")
+    claims = claims_of(url, points, "deadline=2020-01-01T00:00", slo="ttft=2s", budget="30s", status=(75,))
+    stopped = ({"ttft": "2.0s"}, "the run was stopped")
+    assert [(claim["slo"], claim["ended"]) for claim in claims.values()] == [stopped] * 2
     trial_id, row = next(pair for pair in rows(Path("run")).items() if pair[1]["outcome"] == "ok")
     assert "capacity" not in json.loads(row["settings"])
     dispatch(["rerun", f"run#{trial_id}", "--trust"])
     assert f"{trial_id}  openai" in capsys.readouterr().out
+
+
+FAILING = "simulated tiny-llama die_at_launch=error"
+LAUNCHED = ["+experiment=capacity", "backend=simulated", "model=tiny-llama", "tracking=none", "hardware=cpu"]
+LAUNCHED += ["cluster=inline", "report=false", f"backend.ttft.mean={TTFT}", f"backend.itl.mean={ITL}", *SHORT]
+LAUNCHED += [f"backend.max_concurrency={SLOTS}", "out=run"]
+
+
+def launched(*keys, slo="ttft=1ms", budget="2s"):
+    """The arguments of a search on engines that sweep launches."""
+    return ["run", *LAUNCHED, f"slo={slo}", f"capacity.budget={budget}", *keys]
+
+
+def all_rows():
+    return list(read_trials(RunPaths(Path("run")).trials))
+
+
+def claims_of_launches():
+    return json.loads(Path("run/capacity.json").read_text())
+
+
+def test_a_failing_launch_is_a_configuration_without_a_capacity(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = launched("backend.die_at_launch=error,null")
+    assert dispatch(command) == 1
+    printed = capsys.readouterr().out
+    planned = "capacity: 2 points in 2 launches, whose time is added to about 4 s, at most 6 s; each search has 2 s"
+    assert planned in printed
+    failed, found = claims_of_launches().values()
+    assert (failed["configuration"], failed["lower"], failed["probes"]) == (
+        "simulated tiny-llama die_at_launch=error",
+        0,
+        0,
+    )
+    assert failed["ended"].startswith("launch_failed: ")
+    assert "the search ended early: launch_failed: " in printed
+    assert (found["status"], found["probes"]) == ("impossible", 1)
+    assert {row["launch"] for row in all_rows() if row["outcome"] == "ok"} == {found["launch"]}
+    before = Path("run/capacity.json").read_text(), all_rows()
+    assert dispatch(command) == 1
+    assert "nothing to do" in capsys.readouterr().out
+    assert (Path("run/capacity.json").read_text(), all_rows()) == before
+    Path("run/capacity.json").unlink()
+    assert dispatch(command) == 1
+    assert (Path("run/capacity.json").read_text(), all_rows()) == before, "the rows say it all"
+
+
+@pytest.mark.slow
+def test_probes_share_a_launch_and_a_killed_search_begins_anew_on_its_next_launch(monkeypatch, tmp_path):
+    monkeypatch.setattr(capacity, "LONG_RUN", 4000)
+    monkeypatch.chdir(tmp_path)
+    command = launched(slo=f"ttft={BOUND}s", budget="20s")
+    process = subprocess.Popen([sys.executable, "-m", "sweep", *command], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    ledger = RunPaths(Path("run")).ledger
+    wait_until(lambda: ledger.exists() and len(committed_rows(ledger)) >= 3, 200, "three probes")
+    process.kill()
+    process.wait()
+    dead = committed_rows(ledger)
+    assert len({row["launch"] for row in dead}) == 1
+    assert dispatch(command) in (0, 1)
+    (claim,) = claims_of_launches().values()
+    rows = {row["trial_id"]: row for row in all_rows()}
+    assert {row["trial_id"] for row in dead} <= rows.keys() - {*claim["trials"]}
+    assert {rows[trial]["launch"] for trial in claim["trials"]} == {claim["launch"]} != {dead[0]["launch"]}
+    assert len(claim["trials"]) == claim["probes"] > 3
+    assert claim["lower"] < 1.05 * CAPACITY < 1.15 * (claim["upper"] or CAPACITY)
+    assert len({row["attempt"] for row in rows.values()}) == 2, "a launch has all of its probes"
+    if claim["finished"]:
+        dispatch(command)
+        assert all_rows() == [*rows.values()]
+        assert [*claims_of_launches().values()] == [claim]
+
+
+@pytest.mark.slow
+def test_replicates_are_launches_and_give_a_figure_for_a_fresh_launch(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(capacity, "LONG_RUN", 4000)
+    monkeypatch.chdir(tmp_path)
+    for budget in ("20s", "60s"):  # on a busy machine a short search finds no lower end
+        assert dispatch(launched("replicates=2", slo="tpot=9s", budget=budget)) in (0, 1)
+        printed, claims = capsys.readouterr().out, claims_of_launches()
+        if all(claim["lower"] for claim in claims.values()):
+            break
+    assert [claim["replicate"] for claim in claims.values()] == [0, 1]
+    assert len({claim["launch"] for claim in claims.values()}) == 2
+    rows = {row["trial_id"]: row for row in all_rows()}
+    for claim in claims.values():
+        assert {rows[trial]["launch"] for trial in claim["trials"]} == {claim["launch"]}
+    lowers = [claim["lower"] for claim in claims.values()]
+    assert min(lowers) > 0, printed
+    (fresh,) = {json.dumps(claim["fresh_launch"]) for claim in claims.values()}
+    assert 0 < json.loads(fresh)["lower"] <= min(lowers)
+    assert f"fresh launch: at least {number(json.loads(fresh)['lower'])} requests/s, at a risk of 5%" in printed
 
 
 def test_ctrl_c_in_the_first_run_prints_what_is_known(url, monkeypatch, capsys):

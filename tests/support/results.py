@@ -110,5 +110,5 @@ def claim_record(lower: float, upper: float, configuration: str = "vllm m", **ot
 
 def claims_in(folder: Path, *records: dict[str, Any]) -> None:
     """Write the claims of a run that has searched."""
-    claims = {f"{record['configuration']} {record['task']}": record for record in records}
+    claims = {f"{record['configuration']} {record['task']} {record.get('replicate', 0)}": record for record in records}
     RunPaths(folder).claims.write_text(json.dumps(claims))

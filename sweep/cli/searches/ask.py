@@ -92,7 +92,7 @@ class PlannedAsk:
                 self._add_to_plan(trial_id)
                 self._tell(trial_id)
 
-    def pending(self, of_grid: PendingWork) -> PendingWork:
+    def pending(self, of_grid: PendingWork, nodes: object) -> PendingWork:
         """Return the work of a run that begins with no launch: the search adds them."""
         estimate = of_grid.estimate._replace(expected=Expected([], {}, {}, 0, 0), seconds=None, messages=[])
         return replace(of_grid, launches=[], finished_trials=len(self.plan.trials), reasons={}, estimate=estimate)
@@ -134,6 +134,9 @@ class PlannedAsk:
         line = f"so far {self.name(standing.leader)}: {self._figure_text(standing.leader)}, {sure}"
         before, self.last = self.last, line
         return line if line != before else None
+
+    def hear(self, launch: Deployment, event: Any) -> None:
+        """Do nothing: the rows say all."""
 
     def _next(
         self, pending: list[int], has_room: Callable[[Need], bool], begin: bool = False

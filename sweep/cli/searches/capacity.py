@@ -1,179 +1,299 @@
-"""A search for a capacity: each probe is an ordinary trial, and the same command continues from the rows."""
+"""Searches for capacities: each probe is an ordinary trial, and the same command continues from the rows."""
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from sweep.base.config import (
-    PERCENTILES,
-    ConfigError,
-    Settings,
-    content_hash,
-    first_line,
-    read_slo,
-    split_bound,
-)
-from sweep.base.exits import Cause
-from sweep.base.records import Outcome
+from sweep.base.config import PERCENTILES, ConfigError, DamagedFile, read_slo, slo_in_units, split_bound
 from sweep.base.whole_file import write_whole
-from sweep.base.wording import count, duration_text, number
-from sweep.cli.searches.claim_details import ProbeRow, claim_details
-from sweep.disk.ledger import Ledger
+from sweep.base.wording import count, duration_text
+from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.object_store import is_url
-from sweep.disk.run_files import RunPaths
-from sweep.drive.driver import RunResult
-from sweep.drive.policy import stored_exit
-from sweep.numbers.warnings import Severity, trial_warnings
+from sweep.disk.run_files import RunPaths, read_claims, write_plan
+from sweep.drive import policy
+from sweep.node.events import Claimed, Proposed
 from sweep.plan.compose import Composition
+from sweep.plan.estimate import Expected
+from sweep.plan.packing import Need, Node
+from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial
-from sweep.search.capacity import Capacity, Claim, Probe
-from sweep.search.probes import WARM_UP, proposer_of, read_probe
-from sweep.search.users import UserCapacity
+from sweep.plan.simulate import simulate
+from sweep.search.capacity import Probe
+from sweep.search.claim_details import with_fresh_launch
+from sweep.search.launch_search import OVERTIME, STOPPED, LaunchSearch, SearchedPoint, is_evidence
+from sweep.search.probes import proposer_of
 
 SEARCHED = ("load.rate", "load.concurrency", "workload.num_requests")  # the search chooses them
-OVERTIME = 1.5  # budgets, after which a command begins no other probe
-RISKS = {
-    "requests/s": "in simulation 0 of 12 such claims were too high, which leaves a risk of up to 22%",
-    "users": "in simulation 0 of 43 intervals began too high, which leaves a risk of up to 7%",
-}
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
 ENDPOINT |= {"retry": "next_run"}
-PROBE_TRIES = 3  # of a probe that was disturbed, or whose trial was cut off
 LENGTHS = {"workload.input_tokens": "512", "workload.output_tokens": "128"}
 
 
 @dataclass
-class Search:
-    """Searches the capacity of each point of a run's plan, one after another."""
+class PointState:
+    """A point of a run, its present launch, and its claim once there is one."""
 
-    base: Composition
-    plan_of: Callable[[Composition], Plan]
-    measure: Callable[[Plan, str], RunResult]  # runs one trial of a plan, by its id
-    ledger: Ledger  # has the rows of earlier probes, which are not measured again
-    paths: RunPaths
-    console: Console
-
-    def __post_init__(self) -> None:
-        assert self.base.settings.capacity is not None
-        self.budget = self.base.settings.capacity.budget
-        self.closed = self.base.options.load("load", "closed")
-        self.seeds: list[dict[int, int]] = []
-        self.probes = replace(self.base, points=[], coordinates=[], seeds=self.seeds)
-        self.plan = self.plan_of(self.base)
-        self.claims: dict[str, dict[str, Any]] = {}
-        self.rows: list[ProbeRow] = []  # of the point's probes
-        self.result = RunResult(interrupted=False, unfinished=0, table_changed=False)
-        self.began = 0.0
-
-    def run(self) -> None:
-        """Search every point, until the user interrupts or the run has to stop."""
-        self.paths.claims.unlink(missing_ok=True)
-        for deployment, trial in [(launched, trial) for launched in self.plan.deployments for trial in launched.trials]:
-            if not self.result.interrupted and not self.result.unfinished:
-                self.began = time.monotonic()
-                self._search(deployment, trial)
-
-    def _search(self, deployment: Deployment, trial: Trial) -> None:
-        proposer, ended = proposer_of(trial, self.base.settings), ""
-        self.rows.clear()
-        try:
-            while not ended and (probe := proposer.ask()):
-                ended = self._probe(deployment, trial, proposer, probe)
-        except KeyboardInterrupt:
-            if not self.ledger.rows:
-                raise
-            self.result, ended = self.result._replace(interrupted=True), "interrupted"
-        except Exception as error:
-            ended = first_line(error)
-            raise
-        finally:
-            claim = proposer.claim()
-            claim = without_doubt(replace(claim, ended=ended or claim.ended), self.rows, self.base.settings.slo or ())
-            details = claim_details(proposer, claim, self.rows, (deployment, trial), self.base.settings)
-            described = asdict(claim) | {"lines": [*claim_lines(claim)]} | details
-            self.claims[f"{details['configuration']} {details['task']}"] = described
-            write_whole(self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
-
-    def _probe(self, deployment: Deployment, base: Trial, proposer: Capacity | UserCapacity, probe: Probe) -> str:
-        """Measure a probe and tell the proposer; return why no further probe can follow, or ""."""
-        trial = self._planned(base, probe, len(proposer.measured))
-        row = self.ledger.valid_row(trial.trial_id)
-        for _ in range(PROBE_TRIES):
-            if row is not None and is_evidence(row):
-                break
-            if time.monotonic() - self.began > OVERTIME * self.budget:
-                return f"{OVERTIME:g} times its budget has passed"
-            self.result = self.measure(self.plan, trial.trial_id)._replace(table_changed=True)
-            row = self.ledger.valid_row(trial.trial_id)
-            if self.result.interrupted or self.result.unfinished:
-                return "interrupted" if self.result.interrupted else "the run had to stop"
-            if row is None or row["outcome"] == Outcome.INVALID:
-                break
-        if row is None or not is_evidence(row):
-            return f"{row['outcome']}: {row.get('reason')}" if row else f"no result at {probe.describe()}"
-        files = self.paths.trial(deployment.deployment_id, str(row["attempt"]), trial.trial_id)
-        proposer.tell(read_probe(probe, files.requests))
-        self.rows.append((probe, row))
-        if (claim := proposer.claim()).lower:
-            spent = f"{duration_text(claim.seconds)} of {duration_text(self.budget)} measured"
-            line = f"so far {interval_text(claim)}, by {claim.limit or 'an unknown limit'}; {spent}"
-            self.console.print(line, markup=False, soft_wrap=True)
-        return ""
-
-    def _planned(self, base: Trial, probe: Probe, order: int) -> Trial:
-        """Add a probe to the plan, and return its trial."""
-        key = "concurrency" if probe.users else "rate"
-        closed = base.config["load"] if base.load.name == "closed" else self.closed
-        load = {**(closed if probe.users else base.config["load"]), key: probe.users or probe.rate}
-        workload = {"warmup_requests": WARM_UP, **base.config["workload"], "num_requests": probe.requests}
-        seed = int(content_hash([base.trial_id, order], 8), 16)
-        self.probes.points.append({**base.config, "load": load, "workload": workload})
-        self.probes.coordinates.append({**base.coordinates, f"load.{key}": load[key]})
-        self.seeds.append({order: seed})
-        self.plan = self.plan_of(self.probes)
-        return next(trial for trial in self.plan.trials if trial.seed == seed)
+    point: SearchedPoint
+    launch: int  # how many launches of the point came before
+    search: LaunchSearch  # on that launch; it is told only what an endpoint's earlier rows say
+    record: dict[str, Any] | None = None  # the claim of this run, or of an earlier run with the same rows
+    concluded: bool = False  # whether no launch is needed in this run
+    lost: int = 0  # launches in this run that ended before the claim
 
 
-def is_evidence(row: Mapping[str, Any]) -> bool:
-    """Whether a row shows how an endpoint copes with its load: the trial is OK, or many but not all requests failed."""
-    if row["outcome"] != Outcome.INVALID:
-        return bool(row["outcome"] == Outcome.OK)
-    exit, share = stored_exit(row), (row.get("num_failed") or 0) / (row.get("num_requests") or 1)
-    allowed = json.loads(row["settings"]).get("max_failed", Settings.model_fields["max_failed"].default)
-    return exit is not None and exit.cause in (Cause.MANY_FAILED, Cause.ENDPOINT) and allowed < share < 1
+class PlannedCapacity:
+    """The searches of a plan: each launch searches its points one after another, and launches run side by side.
 
-
-def without_doubt(claim: Claim, rows: Sequence[ProbeRow], slo: Iterable[str]) -> Claim:
-    """Return a claim, or a refusal if the probe next to it has a severe warning about a latency of the SLO.
-
-    A queue that grows above the claimed rate is evidence for the claim.
+    An engine's probes count for the launch that measured them. If it is lost, the next launch begins anew.
     """
-    load = attrgetter("users" if claim.unit == "users" else "rate")
-    probed = [pair for pair in rows if load(pair[0])] if claim.lower else rows[-1:]
-    if not probed:
-        return claim
-    probe, row = min(reversed(probed), key=lambda pair: abs(load(pair[0]) - claim.lower))
-    latencies = [f"{split_bound(name)[0]}_p90" for name in slo]
-    for warning in trial_warnings(row):
-        expected = warning.code == "growing-queue" and probe.rate > claim.lower
-        if warning.kind.severity == Severity.SEVERE and warning.kind.concerns(latencies) and not expected:
-            ended = f"{warning.code} at {probe.describe()}: {warning.message}"
-            return replace(claim, status="refused", lower=0.0, upper=0.0, limit="", ended=ended)
-    return claim
+
+    def __init__(
+        self,
+        base: Plan,
+        composition: Composition,
+        ledger: Ledger,
+        paths: RunPaths,
+        command: str,
+        expect: Callable[[list[Deployment]], Expected],
+    ) -> None:
+        self.settings, self.ledger, self.paths, self.command = base.settings, ledger, paths, command
+        self.expect = expect
+        self.plan = replace(base, deployments=[], axes=sorted({*base.axes, "load.rate", "load.concurrency"}))
+        closed = composition.options.load("load", "closed")
+        try:
+            earlier = read_claims(paths)
+        except DamagedFile:
+            earlier = {}  # the rows have all that it says
+        by_seed = {(row["deployment_id"], row["seed"]): trial_id for trial_id, row in ledger.rows.items()}
+        self.groups: dict[str, list[PointState]] = {}  # by key of the launch
+        self.running: dict[str, list[str]] = {}  # the probes of each running launch, by its key
+        for launch in base.launches:
+            bare = replace(launch, trials=[])
+            points = [SearchedPoint(bare, trial, self.settings, closed) for trial in launch.trials]
+            self.groups[launch.launch_key] = [self._restored(point, by_seed, earlier) for point in points]
+        self._write_claims()
+
+    def _restored(
+        self, point: SearchedPoint, by_seed: dict[tuple[str, int], str], earlier: dict[str, Any]
+    ) -> PointState:
+        """Return a point's state by the rows of earlier runs, which become part of the plan."""
+        launch, deployment = 0, point.deployment
+        trials = self._measured(point, 0, by_seed)
+        while later := self._measured(point, launch + 1, by_seed) if deployment.backend.launches else []:
+            launch, trials = launch + 1, later
+        state = PointState(point, launch, LaunchSearch(point, launch, self.paths))
+        if deployment.unavailable:
+            self._conclude(state, f"unavailable: {deployment.unavailable}")
+            return state
+        rows = [row for trial in trials if (row := self.ledger.valid_row(trial.trial_id)) is not None]
+        record = earlier.get(point.name, {})
+        known = [row["trial_id"] for row in rows if is_evidence(row)]
+        asked: dict[str, Any] = {"slo": slo_in_units(self.settings.slo), "budget": state.search.budget, "trials": known}
+        settled = not any(map(self._is_due, rows)) and len(rows) == len(trials) > 0
+        if settled and record.get("finished") and all(record.get(key) == value for key, value in asked.items()):
+            state.record, state.concluded = record, True
+            return state
+        self._replay(state.search)
+        if trials and state.search.next() is None:
+            state.record, state.concluded = state.search.record(), True
+        elif deployment.backend.launches and state.search.rows:
+            self._begin_anew(state)
+        return state
+
+    def _measured(self, point: SearchedPoint, launch: int, by_seed: dict[tuple[str, int], str]) -> list[Trial]:
+        """Return the probes of a launch that have a row, and add them to the plan."""
+        trials: list[Trial] = []
+        while trial_id := by_seed.get((point.deployment.deployment_id, point.seed(launch, len(trials)))):
+            config = json.loads(self.ledger.rows[trial_id]["config"])
+            load, requests = config["load"], config["workload"]["num_requests"]
+            probe = Probe(requests, load.get("rate") or 0.0, 0 if load.get("rate") else load["concurrency"])
+            trial = point.probe_trial(probe, launch, len(trials))
+            if trial.trial_id != trial_id:
+                break
+            trials.append(trial)
+            self._add_to_plan(point.deployment, trial)
+        return trials
+
+    def _is_due(self, row: LedgerRow) -> bool:
+        return policy.needs_run(row, self.ledger.history(row["trial_id"]), self.settings)
+
+    def _replay(self, search: LaunchSearch, last: bool = False) -> None:
+        """Tell a search the rows of its probes, until one is missing or is measured again; `last`: none is."""
+        while trial := search.next():
+            row = self.ledger.valid_row(trial.trial_id)
+            if row is None or not (is_evidence(row) or last or not self._is_due(row)):
+                return
+            search.tell(row, search.read(row))
+
+    def _begin_anew(self, state: PointState) -> None:
+        state.launch += 1
+        state.search = LaunchSearch(state.point, state.launch, self.paths)
+
+    def _add_to_plan(self, deployment: Deployment, trial: Trial) -> None:
+        held = [each for each in self.plan.deployments if each.deployment_id == deployment.deployment_id]
+        if not held:
+            held = [replace(deployment, trials=[], searched={}, replicate=None)]
+            self.plan.deployments.append(held[0])
+        if all(each.trial_id != trial.trial_id for each in held[0].trials):
+            held[0].trials.append(trial)
+
+    def pending(self, of_grid: PendingWork, nodes: Sequence[Node]) -> PendingWork:
+        """Return the work of a run that begins with no launch: the searches add them."""
+        todo = [[state for state in states if not state.concluded] for states in self.groups.values()]
+        needs = [self._need(states).needs[0] for states in todo if states]
+        estimate = of_grid.estimate._replace(
+            expected=Expected([], {}, {}, 0, 0), seconds=simulate(needs, nodes).makespan or None, messages=[]
+        )
+        return replace(of_grid, launches=[], finished_trials=len(self.plan.trials), reasons={}, estimate=estimate)
+
+    # The driver's interface ------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        return all(state.concluded for states in self.groups.values() for state in states)
+
+    def ask(self, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None:
+        """Return the next launch that there is room for, with its expected durations; None if none is wanted now."""
+        for key in sorted(self.groups, key=lambda key: -self.groups[key][0].point.deployment.gpu_count):
+            states = [state for state in self.groups[key] if not state.concluded]
+            for state in states:
+                if state.search.next() is None:  # the workload has too few requests
+                    self._conclude(state)
+            states = [state for state in states if not state.concluded]
+            if not states or key in self.running:
+                continue
+            expected = self._need(states)
+            if has_room(expected.needs[0]):
+                launch = self._launch(states)
+                for trial in launch.trials:
+                    self._begin(launch, trial)
+                return launch, expected
+        return None
+
+    def wanted(self, most: int) -> list[Need]:
+        """Return what the next launches need, for an autoscaler: at most so many."""
+        waiting = [states for key, states in self.groups.items() if key not in self.running]
+        todo = [[state for state in states if not state.concluded and state.search.next()] for states in waiting]
+        return [self._need(states).needs[0] for states in todo if states][:most]
+
+    def _begin(self, launch: Deployment, trial: Trial) -> None:
+        self.running.setdefault(launch.launch_key, []).append(trial.trial_id)
+        self._add_to_plan(launch, trial)
+        write_plan(self.paths, self.plan.entries(self.command))
+
+    def _launch(self, states: list[PointState]) -> Deployment:
+        trials = [(trial, state.search) for state in states if (trial := state.search.next())]
+        searched = {trial.trial_id: search for trial, search in trials}
+        return replace(states[0].point.deployment, trials=[trial for trial, _ in trials], searched=searched)
+
+    def _need(self, states: list[PointState]) -> Expected:
+        """Return the expected durations of a launch: each of its searches spends its budget."""
+        launch = self._launch(states)
+        expected = self.expect([launch])
+        seconds = expected.launches.get(launch.launch_key, 0.0) + sum(state.search.budget for state in states)
+        return expected._replace(needs=[need._replace(seconds=seconds) for need in expected.needs])
+
+    def settle(self, trial_ids: Iterable[str]) -> str | None:
+        """Conclude the points whose launch failed: they have no capacity."""
+        ended = set(trial_ids)
+        for states in self.groups.values():
+            for state in states:
+                trial = None if state.concluded else state.search.next()
+                row = self.ledger.rows.get(trial.trial_id) if trial and trial.trial_id in ended else None
+                if row is not None and not is_evidence(row):
+                    self._conclude(state, f"{row['outcome']}: {row.get('reason')}")
+                    self._give_up(state.point.deployment.deployment_id)
+                    self._write_claims()
+        return None
+
+    def _give_up(self, deployment_id: str) -> None:
+        """Conclude the points of a deployment whose further launches would fail too."""
+        of_it = next(each for each in self.plan.deployments if each.deployment_id == deployment_id)
+        rows = [row for trial in of_it.trials if (row := self.ledger.rows.get(trial.trial_id))]
+        if (failed := policy.hopeless(rows, self.settings.attempts)) is not None:
+            for key, states in self.groups.items():
+                for state in states if key not in self.running else ():
+                    if state.point.deployment.deployment_id == deployment_id and not state.concluded:
+                        self._conclude(state, f"{failed['outcome']}: {failed.get('reason')}")
+
+    def hear(self, launch: Deployment, event: Any) -> None:
+        """Take note of a probe or a claim of a launch, or of its end."""
+        states = self.groups[launch.launch_key]
+        match event:
+            case Proposed(trial):
+                self._begin(launch, trial)
+            case Claimed(name, record):
+                state = next(state for state in states if state.point.name == name)
+                state.record, state.concluded = record, record["ended"] != STOPPED
+                self._write_claims()
+            case _:
+                cut_off = {trial for trial in self.running.pop(launch.launch_key, ()) if trial not in self.ledger.rows}
+                for deployment in self.plan.deployments:
+                    deployment.trials[:] = [each for each in deployment.trials if each.trial_id not in cut_off]
+                for state in states:
+                    self._after_end(state)
+
+    def _after_end(self, state: PointState) -> None:
+        """If a launch ended before its claim: begin anew on another launch, or go on at the endpoint."""
+        first = state.search.next()
+        if state.concluded or first is None or first.trial_id not in self.ledger.rows:
+            return
+        if state.point.deployment.backend.launches:
+            self._begin_anew(state)
+            state.lost += 1
+            if state.lost >= self.settings.attempts:
+                self._conclude(state, f"its launch was lost {count(state.lost, 'time')}")
+                self._write_claims()
+        elif not state.record:
+            self._replay(state.search)
+
+    # The claims ------------------------------------------------------------------------------------------------------
+
+    def _conclude(self, state: PointState, ended: str = "") -> None:
+        state.record, state.concluded = state.search.record(ended), True
+
+    @property
+    def claims(self) -> dict[str, dict[str, Any]]:
+        """The claims so far, by point, and of each task's fresh launch if all of its launches have a claim."""
+        claims = {s.point.name: s.record for states in self.groups.values() for s in states if s.record}
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name, record in claims.items():
+            alike.setdefault((record["configuration"], record["task"]), []).append(name)
+        for names in alike.values() if self.settings.replicates > 1 else ():
+            if len(names) == self.settings.replicates:
+                claims |= zip(names, with_fresh_launch([claims[name] for name in names]), strict=True)
+        return claims
+
+    def _write_claims(self) -> None:
+        write_whole(self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
+
+    def write(self) -> dict[str, dict[str, Any]]:
+        """Write the claims, also of searches that were stopped; return them by point."""
+        for states in self.groups.values():
+            for state in states:
+                if not state.record:
+                    first = state.search.next()
+                    begun = bool(state.search.rows) or (first is not None and first.trial_id in self.ledger.rows)
+                    search = LaunchSearch(state.point, max(0, state.launch - (not begun)), self.paths)
+                    self._replay(search, last=True)
+                    state.record = search.record(STOPPED)
+        self._write_claims()
+        write_plan(self.paths, self.plan.entries(self.command))
+        return self.claims
 
 
-def check_search(plan: Plan) -> str:
+def check_search(plan: Plan, nodes: Sequence[Node]) -> str:
     """Return the plan's line about its search. Raises ConfigError if its capacity cannot be searched."""
     assert plan.settings.capacity is not None
-    if plan.settings.replicates > 1:
-        raise ConfigError(f"replicates={plan.settings.replicates}: expected 1 for a capacity search")
+    backends = [deployment.backend for deployment in plan.deployments]
+    if plan.settings.replicates > 1 and not all(backend.launches for backend in backends):
+        problem = "expected 1 for a capacity search at an endpoint, which is not launched again"
+        raise ConfigError(f"replicates={plan.settings.replicates}: {problem}")
+    if plan.settings.cluster.replay is not None:
+        raise ConfigError(f"cluster.replay={plan.settings.cluster.replay}: expected null; a table has no probes")
     if is_url(plan.settings.out):
         raise ConfigError(f"out={plan.settings.out}: expected a folder for a capacity search")
     for key in SEARCHED:
@@ -181,49 +301,23 @@ def check_search(plan: Plan) -> str:
         if len(axis) > 1:
             raise ConfigError(f"{key}={','.join(map(str, axis))}: expected no axis; a capacity search chooses the load")
     for deployment in plan.deployments:
-        if deployment.backend.launches:
-            launched = f"backend={deployment.backend.name}: would be launched again for each probe"
-            raise ConfigError(f"{launched}; expected backend=openai backend.url=URL for a capacity search")
+        if deployment.backend.traits.timed_inside:
+            problem = f"backend={deployment.backend.name}: is timed inside its own process, in batches"
+            raise ConfigError(f"{problem}; expected an engine that serves requests, for a capacity search")
         for trial in deployment.trials:
-            proposer_of(trial, plan.settings)
-    budget = plan.settings.capacity.budget
-    longest = f"{duration_text(budget)} of measurement and {duration_text(OVERTIME * budget)} in total"
-    return f"capacity: {count(len(plan.trials), 'point')}, each at most {longest}; a probe is a trial"
-
-
-def interval_text(claim: Claim) -> str:
-    """Return a claim's interval as text; one end may be unknown."""
-    low, high = ends_of(claim)
-    if claim.lower == claim.upper != 0:
-        return f"{low} {claim.unit}"
-    if claim.lower:
-        return f"between {low} and {high} {claim.unit}" if claim.upper else f"at least {low} {claim.unit}"
-    return f"unknown, at most {high} {claim.unit}" if claim.upper else "unknown"
-
-
-def ends_of(claim: Claim) -> tuple[str, str]:
-    """The ends of a claim's interval as text."""
-    ends = claim.lower, claim.upper
-    low, high = (f"{end:.0f}" if claim.unit == "users" else number(end) for end in ends)
-    return low, high
-
-
-def claim_lines(claim: Claim) -> Iterator[str]:
-    """Yield the claim, what limits it, and how sure it is: a line each."""
-    limit, sure = f"{claim.limit} is exceeded first" if claim.limit else "unknown", ""
-    match claim.status:
-        case "impossible":
-            answer, limit = "none: a single request exceeds the bound", claim.limit
-        case "above":
-            highest = "before the deployment is saturated" if claim.upper else "at the highest load that was tried"
-            answer, limit = f"more than {ends_of(claim)[0]} {claim.unit}", f"no bound is exceeded {highest}"
-        case "confirmed":
-            interval = f" ({interval_text(claim)})" if claim.lower < claim.upper else ""
-            answer, sure = f"{ends_of(claim)[0]} {claim.unit}{interval}", f"{RISKS[claim.unit]}; "
-        case _:
-            answer, sure = interval_text(claim), f"the search ended early: {claim.ended or 'its budget is spent'}; "
-    sure += f"valid for this launch at this time; {count(claim.probes, 'probe')}, {duration_text(claim.seconds)}"
-    yield from (f"capacity: {answer}", f"limit:    {limit}", f"how sure: {sure} of measurement")
+            proposer_of(trial, plan.settings, deployment.backend)
+    budget, launches = plan.settings.capacity.budget, [each for each in plan.launches if not each.unavailable]
+    needs = [Need(each.launch_key, each.gpu_count, each.accelerator, budget * len(each.trials)) for each in launches]
+    needs = [
+        need._replace(endpoint=each.backend.url, replicas=each.backend.replicas)
+        for need, each in zip(needs, launches, strict=True)
+    ]
+    expected = simulate(needs, nodes).makespan
+    launched = sum(each.backend.launches for each in launches)
+    longest = f"about {duration_text(expected)}, at most {duration_text(OVERTIME * expected)}"
+    within = f" in {count(launched, 'launch')}, whose time is added to" if launched else ","
+    points = f"{count(sum(len(each.trials) for each in launches), 'point')}{within} {longest}"
+    return f"capacity: {points}; each search has {duration_text(budget)}; a probe is a trial"
 
 
 def folder_of(command: str, url: str) -> str:

@@ -14,9 +14,10 @@ from sweep.base.options import ConfigPath
 from sweep.base.records import Fault, Outcome
 from sweep.base.wording import number
 from sweep.cli.run import run
-from sweep.cli.searches.capacity import ENDPOINT, PROBE_TRIES, arguments_of_run, folder_of
+from sweep.cli.searches.capacity import ENDPOINT, arguments_of_run, folder_of
 from sweep.disk.run_files import RunPaths, read_claims, read_trials
 from sweep.drive.endpoint_model import local_server, with_dialect, with_model
+from sweep.search.launch_search import PROBE_TRIES
 
 INTERRUPTED = 130  # exit status
 BUDGET = "60s"  # of measurement; the start, pauses between probes and requests to warm up take as long again at most

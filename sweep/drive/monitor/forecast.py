@@ -77,7 +77,9 @@ class Forecast:
         return max((span.end for span in spans), default=None if needs else 0.0)
 
     def _left_of(self, state: LaunchState, elapsed: float, progress: TrialProgress | None) -> float | None:
-        """Return the expected seconds until a launch ends; None if its trials' durations are unknown."""
+        """Return the expected seconds until a launch ends; None if its trials, or their durations, are unknown."""
+        if state.launch.searched:
+            return None
         total = 0.0
         for index, trial in enumerate(state.pending_trials):
             seconds = self._trial(state.launch, trial)

@@ -1,10 +1,12 @@
 """The details of a claim, as in capacity.json: the shares of good requests by load, and the cost at the claim."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweep.base.config import Settings, slo_in_units
+from sweep.base.wording import number
 from sweep.numbers.quantities.throughput import cost_per_million_tokens
 from sweep.plan.plan import Deployment, Trial
 from sweep.search.capacity import Capacity, Claim, LatencyBound, Probe, Shares
@@ -31,7 +33,7 @@ def claim_details(
     asked = {part: {key: each for key, each in trial.config[part].items() if key not in CHOSEN} for part in ASKED_PARTS}
     return {
         "configuration": deployment.describe(),
-        "task": trial.describe_point().replace(trial.load.describe(), trial.load.name, 1),
+        "task": task_of(trial),
         "asked": {"model": deployment.model.name, **asked},
         "slo": slo_in_units(settings.slo),
         "bounds": {bound.describe(): bound.share for bound in bounds},
@@ -39,6 +41,32 @@ def claim_details(
         "twin": [_described(shares, bounds) for shares in proposer.twin_shares()],
         "cost_per_million_tokens": [_cost_at(claim.unit, end, rows) for end in (claim.lower, claim.upper)],
     }
+
+
+def task_of(trial: Trial) -> str:
+    """Return a planned trial's description without its load's rate or users, which a search varies."""
+    return trial.describe_point().replace(trial.load.describe(), trial.load.name, 1)
+
+
+def with_fresh_launch(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the claims of a point's launches with `fresh_launch`, which the last one's lines say too.
+
+    A fresh launch sustains its `lower` at a risk of 5%: a one-sided prediction from the logarithms of the lower ends.
+    It is None unless each of at least two launches has a lower end.
+    """
+    lowers = [record["lower"] for record in records]
+    if len(lowers) < 2 or min(lowers) <= 0:
+        return [record | {"fresh_launch": None} for record in records]
+    from scipy import stats  # here, since a run without replicates imports this module too
+
+    logs = [math.log(lower) for lower in lowers]
+    spread = statistics.stdev(logs)
+    margin = float(stats.t.ppf(0.95, len(logs) - 1)) * spread * math.sqrt(1 + 1 / len(logs))
+    fresh = {"lower": math.exp(statistics.fmean(logs) - margin), "launches": len(logs), "spread": spread}
+    launches = f"{len(logs)} launches, whose lower ends differ by {spread:.1%}"
+    line = f"fresh launch: at least {number(fresh['lower'])} {records[0]['unit']}, at a risk of 5%; {launches}"
+    last = records[-1] | {"lines": [*records[-1]["lines"][:3], line]}
+    return [record | {"fresh_launch": fresh} for record in (*records[:-1], last)]
 
 
 def _described(shares: Shares, bounds: Sequence[LatencyBound]) -> dict[str, Any]:
