@@ -82,6 +82,7 @@ def capacity_answers(claims: Sequence[PointClaim]) -> list[TaskAnswer]:
 
 
 def _answer_of_claims(claims: Sequence[PointClaim]) -> TaskAnswer:
+    claims = _of_all_launches(claims)
     first = claims[0]
     limits = [_claimed_bound(latency, percentile, limit) for (latency, percentile), limit in first.bounds.items()]
     names = [claim.record["configuration"] for claim in claims]
@@ -97,10 +98,26 @@ def _answer_of_claims(claims: Sequence[PointClaim]) -> TaskAnswer:
     return TaskAnswer(criterion, (*placed, *ranked[1:]), barred=tuple(barred))
 
 
+def _of_all_launches(claims: Sequence[PointClaim]) -> list[PointClaim]:
+    """Return one claim for each configuration of a run: each of its launches is within the claim's interval."""
+    launches: dict[tuple[str, str], list[PointClaim]] = {}
+    for claim in claims:
+        launches.setdefault((claim.run, claim.record["configuration"]), []).append(claim)
+    pooled = []
+    for each in launches.values():
+        uppers = [claim.record["upper"] for claim in each]
+        ends = {"lower": min(claim.record["lower"] for claim in each), "upper": max(uppers) if all(uppers) else 0.0}
+        lowest = min(each, key=lambda claim: float(claim.record["lower"]))
+        pooled.append(replace(lowest, record={**lowest.record, **ends, "launches": len(each)}))
+    return pooled
+
+
 def _ranked(claim: PointClaim, name: str, best: tuple[float, float]) -> RankedConfiguration:
     """Return a claim's configuration, with the interval of the best's capacity over its own."""
     low, high = claim.ends
-    figure = Estimate(low, low, high, 1) if math.isfinite(high) else Estimate(low, math.nan, math.nan, 1)
+    fresh = (claim.record.get("fresh_launch") or {}).get("lower", math.nan)
+    ends = (low, high) if math.isfinite(high) else (math.nan, math.nan)
+    figure = Estimate(low, *ends, claim.record["launches"], fresh)
     standing = Standing.BEHIND if high < best[0] else Standing.TIED
     ratios = best[0] / low, best[0] / high, best[1] / low
     return RankedConfiguration(name, "", claim.run, figure, math.nan, None, None, standing, *ratios)
@@ -125,6 +142,7 @@ CLAIM_COLUMNS: tuple[Column[PointClaim], ...] = (
         "configuration", "the engine, with the settings that vary", lambda claim: claim.record["configuration"], **KEY
     ),
     Column("task", "what was asked", lambda claim: claim.record["task"], **KEY),
+    Column("replicate", "number of the launch", lambda claim: claim.record.get("replicate")),
     Column("status", "confirmed, interval, above, impossible, drift or refused", lambda claim: claim.record["status"]),
     Column("lower, upper", "ends of the claim's interval", lambda claim: claim.ends, of_value="`unit`"),
     Column("unit", "requests/s or users", lambda claim: claim.record["unit"]),
@@ -138,6 +156,12 @@ CLAIM_COLUMNS: tuple[Column[PointClaim], ...] = (
         "USD",
         heading="cost",
         unit="$/M tokens",
+    ),
+    Column(
+        "fresh_launch_lower",
+        "load that a fresh launch sustains at a risk of 5%; of several launches only",
+        lambda claim: (claim.record.get("fresh_launch") or {}).get("lower"),
+        of_value="`unit`",
     ),
     Column("probes", "number of trials", lambda claim: claim.record["probes"]),
     Column("seconds", "time of measurement", lambda claim: claim.record["seconds"], of_value="s"),

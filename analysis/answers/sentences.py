@@ -57,6 +57,8 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
             # Two of three may be equal and far ahead of the third.
             subject = subject if few else f"None of {len(names)} configurations"
             verb = "differ at none of" if few else "leads at any of"
+        elif contested[0].criterion.quantity.column == "capacity":
+            verb = "were searched for too short to tell which leads at any of"
         return f"{subject} {verb} {where} in {quantities}{others}"
     named = [
         f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)

@@ -1,8 +1,11 @@
 """Compares the capacities that two runs claim: the ratio of each configuration's claims, with its interval."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from scipy import stats
 
 from analysis.compare.output import VERDICT_STYLES
 from analysis.compare.sides import Side
@@ -12,10 +15,12 @@ from sweep.base.setting_labels import dotted
 from sweep.disk.run_files import read_claims
 
 ClaimRecord = Mapping[str, Any]  # a claim, as in capacity.json
+Pairs = list[tuple[ClaimRecord, ClaimRecord]]  # of launches
 Claims = Mapping[str, ClaimRecord]  # of a run, by point
 OF_THESE_LAUNCHES = (
     "The capacities are of these launches. Their ratio is within the interval if both claims are; for a fresh launch "
-    "it may differ by more (docs/capacity.md)."
+    "it may differ by more (docs/capacity.md). With replicates, launches are paired, and the interval is of their mean "
+    "ratio."
 )
 
 
@@ -46,37 +51,50 @@ def capacity_ratios(sides: Sequence[Side], margin: float) -> list[CapacityRatio]
     claims = [{} if side.selected else read_claims(side.run.paths) for side in sides]
     reference, *others = zip(sides, claims, strict=True)
     return [
-        _compared((reference[0].text, side.text), first, second, margin)
+        _compared((reference[0].text, side.text), pairs, margin)
         for side, of_side in others
-        for first, second in _pairs(reference[1], of_side)
+        for pairs in _pairs(reference[1], of_side)
     ]
 
 
-def _pairs(
-    first: Mapping[str, ClaimRecord], second: Mapping[str, ClaimRecord]
-) -> Iterator[tuple[ClaimRecord, ClaimRecord]]:
-    alike = {_identity(claim): claim for claim in second.values()}
-    pairs = [(claim, alike[_identity(claim)]) for claim in first.values() if _identity(claim) in alike]
+def _pairs(first: Mapping[str, ClaimRecord], second: Mapping[str, ClaimRecord]) -> list[Pairs]:
+    """Return the claims of equal points, by point: a pair for each replicate, whose launches ran side by side."""
+    alike = {(_identity(claim), claim.get("replicate", 0)): claim for claim in second.values()}
+    pairs: dict[str, Pairs] = {}
+    for claim in first.values():
+        if other := alike.get((_identity(claim), claim.get("replicate", 0))):
+            pairs.setdefault(_identity(claim), []).append((claim, other))
     if not pairs and len(first) == len(second) == 1:
-        pairs = list(zip(first.values(), second.values(), strict=True))
-    yield from pairs
+        return [list(zip(first.values(), second.values(), strict=True))]
+    return [*pairs.values()]
 
 
 def _identity(claim: ClaimRecord) -> str:
     return str([claim["configuration"], claim["asked"], claim["slo"], claim["unit"]])
 
 
-def _compared(names: tuple[str, str], first: ClaimRecord, second: ClaimRecord, margin: float) -> CapacityRatio:
+def _compared(names: tuple[str, str], pairs: Pairs, margin: float) -> CapacityRatio:
+    first, second = pairs[0]
     asked = [dotted(claim["asked"] | {"slo": claim["slo"], "unit": claim["unit"]}) for claim in (first, second)]
     different = [key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key)]
     if different:
         return CapacityRatio(*names, first, second, Finding.INCOMPARABLE, f"different {', '.join(different)}")
-    if not first["lower"] or not second["lower"]:
+    if not all(claim["lower"] for pair in pairs for claim in pair):
         return CapacityRatio(*names, first, second, Finding.INCOMPARABLE, "a capacity is unknown")
-    low = second["lower"] / (first["upper"] or math.nan)
-    high = (second["upper"] or math.nan) / first["lower"]
+    ends = [
+        (math.log(other["lower"] / (one["upper"] or math.nan)), math.log((other["upper"] or math.nan) / one["lower"]))
+        for one, other in pairs
+    ]
+    low, high = map(math.exp, ends[0] if len(pairs) == 1 else _of_launches([sum(pair) / 2 for pair in ends]))
     found = Finding.UNDECIDED if math.isnan(high) else verdict(low, high, margin, "higher")
     return CapacityRatio(*names, first, second, found, "", low, high)
+
+
+def _of_launches(ratios: Sequence[float]) -> tuple[float, float]:
+    """Return the 95% interval of the mean of log ratios, one for each pair of launches."""
+    spread = statistics.stdev(ratios) / math.sqrt(len(ratios))
+    margin = float(stats.t.ppf(0.975, len(ratios) - 1)) * spread
+    return statistics.fmean(ratios) - margin, statistics.fmean(ratios) + margin
 
 
 def _claimed(claim: ClaimRecord) -> str:

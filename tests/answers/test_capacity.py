@@ -6,7 +6,7 @@ import pytest
 
 import llm_sweep
 from analysis.answers.deciding import answers
-from analysis.answers.sentences import sentence
+from analysis.answers.sentences import lead, sentence
 from analysis.results import open_results
 from sweep.cli.commands import dispatch
 from tests.support.results import claim_record, claims_in, run_of, trial
@@ -47,6 +47,22 @@ def test_a_capacity_that_is_unknown_is_not_ranked_and_users_are_whole(searched):
     assert sentence(answer) == met
     (answer,) = answers([searched(claim_record(10, 11, unit="users"))])
     assert "(10 users, 10–11)" in sentence(answer)
+
+
+def test_launches_of_a_configuration_are_one_rival_with_a_figure_for_a_fresh_launch(searched):
+    fresh = {"fresh_launch": {"lower": 8.5, "launches": 2, "spread": 0.05}}
+    launches = [claim_record(low, low + 2, replicate=n, **fresh) for n, low in enumerate((10, 9))]
+    (answer,) = answers([searched(*launches, claim_record(15, 18, "sglang m"))])
+    assert [each.name for each in answer.configurations] == ["sglang m", "vllm m"]
+    figure = answer.configurations[1].figure
+    assert (figure.value, figure.high, figure.n, figure.new_low) == (9, 12, 2, 8.5)
+
+
+def test_open_ends_at_several_tasks_are_no_matter_of_launches(searched):
+    chat = {"asked": {"model": "m"}, "task": "chat"}
+    both = [claim_record(low, 0, name, **task) for low, name in ((10, "vllm m"), (9, "tgi m")) for task in ({}, chat)]
+    said = "vllm m and tgi m were searched for too short to tell which leads at any of 2 tasks in capacity"
+    assert lead(answers([searched(*both)])) == said
 
 
 def test_another_slo_or_another_task_is_another_question(searched):

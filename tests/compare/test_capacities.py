@@ -35,6 +35,25 @@ def test_the_ratio_is_certain_if_the_intervals_are_apart(compared):
     assert compared([claim_record(10, 12)], [claim_record(15, 18)], "--metric", "ttft_p50")["capacities"]
 
 
+def test_replicates_are_paired_by_launch(compared):
+    """Three launches of 10, 11 and 12 requests/s; the other side's are 1.2, 1.21 and 1.22 times as fast."""
+    sides = [
+        [claim_record(rate * factor, rate * factor, replicate=n) for n, rate in enumerate((10, 11, 12))]
+        for factor in (1.0, 1.21)
+    ]
+    sides[1] = [
+        claim_record(each["lower"] * ratio, each["upper"] * ratio, replicate=each["replicate"])
+        for each, ratio in zip(reversed(sides[1]), (1.01, 1.0, 1 / 1.01), strict=True)
+    ]
+    (each,) = compared(*sides)["capacities"]
+    margin = 4.3027 * math.log(1.01) / math.sqrt(3)  # t at 97.5% with two degrees of freedom
+    assert (each["verdict"], each["ratio"]) == ("better", pytest.approx(1.21))
+    assert (each["low"], each["high"]) == (
+        pytest.approx(1.21 * math.exp(-margin), rel=1e-4),
+        pytest.approx(1.21 * math.exp(margin), rel=1e-4),
+    )
+
+
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
