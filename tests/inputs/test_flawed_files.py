@@ -140,7 +140,6 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
         RECORDED,
         "".join(f"{json.dumps(row)}\n" for row in SESSION),
     ),
-    ("chats.json", {"data": [{"id": 0}, *USABLE]}, TALKS, "".join(f"{json.dumps(row)}\n" for row in USABLE)),
 ]
 
 
@@ -165,6 +164,7 @@ def test_a_flawed_file_is_planned_as_the_clean_one(
             "8 of 10 rows skipped: conversations: no question before the first answer (4), no",
         ),
         ("sharegpt.jsonl", CONVERSATIONS, "workload.output_tokens=3", ANSWERED),
+        ("chats.json", {"data": [{"id": 0}, *USABLE]}, TALKS, "1 of 3 rows skipped: no conversation (1)"),
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true", "1 of 3 rows skipped: Response tokens='0'"),
         ("bailian.jsonl", trace(0.0, 0.5, 9.5, parent_chat_id=-1), f"{ARRIVALS} workload.num_requests=3", "after 9.5"),
         ("bailian.jsonl", trace(0, 1, 9, chat_id=4), f"{ARRIVALS} workload.num_requests=3", "due after 9 s"),
