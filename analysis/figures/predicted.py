@@ -1,6 +1,7 @@
 """What a question's model predicts, for choosing: *predicted* bands of 90%, beside the means of what was measured."""
 
 import textwrap
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,9 +24,9 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     if asked is None:
         return None
     predicted, measured = asked["predicted"], asked["measured"]
-    mark = {"color": COLOURS[0], "marker": MARKERS[0], "linestyle": "none"}
+    mark: dict[str, Any] = {"color": COLOURS[0], "marker": MARKERS[0], "linestyle": "none"}
     handles = [Line2D([], [], color=MUTED, linewidth=5, alpha=0.4, label="predicted, 90% band")]
-    handles.append(Line2D([], [], label="measured, mean", **mark))  # type: ignore[arg-type]
+    handles.append(Line2D([], [], label="measured, mean", **mark))
     heading = f"Predicted {asked['quantity']}, which chooses launches and is no result"
     figure, (((ax,)),) = panels([""], heading, handles, size=(NARROWEST, BAND_HEIGHT * (len(predicted) + 1)))
     for row, (name, (low, median, high)) in enumerate(predicted.items()):
