@@ -83,9 +83,10 @@ def test_the_end_of_a_run_fits_every_width_and_24_lines_of_80(
     monkeypatch.chdir(tmp_path)
     results = RunResults(make(Path("results/night")))
     answered = answers([results])
+    summary = Summary(results, answered)
     for width in WIDTHS:
         console = Console(width=width, file=io.StringIO())
-        console.print(Summary(results, answered))
+        console.print(summary)
         lines = console.file.getvalue().splitlines()
         assert max(map(len, lines)) <= width
         assert len(lines) <= (23 if width >= 80 and make is not many else 30), "\n".join(lines)
