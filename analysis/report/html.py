@@ -45,7 +45,7 @@ from sweep.base.wording import number
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning, Severity
 
-SIZE = re.compile(r'<svg[^>]*? width="([\d.]+)pt"[^>]*? height="([\d.]+)pt"')
+SVG_SIZE = re.compile(r'<svg[^>]*? width="([\d.]+)pt"[^>]*? height="([\d.]+)pt"')
 INTERACTIVE = "pareto"  # replaced by the chart that the page's script draws
 MOST_FIGURES, MOST_POINTS, ROW = 4, 720, 905  # open charts, and the height and width of their rows; the rest are closed
 
@@ -153,7 +153,7 @@ def _open_figures(figures: Iterable[SavedFigure]) -> Iterator[SavedFigure]:
     """Yield the charts with a finding whose rows fit in a screen; at least one."""
     above = across = row = 0.0
     for each in [figure for figure in figures if figure.finding][:MOST_FIGURES]:
-        found = SIZE.search(each.svg)
+        found = SVG_SIZE.search(each.svg)
         width, height = map(float, found.groups()) if found else (ROW, 0.0)
         beside = across + width <= ROW
         rows = (above, across + width, max(row, height)) if beside else (above + row, width, height)

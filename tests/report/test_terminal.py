@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead
 from analysis.load import Run, open_run
 from analysis.report.page_data import page_data
@@ -82,15 +81,15 @@ def test_the_end_of_a_run_fits_every_width_and_24_lines_of_80(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     results = RunResults(make(Path("results/night")))
-    answered = answers([results])
+    summary = Summary(results)
     for width in WIDTHS:
         console = Console(width=width, file=io.StringIO())
-        console.print(Summary(results, answered))
+        console.print(summary)
         lines = console.file.getvalue().splitlines()
         assert max(map(len, lines)) <= width
         assert len(lines) <= (23 if width >= 80 and make is not many else 30), "\n".join(lines)
         printed = " ".join(" ".join(lines).split())
-        assert lead(answered) in printed
+        assert lead(summary.answers) in printed
         assert "--table, or --all" in printed
         assert str(results.layout.lines[0]).split(", ")[0] in printed, width
 
