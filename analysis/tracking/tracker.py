@@ -31,11 +31,15 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 20.0  # seconds allowed to reach the server
 CLOSE_TIMEOUT = 120.0  # seconds allowed for the remaining uploads
-MOST_KEYS = 40  # columns of a run's summary
+MOST_KEYS = 50  # columns of a run's summary
 OUTCOME = ("outcome", "reason", "warnings", "attempt", "num_requests", "num_failed", "duration", "client_stamp_source")
 OTHER_FIGURES = (
     *("total_throughput", "request_throughput", "goodput_share", "kv_cache_usage_max", "memory_peak_bytes"),
     *("agreement", "quality", "acceptance_rate", "prefix_hit_rate", "preemptions", "launch_seconds"),
+)
+SESSION_FIGURES = (
+    *("session_duration_p50", "sessions_per_hour", "first_turn_ttft_p50", "later_turn_ttft_p50", "later_turn_tpot_p50"),
+    *("cached_share", "later_turn_cached_share", "later_turn_sent_hit_rate", "replay_hit_error"),
 )
 LONGEST_NAME = 128  # maximum characters that W&B accepts
 
@@ -167,7 +171,7 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
 def _summarised(percentiles: Sequence[float]) -> list[str]:
     """Return the columns for a run's summary: columns that usually decide; trials.parquet has all."""
     latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in percentiles]
-    return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *OTHER_FIGURES]))[:MOST_KEYS]
+    return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *OTHER_FIGURES, *SESSION_FIGURES]))[:MOST_KEYS]
 
 
 def _on_wandb(column: str, value: Any) -> tuple[str, Any]:

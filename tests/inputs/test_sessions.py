@@ -32,6 +32,7 @@ CHAT = [
 
 
 @pytest.mark.slow
+@pytest.mark.figures
 @pytest.mark.parametrize("load", ["closed load.concurrency=3", "recorded"])
 def test_a_trace_is_replayed_with_its_sessions_prefixes_and_gaps(tmp_path: Path, load: str) -> None:
     rows = trace(20, 60, seconds=0.5, gap=0.05)
@@ -45,6 +46,7 @@ def test_a_trace_is_replayed_with_its_sessions_prefixes_and_gaps(tmp_path: Path,
     assert row["earliest_turn"] >= -1e-6
     assert not alarms(row.dropna().to_dict())
     assert row["later_turn_cached_share"] > row["cached_share"]
+    assert (tmp_path / "out" / "figures" / "session_hits.svg").is_file()
     assert row["session_duration_p50"] > 0
     requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
     requests = requests.assign(number=requests["request_id"].str.split("-").str[2].astype(int)).set_index("number")

@@ -159,6 +159,14 @@ def test_axes_are_config_to_group_by_and_the_label_is_the_name() -> None:
     assert set(run["summary"]) == {"outcome", "output_throughput", "ttft_p50_ms"}
 
 
+def test_the_figures_of_sessions_are_tracked() -> None:
+    names = ("first_turn_ttft_p50", "later_turn_ttft_p50", "later_turn_tpot_p50", "sessions_per_hour")
+    names += ("later_turn_cached_share", "later_turn_sent_hit_rate", "replay_hit_error")
+    summary = wandb_run({**ROW, **dict.fromkeys(names, 0.5), "session_duration_p50": 0.5})["summary"]
+    assert {name: summary.get(name) for name in names} == dict.fromkeys(names, 0.5)
+    assert summary["session_duration_p50_ms"] == 500
+
+
 def test_a_long_name_is_cut_and_still_one_of_its_own() -> None:
     names = {run_name({**ROW, "trial_id": trial_id, "label": "y" * 200}) for trial_id in ("abc", "def")}
     assert {len(name) for name in names} == {128}
