@@ -128,7 +128,7 @@ def test_a_partner_that_fails_or_is_lost_is_not_waited_for(partner):
 
 
 def test_a_partner_whose_gpus_another_sweep_leases_makes_the_launch_wait(partner):
-    """Before any engine is launched; two launches of which each waits for the other's node would wait for ever."""
+    """No engine is launched. Two launches, each with the other's node as partner, would otherwise block each other."""
     partner.reports.put(Failure(Outcome.LAUNCH_FAILED, "GPUs of node 10.0.0.2 are leased", Exit(Cause.LEASED)))
     partner.reports.put(None)
     with pytest.raises(NodeBusy, match=r"10\.0\.0\.2"), elsewhere(partner):
