@@ -4,20 +4,30 @@ docs/library.md shows every call, and docs/columns.md lists the frames and every
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from analysis.load import RunNotFound, load, requests, telemetry
-from analysis.report.terminal import Summary
-from analysis.results import open_results
-from analysis.statistics.request_quantiles import quantiles
-from sweep.disk.run_files import DamagedFile
-
 if TYPE_CHECKING:
+    from analysis.load import RunNotFound, load, requests, telemetry
     from analysis.report.html import write_all
     from analysis.report.several import write_several
+    from analysis.report.terminal import Summary
     from analysis.report.vllm_flavour import render_vllm_flavour
+    from analysis.results import open_results
+    from analysis.statistics.request_quantiles import quantiles
+    from sweep.disk.run_files import DamagedFile
 
-REPORTS = {"write_all": "html", "write_several": "several", "render_vllm_flavour": "vllm_flavour"}
+HOMES = {
+    **dict.fromkeys(("RunNotFound", "load", "requests", "telemetry"), "analysis.load"),
+    "DamagedFile": "sweep.base.config",
+    "Summary": "analysis.report.terminal",
+    "open_results": "analysis.results",
+    "quantiles": "analysis.statistics.request_quantiles",
+    "render_vllm_flavour": "analysis.report.vllm_flavour",
+    "write_all": "analysis.report.html",
+    "write_several": "analysis.report.several",
+}
 __all__ = [
     "DamagedFile",
     "RunNotFound",
@@ -34,7 +44,21 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a report's module when it is first used: Matplotlib takes as long as all other imports of a summary."""
-    if name not in REPORTS:
+    """Import a call's module when it is first used: pandas, SciPy and Matplotlib take most of a command's time."""
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"analysis.report.{REPORTS[name]}"), name)
+    return getattr(importlib.import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """Keeps `analysis.load` a function, although the import of a submodule of that name sets this attribute."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.load if name == "load" and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -66,7 +66,6 @@ def losses(run: Run, layout: Layout) -> Losses:
 
 
 def _log(run: Run, trials: pd.DataFrame) -> str | None:
-    """Return the engine log of the first trial that has one."""
     tried = trials.dropna(subset="attempt")
     paths = map(run.paths.engine_log, tried["deployment_id"], tried["attempt"])
     return next((path.as_posix() for path in paths if path.is_file()), None)

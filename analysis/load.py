@@ -19,13 +19,18 @@ from sweep.base.config import PERCENTILES, first_line
 from sweep.base.setting_labels import dotted
 from sweep.disk import object_store, run_files
 from sweep.disk import row as trial_row
+from sweep.disk.columns import written_columns
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.stored_run import LocalCopy
-from sweep.disk.tables import check_footer, read_table, warn_left_out
+from sweep.disk.tables import check_footer, read_if_whole, read_table, warn_left_out
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # distinguishes missing counts from 0
 PARTS = ("backend", "model", "workload", "load")
 IMPORTED = "imported-"  # prefix for the id of a trial that another tool measured
+ASKED_MODELS = "asked_models"  # column of an imported export: its requests by model, as JSON with the columns below
+MODELS_SET = '"models": {"'  # in the configuration of a trial with workload.models
+MODEL_SERIES = ("ttft", "tpot", "e2el")
+REQUESTS_BY_MODEL = ("model", "failed", "output_tokens", *MODEL_SERIES)
 # Columns with kilobytes of text.
 _BULKY = ("config", "settings", "versions", "hardware", "engine_facts", "telemetry_sources", "log_tail")
 
@@ -232,6 +237,25 @@ def telemetry(
 def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
     """Return the folder with the files of a trial, given its row."""
     return run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder
+
+
+def requests_by_model(run: Run, row: "pd.Series[Any]") -> pd.DataFrame | None:
+    """Return a trial's measured requests with the model that each named; None if none did, or the file is missing.
+
+    An export's trial has them in its row, since it has no files.
+    """
+    if isinstance(exported := row.get(ASKED_MODELS), str):
+        return pd.DataFrame(json.loads(exported))
+    if MODELS_SET not in str(row["config"]):
+        return None
+    names = written_columns(["phase", "error", *(name for name in REQUESTS_BY_MODEL if name != "failed")])
+    table = read_if_whole(read_table, trial_folder(run, row) / "requests.parquet", names)
+    if table is None:
+        return None
+    requests = table.to_pandas()
+    measured = requests[requests["phase"] == "measured"]
+    named: pd.DataFrame = measured.assign(failed=measured["error"].notna())[list(REQUESTS_BY_MODEL)]
+    return named
 
 
 def _read(run: Run, name: str, trial_id: str | Iterable[str] | None, skip_damaged: bool = False) -> pd.DataFrame:

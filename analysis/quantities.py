@@ -75,8 +75,7 @@ def compared_column(
 ) -> LabelledColumn:
     """Return the labels of a column by which configurations can be ranked (higher or lower is better).
 
-    Raises:
-        ConfigError: for any other name; the message gives the nearest suggestion.
+    Raises ConfigError for any other name; the message gives the nearest suggestion.
     """
     labelled = labelled_column(column, percentiles)
     if labelled is None or labelled.better is None:

@@ -8,7 +8,7 @@ import numpy as np
 from analysis.load import Run
 from analysis.quantities import LabelledColumn
 from analysis.statistics.comparison import Contest, Positions, leads
-from analysis.statistics.standings import by_question, run_contests
+from analysis.statistics.contests import by_question, run_contests
 from analysis.summary import key_columns
 
 

@@ -13,7 +13,7 @@ from analysis.load import Run, open_run
 from analysis.plotting.fitting import Fit, fits
 from analysis.plotting.layout import arrange
 from analysis.point_names import Layout
-from analysis.statistics.standings import Contests
+from analysis.statistics.contests import Contests
 from analysis.statistics.variance import Components, components
 from analysis.summary import summary_and_contests
 from analysis.vllm_figures import VLLMFigures, vllm_figures

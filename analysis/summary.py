@@ -17,11 +17,11 @@ from analysis.headline import ASKED, HEADLINE, STEADY
 from analysis.load import Run
 from analysis.quantities import labelled_column
 from analysis.statistics.comparison import Positions
+from analysis.statistics.contests import Contests, contests_of, question_numbers
 from analysis.statistics.estimates import INTERVAL_COLUMNS, merits
 from analysis.statistics.intervals import Interval
 from analysis.statistics.pooled import point_figures, pooled_columns
 from analysis.statistics.ratios import against_baseline, against_parent
-from analysis.statistics.standings import Contests, contests_of, question_numbers
 from analysis.statistics.survivors import is_lost, without_lost
 from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
@@ -156,7 +156,6 @@ def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(name: str, figure: Interval, of_requests: bool) -> dict[str, Any]:
-    """Return a column's value and interval columns."""
     ends = (figure.low, figure.high, figure.new_low, figure.new_high)
     columns = dict(zip((name, *(f"{name}_{end}" for end in INTERVAL_COLUMNS)), (figure.value, *ends), strict=True))
     return columns | ({f"{name}_effective_n": figure.effective_n} if of_requests else {})

@@ -31,8 +31,6 @@ CODE_SPAN = re.compile(r"(`[^`]*`)")  # in Markdown
 
 
 class Cell(NamedTuple):
-    """The displayed text of one cell."""
-
     text: str
     detail: str = ""  # muted text next to the cell's text, e.g. an interval
     best: bool = False
@@ -59,7 +57,6 @@ class Column(Generic[Item]):
 
     @property
     def title(self) -> str:
-        """The displayed heading."""
         return self.heading or self.name
 
     def shown(self, row: Item) -> Cell:
@@ -125,6 +122,14 @@ class Table(Generic[Item]):
         varying = [column for column, _ in self._visible if all(column is not each for each, _ in equal)]
         return replace(self, columns=varying), ", ".join(texts)
 
+    def brief(self) -> "Table[Item]":
+        """Return the table without the cells' details."""
+
+        def shortened(column: Column[Item]) -> Column[Item]:
+            return replace(column, cell=lambda row: column.shown(row)._replace(detail=""))
+
+        return replace(self, columns=list(map(shortened, self.headings)))
+
     def within(self, width: int) -> "Table[Item]":
         """Return the table without the last columns that do not fit in a terminal of this width.
 
@@ -152,7 +157,6 @@ class Table(Generic[Item]):
         return output.getvalue()
 
     def json(self) -> str:
-        """Return the records as JSON."""
         return json_text(self.records())
 
     def markdown(self) -> list[str]:
@@ -313,8 +317,6 @@ def markdown_lines(parts: Iterable[OutputPart]) -> Iterator[str]:
 
 
 def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table[Sequence[object]]:
-    """Return a table of texts with these headings."""
-
     def column(index: int, heading: str) -> Column[Sequence[object]]:
         return view(heading or " ", lambda row: str(row[index]), kind="text")
 

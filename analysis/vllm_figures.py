@@ -16,8 +16,7 @@ VLLMFigures = dict[Hashable, dict[str, Any]]  # by the index of the run's ok tri
 def vllm_figures(run: Run) -> VLLMFigures:
     """Return the metrics of all trials with a result. Latencies are None if the engine took the timestamps.
 
-    Raises:
-        DamagedFile: if a trial's requests are truncated.
+    Raises DamagedFile if a trial's requests are truncated.
     """
     return {index: _figures(run, row) for index, row in run.ok.iterrows()}
 

@@ -18,9 +18,9 @@ from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.point_names import Layout, listed
 from analysis.quantities import labelled_column
+from analysis.statistics.contests import UNEQUAL, Standing, warnings_of_trials
 from analysis.statistics.intervals import FloatArray, t
 from analysis.statistics.pooled import of_endpoints
-from analysis.statistics.standings import UNEQUAL, Standing, warnings_of_trials
 from analysis.summary import planned_trials
 from sweep.base.wording import count, duration_text, number
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register

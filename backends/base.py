@@ -284,7 +284,6 @@ class Backend(Strict):
 
     @property
     def gpu_count(self) -> int:
-        """Return the number of GPUs of one deployment."""
         return self.replicas * self.gpus_of_engine
 
     @property

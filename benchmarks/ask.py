@@ -8,13 +8,14 @@
 three) with interactions between 30% of the pairs. At least 15% of the configurations fail, and 2% of the launches
 crash and are repeated. `silicon`: families of measured GPU rows (benchmarks/silicon.py), asked for the throughput of a
 GPU at the quartiles of tokens per second and user. `baselines`: rules with a fixed number of launches, on the same
-flag spaces; Optuna's TPE takes part if `pip install optuna` was run. A launch takes 90 s and a trial 30 s.
+flag spaces; Optuna's TPE takes part if it is installed. A launch takes 90 s and a trial 30 s.
 
 Each problem is searched by `sweep.search.ask`, which is told the results in simulated time. With `--state FILE` each
 result is appended, and the next command continues there. The last line of the output is JSON.
 """
 
 import argparse
+import functools
 import heapq
 import itertools
 import json
@@ -28,8 +29,9 @@ import numpy as np
 
 from benchmarks.documents import markdown_table, publish
 from benchmarks.silicon import CONFIGURATION, LAUNCH, TRIAL, Family, read_families
-from sweep.search.ask import BestQuestion, BestSearch, NextLaunch, ObjectiveScale, Result, longest
+from sweep.search.ask import BestQuestion, BestSearch, NextLaunch, ObjectiveScale, Proposer, Result, longest
 from sweep.search.model import Floats, Ints, Space
+from sweep.search.tpe import TpeSearch, has_optuna
 
 LEVELS = (2, 2, 2, 2, 3, 4, 3)
 ORDERED = (5, 6)
@@ -39,6 +41,13 @@ CRASHES = 0.02  # share of launches
 TRIAL_NOISE = 0.01  # between trials of one launch
 SIZES = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")  # ordered settings of the measured rows
 QUARTILES = (0.25, 0.5, 0.75)
+
+
+BASELINE_HEADINGS = "noise | rule | launches | problems | within 5% | within 10% | worst"
+SEARCHED_HEADINGS = (
+    "noise, nodes | problems | launches | points | node time | within 5% | within 10% | below 0.85 | worst"
+    " | sure, of these right | bands | node s, wall s"
+)
 
 
 class Problem(NamedTuple):
@@ -142,11 +151,18 @@ def silicon_problem(name: str, family: Family, quartile: float, seed: int, withi
     return Problem(f"{name} {quartile:g}", space, question, measure, quality, np.log(speed))
 
 
-def search(problem: Problem, spread: float, nodes: int, seed: int) -> Searched:
+def search(
+    problem: Problem,
+    spread: float,
+    nodes: int,
+    seed: int,
+    proposer: type[Proposer] = BestSearch,
+    limit: int | None = None,
+) -> Searched:
     """Search a problem in simulated time on some nodes, whose launches differ by `spread`."""
     random, space = np.random.default_rng([seed, 2]), problem.space
     configurations = len(space.levels)
-    ask = BestSearch(space, problem.question, (LAUNCH, TRIAL), longest(configurations))
+    ask = proposer(space, problem.question, (LAUNCH, TRIAL), limit or longest(configurations))
     running: list[tuple[float, int, NextLaunch, list[Result]]] = []
     number, free, now, spent = 0, nodes, 0.0, 0.0
     while True:
@@ -169,10 +185,11 @@ def search(problem: Problem, spread: float, nodes: int, seed: int) -> Searched:
     seen = {result.point for result in ask.results}
     whole = configurations * LAUNCH + space.size * TRIAL
     quality = 0.0 if standing.leader is None else problem.quality(standing.leader)
-    sure = standing.probability >= ask.enough
-    cover = coverage(ask, problem, [point for point in range(space.size) if point not in seen])
+    unmeasured = [point for point in range(space.size) if point not in seen]
+    cover = coverage(ask, problem, unmeasured) if isinstance(ask, BestSearch) else 1.0
     shares = len(seen) / space.size, spent / whole
-    return Searched(problem.name, number, *shares, now, spent, quality, standing.probability, sure, cover)
+    probability = standing.probability or 0.0
+    return Searched(problem.name, number, *shares, now, spent, quality, probability, standing.sure, cover)
 
 
 def coverage(ask: BestSearch, problem: Problem, points: Sequence[int]) -> float:
@@ -207,35 +224,7 @@ def baseline(rule: str, launches: int, seed: int, spread: float) -> float:
         order = np.argsort(-(design @ np.linalg.solve(ridge, design[seen].T @ found)))
         more = order[~np.isin(order, points)][: launches - len(points)]
         return quality(np.append(points, more), np.append(values, measured(more)))
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=16, multivariate=True)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    places, values = np.zeros(launches, np.int64), np.full(launches, -np.inf)
-    for index in range(launches):
-        trial = study.ask()
-        chosen = [
-            trial.suggest_int(str(flag), 0, levels - 1)
-            if flag in ORDERED
-            else trial.suggest_categorical(str(flag), range(levels))
-            for flag, levels in enumerate(LEVELS)
-        ]
-        places[index] = np.flatnonzero((np.array(chosen) == FLAGS).all(1))[0]
-        values[index] = measured(places[index : index + 1])[0]
-        if np.isfinite(values[index]):
-            study.tell(trial, values[index])
-        else:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    return quality(places, values)
-
-
-def has_optuna() -> bool:
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return search(flag_problem(seed, 0.05), spread, 1, seed, TpeSearch, launches).quality
 
 
 class Kept:
@@ -255,14 +244,14 @@ class Kept:
         return self.known[key]
 
 
-def row(label: str, found: Sequence[Searched]) -> list[str]:
+def row(label: str, ends: Sequence[Searched]) -> list[str]:
     """Return the line of a table about these searches."""
-    columns = {name: np.array([getattr(each, name) for each in found]) for name in Searched._fields[1:]}
+    columns = {name: np.array([getattr(end, name) for end in ends]) for name in Searched._fields[1:]}
     quality, seconds, points = (columns[name] for name in ("quality", "seconds", "points"))
     sure, right = columns["sure"].astype(bool), quality >= 0.95
     of_sure = f"{sure.mean():.0%}, {right[sure].mean():.1%}" if sure.any() else "0%, –"
     return [
-        *(label, str(len(found)), f"{columns['launches'].mean():.0f} (median {np.median(columns['launches']):.0f})"),
+        *(label, str(len(ends)), f"{columns['launches'].mean():.0f} (median {np.median(columns['launches']):.0f})"),
         *(f"{np.median(points):.2f}", f"{np.median(seconds):.2f} ({seconds.mean():.2f})", f"{right.mean():.1%}"),
         *(f"{np.mean(quality >= 0.9):.1%}", f"{np.mean(quality < 0.85):.1%}", f"{quality.min():.2f}", of_sure),
         f"{np.mean(columns['cover']):.0%}",
@@ -282,43 +271,55 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--launches", type=int, nargs="+", default=[60, 120], help="of the baselines")
     parser.add_argument("--state", type=Path)
     chosen = parser.parse_args(arguments)
-    kept, rows, data, began = Kept(chosen.state), list[list[str]](), list[Any](), time.process_time()
-    seeds = range(chosen.first, chosen.first + chosen.problems)
-    for spread, nodes in itertools.product(chosen.noise, chosen.nodes if chosen.study != "baselines" else [1]):
-        if chosen.study == "baselines":
-            rules = [("grid", len(FLAGS))] + [(rule, n) for n in chosen.launches for rule in ("screening", "random")]
-            rules += [("TPE", n) for n in chosen.launches] if has_optuna() else []
-            for rule, n in rules:
-                key = f"{rule} {n} {spread}"
-                found = [kept.get(f"{key} {seed}", lambda: baseline(rule, n, seed, spread)) for seed in seeds]  # noqa: B023
-                shares = [float(np.mean(np.array(found) >= least)) for least in (0.95, 0.9)]
-                data.append([rule, n, spread, len(found), *shares, min(found)])
-                cells = [*(f"{share:.1%}" for share in shares), f"{min(found):.2f}"]
-                rows.append([f"{spread:.0%}", rule, str(n), str(len(found)), *cells])
-            continue
-        if chosen.study == "flags":
-            problems: Iterable[Problem] = (flag_problem(seed, chosen.within) for seed in seeds)
-        else:
-            asked = itertools.product(read_families(chosen.table).items(), chosen.quartiles)
-            of_families = (silicon_problem(*each, quartile, chosen.first, chosen.within) for each, quartile in asked)
-            problems = itertools.islice(of_families, chosen.problems)
-        searched = []
-        for problem in problems:
-            key = f"{chosen.study} {spread} {nodes} {chosen.within} {chosen.first} {problem.name}"
-            found = kept.get(key, lambda: list(search(problem, spread, nodes, chosen.first)))  # noqa: B023
-            searched.append(Searched(*found))
-            print(key, searched[-1], file=sys.stderr, flush=True)
-        rows.append(row(f"{spread:.0%}, {nodes}", searched))
-        means = [np.mean([each[index] for each in searched]) for index in (5, 4)]
-        rows[-1].append(", ".join(f"{seconds:.0f}" for seconds in means))
-        data.append([spread, nodes, *(float(np.mean([each[i] for each in searched])) for i in range(1, 10))])
-    if chosen.study == "baselines":
-        headings = "noise | rule | launches | problems | within 5% | within 10% | worst"
-    else:
-        headings = "noise, nodes | problems | launches | points | node time | within 5% | within 10% | below 0.85"
-        headings += " | worst | sure, of these right | bands | node s, wall s"
+    kept, began = Kept(chosen.state), time.process_time()
+    rows, figures = (baseline_rows if chosen.study == "baselines" else searched_rows)(chosen, kept)
+    headings = BASELINE_HEADINGS if chosen.study == "baselines" else SEARCHED_HEADINGS
     publish(markdown_table(headings, rows))
-    print(json.dumps([chosen.study, data, {"cpu_seconds": time.process_time() - began}]))
+    print(json.dumps([chosen.study, figures, {"cpu_seconds": time.process_time() - began}]))
+
+
+def baseline_rows(chosen: argparse.Namespace, kept: "Kept") -> tuple[list[list[str]], list[Any]]:
+    """Return the lines of the table about the rules without a model, and their figures."""
+    rows, figures = [], []
+    rules = [("grid", len(FLAGS))] + [(rule, most) for most in chosen.launches for rule in ("screening", "random")]
+    rules += [("TPE", most) for most in chosen.launches] if has_optuna() else []
+    for spread, (rule, launches) in itertools.product(chosen.noise, rules):
+        qualities = [
+            kept.get(f"{rule} {launches} {spread} {seed}", functools.partial(baseline, rule, launches, seed, spread))
+            for seed in range(chosen.first, chosen.first + chosen.problems)
+        ]
+        shares = [float(np.mean(np.array(qualities) >= least)) for least in (0.95, 0.9)]
+        figures.append([rule, launches, spread, len(qualities), *shares, min(qualities)])
+        cells = [*(f"{share:.1%}" for share in shares), f"{min(qualities):.2f}"]
+        rows.append([f"{spread:.0%}", rule, str(launches), str(len(qualities)), *cells])
+    return rows, figures
+
+
+def searched_rows(chosen: argparse.Namespace, kept: "Kept") -> tuple[list[list[str]], list[Any]]:
+    """Return the lines of the table about the searches of a study, and their means."""
+    rows, figures = [], []
+    for spread, nodes in itertools.product(chosen.noise, chosen.nodes):
+        ends = []
+        for problem in problems_of(chosen):
+            key = f"{chosen.study} {spread} {nodes} {chosen.within} {chosen.first} {problem.name}"
+            ends.append(Searched(*kept.get(key, functools.partial(search, problem, spread, nodes, chosen.first))))
+            print(key, ends[-1], file=sys.stderr, flush=True)
+        rows.append(row(f"{spread:.0%}, {nodes}", ends))
+        rows[-1].append(
+            ", ".join(
+                f"{np.mean(seconds):.0f}" for seconds in ([end.spent for end in ends], [end.wall for end in ends])
+            )
+        )
+        figures.append([spread, nodes, *(float(np.mean(column)) for column in list(zip(*ends, strict=True))[1:10])])
+    return rows, figures
+
+
+def problems_of(chosen: argparse.Namespace) -> Iterable[Problem]:
+    if chosen.study == "flags":
+        return (flag_problem(seed, chosen.within) for seed in range(chosen.first, chosen.first + chosen.problems))
+    asked = itertools.product(read_families(chosen.table).items(), chosen.quartiles)
+    of_families = (silicon_problem(*family, quartile, chosen.first, chosen.within) for family, quartile in asked)
+    return itertools.islice(of_families, chosen.problems)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def compile_event_loop() -> bool:
         numba: Any = importlib.import_module("numba")
     except ImportError:
         return False
-    twin._event_loop = numba.njit(cache=True)(twin._event_loop)
+    for function in twin.COMPILED:
+        setattr(twin, function.__name__, numba.njit(cache=True)(function))
     twin.as_column = np.ascontiguousarray
     return True
 

@@ -23,9 +23,9 @@ import pandas as pd
 from analysis.compare import comparisons, side
 from analysis.compare.verdicts import Finding
 from analysis.load import open_run
+from analysis.statistics.contests import Standing, question_columns
 from analysis.statistics.estimates import INTERVAL_COLUMNS
 from analysis.statistics.intervals import Interval
-from analysis.statistics.standings import Standing, question_columns
 from analysis.summary import summarise
 from benchmarks.coverage import Figures, ours, study
 from benchmarks.documents import write_section

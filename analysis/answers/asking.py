@@ -7,15 +7,15 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.answers.task_answer import common_percentiles
+from analysis.answers.slo_bounds import common_percentiles
 from analysis.compare.questions import conditions
 from analysis.headline import ASKED, COST, THROUGHPUT, one_price
 from analysis.point_names import SIZE, Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
 from analysis.statistics.comparison import Positions, positions
+from analysis.statistics.contests import Contests, joined, question_columns
 from analysis.statistics.estimates import merits
-from analysis.statistics.standings import Contests, joined, question_columns
 from sweep.base.records import LOAD_COLUMNS
 from sweep.numbers.warnings import ResultWarning, Severity
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.answers.asking import run_names
-from analysis.answers.task_answer import Bound, RankedConfiguration, TaskAnswer, TaskCriterion
+from analysis.answers.slo_bounds import Bound
+from analysis.answers.task_answer import RankedConfiguration, TaskAnswer, TaskCriterion
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
+from analysis.statistics.contests import Standing
 from analysis.statistics.intervals import Estimate
-from analysis.statistics.standings import Standing
 from analysis.table import KEY, NONE, Cell, Column, Table, view
 from sweep.base.config import read_slo, split_bound
 from sweep.base.wording import number

@@ -16,23 +16,16 @@ import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
 from analysis.answers.capacity import capacity_answers, claims_within
-from analysis.answers.task_answer import (
-    RankedConfiguration,
-    Remedy,
-    TaskAnswer,
-    TaskCriterion,
-    bounds,
-    fewest_requests,
-    tells,
-)
+from analysis.answers.slo_bounds import bounds, fewest_requests, tells
+from analysis.answers.task_answer import RankedConfiguration, Remedy, TaskAnswer, TaskCriterion
 from analysis.compare.verdicts import DURATIONS, minutes_a_launch
 from analysis.headline import shown_column, shown_requests
 from analysis.results import RunResults
 from analysis.statistics.comparison import MARGIN, Contest, Positions, comparisons_with_best
+from analysis.statistics.contests import Standing
 from analysis.statistics.estimates import estimate
 from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.power import POWER, errors_needed
-from analysis.statistics.standings import Standing
 
 SPREAD_WEIGHT = 4  # highest weight of the other questions' spread, in degrees of freedom
 FEWEST_LAUNCHES = 3  # launches to suggest if none were repeated

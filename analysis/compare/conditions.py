@@ -37,8 +37,7 @@ class Condition:
 def condition(text: str) -> Condition:
     """Parse a condition.
 
-    Raises:
-        ConfigError: unless it is a column, < or >, and a percentage: below 0 after <, above 0 after >.
+    Raises ConfigError unless it is a column, < or >, and a percentage: below 0 after <, above 0 after >.
     """
     parts = FORM.fullmatch(text)
     allowed = 'expected a column, < or >, and a percentage, e.g. "output_throughput < -3%" or "ttft_p99 > 5%"'

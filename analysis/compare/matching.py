@@ -12,8 +12,8 @@ import pandas as pd
 
 from analysis.compare.sides import Side, TrialSettings
 from analysis.quantities import LabelledColumn
+from analysis.statistics.contests import BY_OUTPUT, UNEQUAL, warnings_of_trials
 from analysis.statistics.pooled import THROUGHPUTS, lack_requests, pooled_columns
-from analysis.statistics.standings import BY_OUTPUT, UNEQUAL, warnings_of_trials
 from analysis.warnings import CHECKS, UNEQUAL_INPUTS
 from sweep.base.setting_labels import labels
 from sweep.numbers.warnings import Severity, WarningKind

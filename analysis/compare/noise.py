@@ -36,8 +36,7 @@ class MachineNoise:
     def error(self, launches: int, column: str, in_turns: bool) -> Error:
         """Return the error of a comparison with this many launches per side, from A/A comparisons of such blocks.
 
-        Raises:
-            ConfigError: if the run has too few launches for blocks of this size.
+        Raises ConfigError if the run has too few launches for blocks of this size.
         """
         size = 1 if in_turns else launches
         differences = self._differences(column, size)

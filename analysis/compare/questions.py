@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.compare.matching import QUESTION_PREFIXES, machines, question_digests
 from analysis.compare.sides import trial_settings
 from analysis.statistics.comparison import Positions, positions
-from analysis.statistics.standings import GPUS
+from analysis.statistics.contests import GPUS
 
 _settings_text = partial(json.dumps, sort_keys=True, default=str)
 

@@ -12,9 +12,9 @@ from analysis.compare.sides import Side
 from analysis.load import Run, in_plan
 from analysis.quantities import LabelledColumn
 from analysis.statistics.comparison import Contest, Positions, contest, fit, trials_of
+from analysis.statistics.contests import Contests, joined, run_contests
 from analysis.statistics.intervals import FloatArray
 from analysis.statistics.pooled import point_figures
-from analysis.statistics.standings import Contests, joined, run_contests
 from analysis.statistics.survivors import without_lost
 from analysis.summary import key_columns
 
@@ -35,7 +35,7 @@ class Rivals(NamedTuple):
         return point if (self.contests.trials.point == point).sum() == len(trials) else -1
 
     def figure(self, place: str, trials: pd.DataFrame, column: str, default: float) -> float:
-        """Return the value that the summary shows for these trials, or the default if they are no whole point."""
+        """Return the value that the summary shows for these trials; the default if they are only part of a point."""
         point = self.point(place, trials)
         return default if point < 0 else float(self.figures[column][point])
 

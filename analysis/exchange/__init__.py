@@ -1,1 +1,1 @@
-"""Exchanges files with other tools: writes results as `vllm bench serve` does, and reads the files of three tools."""
+"""Exchanges files with other tools: writes results as `vllm bench serve` does, and reads the files of other tools."""

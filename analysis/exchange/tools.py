@@ -1,4 +1,4 @@
-"""Reads the result files of `vllm bench serve`, SGLang's bench_serving, GuideLLM and AIPerf as rows.
+"""Reads result files as rows: of `vllm bench serve`, SGLang's bench_serving, GuideLLM, AIPerf, and reports of others.
 
 A row holds only values from its file. These tools measure latencies from the time of sending, so `ttft` and `e2el` are
 filled only for a closed loop, where sweep measures from the same time. A tool's TPOT or ITL gets sweep's name for the
@@ -7,17 +7,26 @@ quantity (docs/metrics.md). Quantities without a counterpart are omitted. Times 
 
 import json
 import math
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep.base.config import PERCENTILES, ConfigError, first_line
+import yaml
+
+from analysis.exchange import statistics_reports
+from analysis.exchange.statistics_reports import Report
+from analysis.load import ASKED_MODELS, REQUESTS_BY_MODEL
+from sweep.base.config import PERCENTILES, ConfigError, first_line, shortened
 from sweep.base.records import LOAD_COLUMNS, Outcome
 from sweep.base.whole_file import parsed_size, read_bounded
 from sweep.numbers.quantity import columns
 
 ImportedRow = dict[str, Any]
-TOOLS = "a JSON result of vllm bench serve (--save-result), SGLang bench_serving, GuideLLM or AIPerf"
+TOOLS = (
+    "a JSON result of vllm bench serve (--save-result), SGLang bench_serving, GuideLLM, AIPerf, GenAI-Perf, "
+    "inference-perf or InferenceX, or a report of llm-d-benchmark"
+)
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
 WHOLE_COLUMNS = ("num_requests", "num_failed", "input_tokens", "output_tokens")
@@ -26,6 +35,7 @@ EXPORTED = "sweep."  # prefix for keys of an export that vLLM's results lack
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # GuideLLM's and AIPerf's names
 OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # loads that sweep names differently
 LARGEST_IMPORT, LARGEST_PARSED = 128 << 20, 768 << 20  # maximum bytes of a file, and of its content once it is parsed
+LARGEST_YAML = 1 << 20  # characters
 LARGEST_FIGURE = 1e18
 MOST_FAILED = 0.05  # maximum share of a result's requests; sweep's own trials are invalid beyond it (max_failed)
 OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # sweep counts from a schedule if any, these tools from the send
@@ -41,7 +51,7 @@ def rows_of(file: Path) -> list[ImportedRow]:
         document = read_bounded(file, LARGEST_IMPORT)
         if parsed_size(document) > LARGEST_PARSED:
             raise ValueError("has too many objects and lists for a file of results")
-        content = _parsed_documents(document.decode("utf-8-sig"))
+        content = _parsed_documents(document.decode("utf-8-sig"), file.suffix.lower() in (".yaml", ".yml"))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file}: not JSON ({error}); expected {TOOLS}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -56,8 +66,18 @@ def rows_of(file: Path) -> list[ImportedRow]:
     return [_with_failures(row) for row in rows]
 
 
-def _parsed_documents(text: str) -> Any:
-    """Return the JSON of a file, or of its lines: `--append-result` and SGLang's benchmark write a result per line."""
+def _parsed_documents(text: str, is_yaml: bool) -> Any:
+    """Return the JSON of a file, or of its lines: `--append-result` and SGLang's benchmark write a result per line.
+
+    Raises ValueError, e.g. for a large YAML file: llm-d's reports are short.
+    """
+    if is_yaml:
+        if len(text) > LARGEST_YAML:
+            raise ValueError(f"is over {LARGEST_YAML:,} characters long")
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"not YAML: {first_line(error)}") from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -71,7 +91,7 @@ def _with_failures(row: ImportedRow) -> ImportedRow:
     without requests, the row is invalid and has no values, since zeros or a few answers are not a measurement.
     """
     failed, requests = row.get("num_failed") or 0, row.get("num_requests") or 0
-    if "outcome" in row:  # an export, which has the verdict of sweep
+    if "outcome" in row or "num_requests" not in row:  # it has a verdict, or does not count its requests
         return row
     if failed > MOST_FAILED * requests or not requests:
         kept = (*NAME_COLUMNS, *LOAD_COLUMNS, "num_requests", "num_failed")
@@ -100,7 +120,8 @@ def _exported(row: ImportedRow) -> ImportedRow:
     if row["outcome"] not in list(Outcome):
         raise ValueError(f"{EXPORTED}outcome={row['outcome']!r}: expected {', '.join(Outcome)}")
     declared = columns(PERCENTILES).items()
-    texts = {*NAME_COLUMNS, "outcome", "reason", *(name for name, each in declared if each.quantity.type is str)}
+    texts = {*NAME_COLUMNS, "outcome", "reason", ASKED_MODELS}
+    texts |= {name for name, each in declared if each.quantity.type is str}
     for column, cell in row.items():
         if column == "warnings":
             is_expected = isinstance(cell, list) and all(isinstance(code, str) for code in cell)
@@ -111,6 +132,17 @@ def _exported(row: ImportedRow) -> ImportedRow:
         if not is_expected:
             raise ValueError(f"{EXPORTED}{column}={cell!r}: expected what sweep export writes")
     return row
+
+
+def _requests_by_model(columns_: Any) -> str:
+    """Return an export's requests by model as JSON. Raises ValueError for requests that sweep never writes."""
+    kinds = {"model": str, "failed": bool} | dict.fromkeys(REQUESTS_BY_MODEL[2:], (int, float, types.NoneType))
+    requests = columns_ if isinstance(columns_, dict) and columns_.keys() == kinds.keys() else {}
+    cells = {name: cells for name, cells in requests.items() if isinstance(cells, list)}
+    are_whole = all(isinstance(cell, kinds[name]) for name in cells for cell in cells[name])
+    if cells.keys() != kinds.keys() or len({*map(len, cells.values())}) != 1 or not are_whole:
+        raise ValueError(f"{EXPORTED}{ASKED_MODELS}={shortened(repr(columns_))}: expected what sweep export writes")
+    return json.dumps(requests)
 
 
 def _whole(number: float) -> int:
@@ -130,7 +162,10 @@ def _rows(content: Any) -> list[ImportedRow]:
     metadata = results[0].get("metadata")
     if isinstance(metadata, dict) and "guidellm_version" in metadata:
         return [_guidellm_row(report, metadata["guidellm_version"]) for report in results[0]["benchmarks"]]
-    return [_aiperf_row(result, result["aiperf_version"]) for result in results if "aiperf_version" in result]
+    if any("aiperf_version" in result for result in results):
+        return [_aiperf_row(result, result["aiperf_version"]) for result in results if "aiperf_version" in result]
+    kinds = list(map(statistics_reports.report_kind, results))
+    return [_reported_row(kind, report) for kind, report in zip(kinds, results, strict=True) if kind]
 
 
 def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
@@ -151,8 +186,10 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     if ours:
         ours["client_stamp_source"] = "sweep export"
     _plausible({key: cell for key, cell in ours.items() if key in (*NAME_COLUMNS, *LOAD_COLUMNS)})
-    if not all(isinstance(cell, str | int | float) or key == "warnings" for key, cell in ours.items()):
+    if not all(isinstance(cell, str | int | float) or key in ("warnings", ASKED_MODELS) for key, cell in ours.items()):
         raise ValueError(f"{EXPORTED}*: expected strings and numbers")
+    if ASKED_MODELS in ours:
+        ours[ASKED_MODELS] = _requests_by_model(ours[ASKED_MODELS])
     if "outcome" in ours:  # with all figures by our definitions
         names = (*NAME_COLUMNS, *LOAD_COLUMNS, "load.burstiness")
         return _exported({name: row[name] for name in names if name in row} | ours)
@@ -230,6 +267,19 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
     )
     totals = _totals(duration, _whole(answered), failed, [_whole(number) for number in tokens])
     return _plausible(row | totals)
+
+
+def _reported_row(kind: Report, content: Mapping[str, Any]) -> ImportedRow:
+    """Return a row from a report that may lack the load, and the numbers of requests and of failures."""
+    model, users, rate = (statistics_reports.first_of(content, paths) for paths in (kind.model, kind.users, kind.rate))
+    load = "poisson" if _positive(rate) else "unknown" if users is None else CLOSED
+    row = _row(kind.tool, model, load, _positive(rate), users)
+    for latency, path in statistics_reports.series_of(kind, content).items():
+        _add_series(row, latency, *statistics_reports.statistics_of(content, path, STATISTICS))
+    row = _plausible(row | statistics_reports.figures_of(kind, content))
+    if not any(column.startswith("service_") for column in row) and "num_requests" not in row:
+        return row | {"outcome": "invalid", "reason": "the file has no latencies: nothing was completed"}
+    return row
 
 
 def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> ImportedRow:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.exchange.tools import EXPORTED, NAMED_PARTS
-from analysis.load import Run
+from analysis.load import ASKED_MODELS, Run, requests_by_model
 from analysis.point_names import Layout
 from analysis.vllm_figures import VLLMFigures
 from sweep.base import whole_file
@@ -47,6 +47,8 @@ def _exported_settings(run: Run, row: Any) -> dict[str, Any]:
     ours = _present(row, (*NAMED_PARTS, *LOAD_COLUMNS, *run.axes, "outcome", "reason", *columns(run.percentiles)))
     if isinstance(row["warnings"], Iterable):
         ours["warnings"] = list(row["warnings"])
+    if (requests := requests_by_model(run, row)) is not None:
+        ours[ASKED_MODELS] = requests.astype(object).where(requests.notna(), None).to_dict("list")
     return {**axes, **{f"{EXPORTED}{key}": value for key, value in ours.items()}}
 
 

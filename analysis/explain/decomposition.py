@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from analysis.explain.contrasts import difference, interactions, interactions_alone, shapley
 from analysis.explain.design import Factorial, Ladder, Unexplained, designs
@@ -16,8 +17,8 @@ from analysis.load import Run
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, compared_column
 from analysis.statistics.comparison import Contest, Positions
+from analysis.statistics.contests import Contests, run_contests
 from analysis.statistics.intervals import FloatArray
-from analysis.statistics.standings import Contests, run_contests
 
 EXPLAINED = ("output_throughput", "ttft_p50", "cost_per_million_tokens")
 HALVINGS = 40  # steps of the bisection that finds an end of a share's interval
@@ -55,9 +56,9 @@ class Explanation:
     task: str
     quantity: LabelledColumn
     begin: str  # the name of the point from which the gain is measured
-    first: float  # geometric means of the launches, at the beginning and at the end
+    first: float  # the summary's values at the beginning and at the end; NaN if it has none
     final: float
-    total: Change
+    total: Change  # ratio of the launches' geometric means, as of every comparison
     parts: tuple[Part, ...]
     interactions: tuple[tuple[str, Change], ...] = ()
     branches: tuple[Part, ...] = ()  # a ladder's side steps; each gain is relative to the step in `change`
@@ -80,7 +81,7 @@ def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -
     contests = run_contests(run, layout.points, layout.placed(run.ok)["point"].to_numpy(np.int64), measured)
     for design in designs(layout, run.baseline):
         try:
-            explained += _explained(design, _Launches(contests, design), quantities)
+            explained += _explained(design, _Launches(contests, design, layout.points), quantities)
         except Unexplained as error:
             reasons.append(str(error))
     if not explained:
@@ -104,8 +105,8 @@ def _explained(
 class _Launches:
     """The trials of a design's points, which are numbered from 0 in the design's order."""
 
-    def __init__(self, contests: Contests, design: Factorial | Ladder) -> None:
-        self.contests = contests
+    def __init__(self, contests: Contests, design: Factorial | Ladder, summary: pd.DataFrame) -> None:
+        self.contests, self.summary = contests, summary
         self.points = list(design.points.values()) if isinstance(design, Factorial) else list(design.points)
         if isinstance(design, Factorial) and design.baseline is not None:
             self.points.append(design.baseline)
@@ -114,7 +115,9 @@ class _Launches:
         """Return the least-squares fit of one quantity's logarithm; None if a point has no value."""
         if quantity.column not in self.contests.figures:
             return None
-        model = _Model(*self.contests.shared(quantity, self.points))
+        summarised = self.summary.get(quantity.column, pd.Series(np.nan, self.summary.index))
+        values = np.asarray(summarised, np.float64)[self.points]
+        model = _Model(*self.contests.shared(quantity, self.points), values)
         return model if np.isfinite(model.effects).all() else None
 
 
@@ -123,6 +126,7 @@ class _Model(NamedTuple):
 
     contest: Contest
     places: Positions
+    values: FloatArray  # of the design's points, as in the summary
 
     @property
     def effects(self) -> FloatArray:
@@ -157,7 +161,7 @@ def _of_ladder(design: Ladder, quantity: LabelledColumn, model: _Model, contests
         *design.notes,
         "the shares hold for this ladder's order; in another order the same steps may have other shares",
     )
-    first, final = np.exp(model.effects[[0, -1]])
+    first, final = map(float, model.values[[0, -1]])
     (change,) = _gains(model, total[None], 1)
     return Explanation(
         "ladder",
@@ -205,7 +209,7 @@ def _of_factorial(design: Factorial, quantity: LabelledColumn, model: _Model) ->
         rest + [_single(model, weights, len(knobs)) for weights in of_knobs] for of_knobs in (alone, last, both)
     ]
     parts = [Part(*name, *each) for name, *each in zip(names, *columns, strict=True)]
-    first, final = np.exp(model.effects[[none, every]])
+    first, final = map(float, model.values[[none, every]])
     (change,) = _gains(model, total[None], 1)
     return Explanation(
         "factorial",

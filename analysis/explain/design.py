@@ -77,8 +77,7 @@ class Ladder:
 def designs(layout: Layout, baseline: dict[str, Any]) -> list[Factorial | Ladder]:
     """Return the designs of a run's tasks.
 
-    Raises:
-        Unexplained: if the run has neither a ladder nor engine settings with two values.
+    Raises Unexplained if the run has neither a ladder nor engine settings with two values.
     """
     points = layout.points[layout.points["n"] > 0]
     tasks = [str(column) for column in points if str(column).split(".")[0] in ASKED]

@@ -9,6 +9,7 @@ from analysis.table import KEY, Column, Line, Output, Table, view
 from sweep.base.wording import number
 
 END = "all together"
+GAINS = "the values are those of sweep summary; a gain is the ratio of the launches' geometric means"
 
 
 def gain_sentence(explanation: Explanation) -> str:
@@ -125,4 +126,4 @@ def explanation_output(explanations: Sequence[Explanation]) -> Output:
             rows += [PartRow(explanation, "branch", part) for part in explanation.branches]
             beside = [f"{part.name}: {_both(part.gain)} that of {part.change}" for part in explanation.branches]
             parts.append(Line(f"not on the way to the end: {'; '.join(beside)}", "dim"))
-    return Output([*parts, *(Line(note, "dim") for note in remarks(explanations))], Table(PART_COLUMNS, rows))
+    return Output([*parts, *(Line(note, "dim") for note in [GAINS, *remarks(explanations)])], Table(PART_COLUMNS, rows))

@@ -13,8 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.load import Run, telemetry
+from analysis.plotting.chart_style import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.drawing import load_axis
-from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.timeline import GIB
 from analysis.point_names import Layout
 

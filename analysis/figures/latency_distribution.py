@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.load import Run
+from analysis.plotting.chart_style import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import chosen_records
 from analysis.plotting.drawing import LOGARITHMIC_FROM, logarithmic_ticks
-from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.point_names import Layout
 from sweep.numbers.chunks import Floats
 from sweep.numbers.quantities.latency import e2el, ttft

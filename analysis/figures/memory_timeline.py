@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.load import Run, telemetry
+from analysis.plotting.chart_style import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import largest_load_trials
-from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.timeline import GIB, STROKE, plot_series
 from analysis.point_names import Layout
 

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.load import Run
-from analysis.plotting.drawing import value_axis
-from analysis.plotting.figure_files import (
+from analysis.plotting.chart_style import (
     MUTED,
     PANELS_IN_A_ROW,
     entries_without_interval,
@@ -18,6 +17,7 @@ from analysis.plotting.figure_files import (
     line_style,
     panels,
 )
+from analysis.plotting.drawing import value_axis
 from analysis.point_names import Layout
 from analysis.statistics.intervals import FloatArray
 

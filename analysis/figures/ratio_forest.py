@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from analysis.load import Run
-from analysis.plotting.figure_files import GAPS, LETTER, MUTED, PANEL, entries_without_interval, line_style, panels
+from analysis.plotting.chart_style import GAPS, LETTER, MUTED, PANEL, entries_without_interval, line_style, panels
 from analysis.plotting.finding import FEWEST_REQUESTS
 from analysis.point_names import Layout
 from sweep.base.wording import count, number

@@ -4,8 +4,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.load import Run, telemetry
+from analysis.plotting.chart_style import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import largest_load_trials
-from analysis.plotting.figure_files import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.timeline import STROKE, plot_series
 from analysis.point_names import Layout
 

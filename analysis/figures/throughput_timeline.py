@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.load import Run
+from analysis.plotting.chart_style import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import chosen_records
-from analysis.plotting.figure_files import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.point_names import Layout
 from sweep.numbers.chunks import Floats, as_floats, tokens_per_bin
 from sweep.numbers.selection import measured, succeeded

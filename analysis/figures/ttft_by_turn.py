@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.load import Run
+from analysis.plotting.chart_style import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import chosen_records
-from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.point_names import Layout
 from sweep.numbers.chunks import Floats
 from sweep.numbers.quantities.latency import ttft

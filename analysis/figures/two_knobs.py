@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.load import Run
-from analysis.plotting.figure_files import GRID, INK, PANEL, panels
+from analysis.plotting.chart_style import GRID, INK, PANEL, panels
 from analysis.point_names import Layout
 from analysis.summary import key_columns
 from sweep.base.wording import number

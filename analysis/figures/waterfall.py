@@ -11,7 +11,7 @@ from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
 from analysis.explain.output import END, factor, share_text
 from analysis.load import Run
-from analysis.plotting.figure_files import COLOURS, INK, MUTED, PANEL, panels
+from analysis.plotting.chart_style import COLOURS, INK, MUTED, PANEL, panels
 from analysis.point_names import MOST_PANELS, Layout
 from sweep.base.wording import number
 
@@ -23,8 +23,10 @@ REACH = 1.5  # at either end, intervals may lengthen the axis by this factor
 
 def draw(run: Run, layout: Layout) -> Figure | None:
     try:
-        explained = explanations(run, layout)
+        explained = [each for each in explanations(run, layout) if np.isfinite(each.first)]
     except Unexplained:
+        return None
+    if not any(len(each.parts) + len(each.branches) > 1 for each in explained):  # one setting is the whole gain
         return None
     quantities = list(dict.fromkeys(each.quantity.column for each in explained))
     columns = _by_design(explained)[: MOST_PANELS // len(quantities)]

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from analysis.load import Run
-from analysis.plotting.figure_files import (
+from analysis.plotting.chart_style import (
     MUTED,
     PANEL,
     PANELS_IN_A_ROW,

@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.headline import COST, one_price
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn
-from analysis.statistics.standings import Standing, question_columns
+from analysis.statistics.contests import Standing, question_columns
 from sweep.base.wording import count
 
 FEWEST_REQUESTS = 20  # minimum requests at a point; with fewer a chart shows little

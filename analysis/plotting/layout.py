@@ -14,8 +14,8 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from analysis.headline import ASKED
 from analysis.load import Run
 from analysis.point_names import LOAD_LABELS, SIZE, Layout, spaced
+from analysis.statistics.contests import Standing
 from analysis.statistics.ratios import is_baseline
-from analysis.statistics.standings import Standing
 from analysis.summary import key_columns
 from sweep.base.config import one_of
 from sweep.base.records import LOAD_COLUMNS

@@ -16,8 +16,10 @@ from markupsafe import Markup
 from analysis.answers.capacity import claims_table, claims_within
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
+from analysis.answers.question import asked_points, questions
+from analysis.figures import SavedFigure, draw_all
+from analysis.plotting.chart_style import COLOURS, GRID, INK, MUTED
 from analysis.plotting.drawing import MOST_REPLICATES
-from analysis.plotting.figure_files import COLOURS, GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.point_names import listed
 from analysis.quantities import definitions
 from analysis.report.models import models_table
@@ -43,9 +45,9 @@ from sweep.base.wording import number
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning, Severity
 
-HEIGHT = re.compile(r'<svg[^>]* height="([\d.]+)pt"')
+SIZE = re.compile(r'<svg[^>]*? width="([\d.]+)pt"[^>]*? height="([\d.]+)pt"')
 INTERACTIVE = "pareto"  # replaced by the chart that the page's script draws
-MOST_FIGURES, MOST_POINTS = 4, 1300  # maximum charts open on the page, and their total height; the rest are closed
+MOST_FIGURES, MOST_POINTS, ROW = 4, 720, 905  # open charts, and the height and width of their rows; the rest are closed
 
 
 def write_all(results: RunResults, target: run_files.RunPaths | None = None) -> None:
@@ -99,6 +101,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "results": results,
         "claims": results.claims,
         "capacities": claims_table(claims_within([results])),
+        "asked": asked_points(questions(run.paths)),
         "answer": leading_sentence(results, answered),
         "answers": answers_table(answered),
         "warnings": warned([("", results)]),
@@ -147,12 +150,15 @@ def lead_of_run(results: RunResults) -> str:
 
 
 def _open_figures(figures: Iterable[SavedFigure]) -> Iterator[SavedFigure]:
-    """Yield the charts with a finding, two per row, that fit in one and a half screens; at least one."""
-    points = 0.0
-    for index, each in enumerate([figure for figure in figures if figure.finding][:MOST_FIGURES]):
-        found = HEIGHT.search(each.svg)
-        points += float(found[1]) if found else 0.0
-        if index == 0 or points <= MOST_POINTS:
+    """Yield the charts with a finding whose rows fit in a screen; at least one."""
+    above = across = row = 0.0
+    for each in [figure for figure in figures if figure.finding][:MOST_FIGURES]:
+        found = SIZE.search(each.svg)
+        width, height = map(float, found.groups()) if found else (ROW, 0.0)
+        beside = across + width <= ROW
+        rows = (above, across + width, max(row, height)) if beside else (above + row, width, height)
+        if not row or rows[0] + rows[2] <= MOST_POINTS:
+            above, across, row = rows
             yield each
 
 

@@ -6,15 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.load import trial_folder
+from analysis.load import ASKED_MODELS, MODEL_SERIES, MODELS_SET, REQUESTS_BY_MODEL, requests_by_model
 from analysis.report.tables import label, times
 from analysis.results import RunResults
 from analysis.table import KEY, NONE, Column, Table, view
-from sweep.disk.columns import written_columns
-from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.quantile import statistics
 
-MODEL_SERIES = ("ttft", "tpot", "e2el")
 MODEL_FIGURES = ("ttft_p50", "ttft_p99", "tpot_p50", "e2el_p50")
 ModelRow = dict[str, Any]  # heading -> cell of one model at one point
 
@@ -22,8 +19,9 @@ ModelRow = dict[str, Any]  # heading -> cell of one model at one point
 def models_table(results: RunResults) -> Table[ModelRow] | None:
     """Return the models of each point, most requests first; None if no request names a model."""
     placed = results.layout.placed(results.run.ok)
-    asking = placed[placed["config"].str.contains('"models": {"', regex=False, na=False)]
-    rows = [row for _, trials in asking.groupby("point", sort=True) for row in _model_rows(results, trials)]
+    asks = placed["config"].str.contains(MODELS_SET, regex=False, na=False)
+    asks |= placed[ASKED_MODELS].notna() if ASKED_MODELS in placed else False
+    rows = [row for _, trials in placed[asks].groupby("point", sort=True) for row in _model_rows(results, trials)]
     columns = [
         *(_cells(name, **KEY) for name in ("configuration", "task", "asked model")),
         *(_cells(name) for name in ("requests", "failed", "output tokens")),
@@ -39,14 +37,13 @@ def _cells(name: str, heading: str = "", **options: Any) -> Column[ModelRow]:
 
 def _model_rows(results: RunResults, trials: pd.DataFrame) -> Iterator[ModelRow]:
     """Return the rows of one point. A failed request is treated as slower than any other."""
-    names = written_columns(["phase", "model", "error", "output_tokens", *MODEL_SERIES])
-    paths = [trial_folder(results.run, trial) / "requests.parquet" for _, trial in trials.iterrows()]
-    tables = [table.to_pandas() for path in paths if (table := read_if_whole(read_table, path, names)) is not None]
-    requests = pd.concat(tables) if tables else pd.DataFrame(columns=names)
-    measured, first = requests[requests["phase"] == "measured"], dict[str, float | None]()
+    read = (requests_by_model(results.run, trial) for _, trial in trials.iterrows())
+    tables = [table for table in read if table is not None]
+    measured = pd.concat(tables) if tables else pd.DataFrame(columns=REQUESTS_BY_MODEL)
+    first = dict[str, float | None]()
     for model in measured["model"].value_counts().index:
         own = measured[measured["model"] == model]
-        failed, figures = own["error"].notna(), dict[str, float | None]()
+        failed, figures = own["failed"].astype(bool), dict[str, float | None]()
         for series in MODEL_SERIES:
             latencies = np.where(failed, np.inf, own[series].to_numpy(np.float64, na_value=np.nan))
             figures |= {f"{series}_{name}": figure for name, figure in statistics(latencies, (50, 99)).items()}

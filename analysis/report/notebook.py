@@ -14,14 +14,15 @@ from rich.console import Console
 from analysis.answers.capacity import claims_table, claims_within
 from analysis.answers.deciding import answers
 from analysis.answers.output import lines, ranking_table
+from analysis.answers.question import asked_points, questions
 from analysis.compare.output import comparison_output
 from analysis.compare.sides import side_of
 from analysis.compare.verdicts import comparisons
 from analysis.explain.decomposition import EXPLAINED, explanations
 from analysis.explain.output import explanation_output
 from analysis.load import requests
+from analysis.plotting.chart_style import style
 from analysis.plotting.drawing import against_load
-from analysis.plotting.figure_files import style
 from analysis.plotting.layout import arrange
 from analysis.quantities import compared_column, labelled_column
 from analysis.report.tables import deciding_table
@@ -89,6 +90,11 @@ class OpenedRun:
     def capacities(self) -> pd.DataFrame:
         """The capacity of each configuration and task, if the run searched for it, with the cost at its ends."""
         return pd.DataFrame(claims_table(claims_within([self.results])).records())
+
+    @property
+    def question(self) -> pd.DataFrame:
+        """Return what became of each point of `ask`, with the model's predicted band (see docs/ask.md)."""
+        return pd.DataFrame(asked_points(questions(self.results.run.paths)).records())
 
     def compare(self, reference: str, other: str, column: str = "output_throughput") -> pd.DataFrame:
         """Compare two engines, or two selections (e.g. `backend.flags.max-num-seqs=8`), task by task."""

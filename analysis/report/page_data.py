@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from analysis.answers.asking import measured_points, placed_trials, run_names
 from analysis.answers.deciding import answers_of_points, shared_slo
-from analysis.answers.task_answer import bounded_percentile, common_percentiles, fewest_requests
+from analysis.answers.slo_bounds import bounded_percentile, common_percentiles, fewest_requests
 from analysis.headline import HEADLINE, STEADY, shown_column
 from analysis.load import Run
 from analysis.quantities import LabelledColumn, labelled_column, setting
@@ -22,9 +22,9 @@ from analysis.report.shared_layout import shared_layout
 from analysis.report.tables import label
 from analysis.report.trial_files import FileLink, file_links, relative_path
 from analysis.results import RunResults
+from analysis.statistics.contests import Contests, by_question
 from analysis.statistics.estimates import INTERVAL_COLUMNS
 from analysis.statistics.pooled import launches
-from analysis.statistics.standings import Contests, by_question
 from analysis.statistics.survivors import bound
 from sweep.base.setting_labels import TRIAL_MARK
 from sweep.numbers.quantities.goodput import BOUNDED

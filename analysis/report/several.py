@@ -32,8 +32,7 @@ from sweep.disk.run_files import RunPaths
 def write_several(runs: Sequence[RunResults], folder: Path) -> None:
     """Write report.html for several runs, and summary.csv with their points, into a folder without a run.
 
-    Raises:
-        ConfigError: if the folder contains a run, whose report would be overwritten.
+    Raises ConfigError if the folder contains a run, whose report would be overwritten.
     """
     paths = RunPaths(folder)
     if paths.trials.exists():
@@ -46,7 +45,6 @@ def write_several(runs: Sequence[RunResults], folder: Path) -> None:
 
 
 def html_of_several(runs: Sequence[RunResults], folder: Path) -> str:
-    """Return the report as a document for a folder."""
     named = dict(zip(run_names(runs), runs, strict=True))
     every = answers(runs)
     parts = {

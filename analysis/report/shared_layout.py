@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.answers.asking import OF_A_LOAD, every_point, measured_points, names_with_runs, title
 from analysis.point_names import LOAD_LABELS, SIZE, PointLayout
 from analysis.results import RunResults
-from analysis.statistics.standings import GPUS, question_columns
+from analysis.statistics.contests import GPUS, question_columns
 from sweep.base.setting_labels import short
 
 VALUE_ALONE = ("model.name", "workload.name", "load.name", "machine")  # settings whose values are clear without a key

@@ -19,9 +19,9 @@ from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.results import RunResults
 from analysis.statistics.comparison import MARGIN
+from analysis.statistics.contests import Standing
 from analysis.statistics.estimates import estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
-from analysis.statistics.standings import Standing
 from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import Components, shares_text
 from analysis.table import KEY, NONE, Cell, Column, Table, view
@@ -159,7 +159,12 @@ def _brief_column(name: str, reserving: Collection[int] = ()) -> Column[PointRow
         return view(f"{label(base).short} × {reference}", lambda point: _brief_ratio(point, name))
     marked = reserving if name.startswith("memory_") else ()
     title, unit = label(name).short, label(name).unit
-    return view(title, lambda point: _brief(point, name) + RESERVED * (point.name in marked), unit)
+
+    def cell(point: PointRow) -> Cell:
+        shown = _brief(point, name)
+        return shown._replace(text=shown.text + RESERVED * (point.name in marked))
+
+    return view(title, cell, unit)
 
 
 def _brief_ratio(point: PointRow, name: str) -> str:
@@ -168,16 +173,16 @@ def _brief_ratio(point: PointRow, name: str) -> str:
     return ("" if sure else MAYBE) + times(point[name])
 
 
-def _brief(point: PointRow, name: str) -> str:
+def _brief(point: PointRow, name: str) -> Cell:
     if name == "output_throughput" and not point["n"]:
-        return str(point["outcomes"]).split(",")[0].rpartition(" ")[0]
+        return Cell(str(point["outcomes"]).split(",")[0].rpartition(" ")[0])
     known = bound(point, name, label(name).scale)
     if known is not None:
-        return known[0] if known[0] != NONE else f"{NONE} {known[1].replace('more than ', '>')}"
+        return Cell(known[0] if known[0] != NONE else f"{NONE} {known[1].replace('more than ', '>')}")
     if steady := _steady_figure(point, name):
-        return steady
+        return Cell(steady)
     shown, ends = label(name).shown(point[name]), range_text(estimate(point, name), label(name))
-    return f"{shown} ({ends})" if ends and name in ("output_throughput", *REFERENCE_COLUMNS) else shown
+    return Cell(shown, f"({ends})" if ends and name in ("output_throughput", *REFERENCE_COLUMNS) else "")
 
 
 def _of_points(
@@ -320,7 +325,6 @@ def heading(points: pd.DataFrame, column: str) -> str:
 
 
 def label(column: str) -> LabelledColumn:
-    """Return the labels of a measured column."""
     labelled = labelled_column(column)
     assert labelled is not None
     return labelled

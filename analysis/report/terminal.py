@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,8 +14,11 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
 from analysis.answers.output import lines as answer_lines
+from analysis.answers.screen import Screen, dropped_text, of_texts
 from analysis.answers.sentences import BY_LAUNCHES, advantage, range_text
 from analysis.answers.task_answer import TaskAnswer
+from analysis.explain.design import Ladder, Unexplained, designs
+from analysis.failures import Loss
 from analysis.point_names import listed
 from analysis.report.models import models_table
 from analysis.report.tables import (
@@ -31,11 +36,9 @@ from analysis.table import KEY, NONE, Cell, Line, OutputPart, Table, view
 from analysis.warnings import grouped, scope
 from sweep.base.records import UNMEASURED
 from sweep.base.wording import count, duration_text
+from sweep.disk.run_files import all_claim_lines
 from sweep.numbers.warnings import Severity
 
-SCREEN = 23  # lines printed at a run's end, before the report's path
-FEWEST_ROWS = 3  # rows of each table on one screen
-MOST_DOUBTS = 3  # warnings on one screen
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 LEGENDS = {
     "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
@@ -53,47 +56,34 @@ class Summary:
         self.results = results
         self.answers = answers([results]) if answered is None else answered
 
+    @cached_property
+    def screen(self) -> Screen:
+        """The screen's texts."""
+        results, answered, claims = self.results, self.answers, self.results.claims
+        points, log = deciding_table(results), next((loss.log for loss in _worst_first(results)), None)
+        ranks: dict[Any, int] = {}
+        if "ladder_parent" not in results.points:
+            ranks = {each.point: rank for one in answered for rank, each in enumerate(one.configurations)}
+        order = sorted(range(len(points.rows)), key=lambda row: ranks.get(points.rows[row].name, len(ranks)))
+        return Screen(
+            heading=run_heading(results),
+            points=of_texts(points),
+            ranks=order if ranks else (),
+            winners=of_texts(winners_table(results, answered)),
+            models=of_texts(models_table(results) or Table((), ())),
+            doubts=list(_doubts(results)),
+            log=Path(log).relative_to(results.run.paths.out).as_posix() if log else "",
+            dropped=results.losses.dropped,
+            answer=leading_sentence(results, answered),
+            with_slo="ttft_p50" not in results.points or any(answer.criterion.bounds for answer in answered),
+            is_explained=_is_explained(results),
+            claims=all_claim_lines(claims),
+            others=results.run.others,
+            place=str(results.run.place),
+        )
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield as many rows as fit on the screen, and at least a few."""
-        heading = Line(run_heading(self.results), "bold")
-        doubtful = doubts(self.results, options.max_width)
-        answer = Line(leading_sentence(self.results, self.answers) or "no trial has a result", "bold green")
-        below = [Line(""), answer, *further(self.results, self.answers)]
-        lines = [heading, *([Line(""), *doubtful] if doubtful else []), *below]
-        room = SCREEN - sum(len(console.render_lines(part, options)) for part in lines)
-        points, equal = deciding_table(self.results), ""
-        if points.points == len(points.rows):  # otherwise points on other rows might differ
-            points, equal = points.condensed()
-        note = f"in all rows: {equal}" if equal else ""
-        if len(self.answers) == 1 and len(points.rows) > room - 5 and "ladder_parent" not in self.results.points:
-            ranks: dict[Any, int] = {each.point: rank for rank, each in enumerate(self.answers[0].configurations)}
-            points = replace(points, rows=sorted(points.rows, key=lambda row: ranks.get(row.name, len(ranks))))
-        winners = winners_table(self.results, self.answers).within(options.max_width)
-        winning = list(_fitted_rows(winners, "", room - FEWEST_ROWS - 5, console, options))
-        room -= sum(len(console.render_lines(part, options)) for part in winning)
-        yield heading
-        yield from _fitted_rows(points.within(options.max_width), note, room, console, options)
-        if models := models_table(self.results):
-            yield from _fitted_rows(models.within(options.max_width), "", FEWEST_ROWS, console, options)
-        yield from lines[1 : len(lines) - len(below)]
-        yield from (*winning, *below)
-
-
-def _fitted_rows(
-    table: Table[Any], note: str, lines: int, console: Console, options: ConsoleOptions
-) -> Iterator[OutputPart]:
-    """Yield the rows that fit in this many lines (at least a few), the note, and the number of rows not shown."""
-    if not table.rows:
-        return
-    rows = min(len(table.rows), max(FEWEST_ROWS, lines))
-    while rows > FEWEST_ROWS and len(console.render_lines(table.first(rows), options)) > lines - 2:
-        rows -= 1
-    rows += not note and rows == len(table.rows) - 1  # a line about one more row takes as much space as the row
-    yield from (Line(""), table.first(rows))
-    points = max(table.points, len(table.rows))
-    left_out = f"{points - rows:,} more: --table" if rows < points else ""
-    if note or left_out:
-        yield Line("; ".join(filter(None, (note, left_out))), "dim")
+        yield self.screen
 
 
 def run_heading(results: RunResults) -> str:
@@ -158,40 +148,35 @@ def _lead(answer: TaskAnswer) -> Cell:
     return Cell(advantage(answer, answer.meeting[1]).replace(" to ", "–") if answer.decided else NONE)
 
 
-def doubts(results: RunResults, width: int) -> list[Line]:
-    """Return up to three lines on failures and warnings, severe first, with the first failure's log."""
-    lost, warnings = results.losses, grouped(results.warnings)
-    lines: list[Line] = []
-    room = MOST_DOUBTS
+def _is_explained(results: RunResults) -> bool:
+    try:
+        made = list(designs(results.layout, results.run.baseline))
+    except Unexplained:
+        return False
+    return any(isinstance(each, Ladder) or len(each.knobs) > 1 for each in made)
+
+
+def _worst_first(results: RunResults) -> list[Loss]:
+    return sorted(results.losses.shown, key=lambda loss: loss.trials, reverse=True)
+
+
+def _doubts(results: RunResults) -> Iterator[tuple[str, str, int]]:
+    """Yield failures and warnings, severe first: text, style, and maximum number of lines."""
+    lost = results.losses
     if lost.trials:
-        worst = max(lost.shown, key=lambda loss: loss.trials)
+        worst = _worst_first(results)[0]
         share = f" ({worst.trials} of them)" if worst.trials < lost.trials else ""
         reason = "" if worst.outcome in UNMEASURED else f": {worst.reason}"
-        text = f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{share}{reason}"
-        lines.append(Line(text if len(text) <= 2 * width else f"{text[: 2 * width - 1]}…", "red"))
-        if worst.log:
-            lines.append(Line(f"log: {worst.log}", "dim"))
-            room += 1
-    for warning in warnings:
+        yield (
+            f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{share}{reason}",
+            "red",
+            2,
+        )
+    for warning in grouped(results.warnings):
         place = scope(warning, results.layout).partition(":")[0].partition(";")[0]
         points, some, _ = place.partition(" points")
         text = f"! {warning.message.partition(': ')[0]}" + (f" ({points}{some})" if place else "")
-        lines.append(Line(text if len(text) <= width else f"{text[: width - 1]}…", STYLES[warning.kind.severity]))
-    return [*lines[:room], *_spared(results)]
-
-
-def _spared(results: RunResults) -> Iterator[Line]:
-    if dropped := results.losses.dropped:
-        yield Line(f"race: {count(dropped, 'trial')} dropped, since the answer does not need them", "dim")
-
-
-def further(results: RunResults, answered: Sequence[TaskAnswer]) -> list[Line]:
-    """Return where to read more."""
-    command, slo = f"sweep summary {results.run.place}", any(answer.criterion.bounds for answer in answered)
-    left_out = (results.losses.trials > 0) + len(grouped(results.warnings)) - MOST_DOUBTS
-    warnings = f" ({count(left_out, 'more warning')})" if left_out > 0 else ""
-    asked = "" if slo or "ttft_p50" not in results.points else f"slo: {command} --slo ttft=200ms"
-    return [Line(text, "dim") for text in (f"more: {command} --table, or --all{warnings}", asked) if text]
+        yield text, STYLES[warning.kind.severity], 1
 
 
 def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> list[OutputPart]:
@@ -232,7 +217,8 @@ def _failures(results: RunResults) -> Iterator[Line]:
             yield Line(f"log: {loss.log}", "dim")
     if lost.left_out:
         yield Line(lost.left_out)
-    yield from _spared(results)
+    if lost.dropped:
+        yield Line(dropped_text(lost.dropped), "dim")
 
 
 def _warnings(results: RunResults) -> Iterator[Line]:

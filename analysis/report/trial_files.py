@@ -11,8 +11,6 @@ from sweep.disk.tables import compact_place
 
 
 class FileLink(NamedTuple):
-    """A file to link from the report."""
-
     title: str
     path: str  # relative to the report's folder
     compact: bool = False  # whether the file also holds rows of other trials

@@ -34,8 +34,7 @@ ASKED_FOR = ("max_concurrency", "request_rate")  # omitted if the load has no su
 def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
     """Return a table per trial with a result, in vLLM's names and definitions, and the number of trials without one.
 
-    Raises:
-        DamagedFile: if a trial's requests are truncated.
+    Raises DamagedFile if a trial's requests are truncated.
     """
     run, layout = results.run, results.layout
     for index, row in layout.placed(run.ok).iterrows():

@@ -4,8 +4,8 @@ A quantity's logarithm is fitted as point + block + error (a randomised block de
 all engines get the same prompts and arrivals at about the same time, so a replicate's peculiarities cancel. The error
 is the spread between launches, since each replicate is launched separately. Replicates that share a launch of any
 compared engine form one block, since measuring again does not average out the launch's random effect. A difference is
-accepted only if it passes two tests: with the error variance pooled over the points, corrected for the number of
-comparisons, and with the separate variances of the two points (Welch 1938), since one engine may vary more than others.
+accepted only if it passes two tests. One has the error variance pooled over the points, and is corrected for the number
+of comparisons. The other has each point's own variance (Welch 1938), since one engine may vary more than others.
 """
 
 import math
@@ -301,6 +301,5 @@ def _studentized_range(points: float, freedom: int) -> float:
 
 
 def positions(point: Positions, points: int) -> list[Positions]:
-    """Return the positions of each point's trials."""
     order = np.argsort(point, kind="stable")
     return np.split(order, np.searchsorted(point[order], np.arange(points)))[1:]

@@ -28,7 +28,7 @@ BATCHES = (20, 10, 5)  # batches per replicate; the largest of the resulting var
 FEWEST_REPLICATES = 2  # minimum replicates for an interval, since one does not show how much they differ
 FEWEST_BEYOND = 5  # requests beyond a quantile, over all replicates, that its value needs
 BEYOND = 40  # requests beyond a quantile that its interval needs, with three replicates
-FEWEST_FOR_MEAN = 300  # requests that the interval of a mean needs, since fewer may contain no rare slow request
+FEWEST_FOR_MEAN = 1000  # requests that the interval of a mean needs, since fewer may contain no rare slow request
 MOST_DEPENDENCE = 3.0  # requests per independent request; above it there is no interval
 FEWEST_IN_A_REPLICATE = 50  # requests that any interval needs, except a throughput's
 HIDDEN_VARIANCE, HIDDEN_DEPENDENCE = 30.0, 115.0  # length (requests) at which a replicate hides as much as it shows
@@ -39,8 +39,15 @@ DOUBTFUL = 2.2  # dependence above which replicates are trusted more than batche
 ENOUGH = 5
 LONGEST_DRAIN = 0.15  # standard deviation / a replicate's duration, for the interval of a throughput
 LAUNCHES_FOR_INTERVAL = 3  # minimum launches for an interval from their values; two that are 1% apart would give ±9%
-FEWEST_IN_ALL = 50  # requests for a throughput's or mean's interval, since fewer may miss one slow in fifty
+FEWEST_IN_ALL = 50  # requests for a throughput's interval, since fewer may miss one slow in fifty
 FEWEST_CARRIERS = 5.0  # requests that make up the latencies' variance; with fewer a mean is chance
+CARRYING_SHARE = 1 / 7.5  # of the batches, which must make up the variance between them, within the following bounds
+FEWEST_CARRYING_BATCHES, ENOUGH_CARRYING_BATCHES = 5.0, 8.0
+LEAST_INDEX_OF_RATE, LEAST_INDEX_OF_MEAN = 3.0, 2.0  # of a power law, for an interval
+TAILS, FEWEST_OF_A_TAIL = (0.05, 0.01), 8  # shares of the requests, and requests
+SOON_AFTER = 0.002  # median latencies after an answer's end, within which a user sends again
+CERTAIN_CORRELATION = 1.5  # standard errors of a correlation between batches, from which it is taken as real
+TWO_MARGIN = 1.3  # factor on the interval of two replicates, which cannot show what outlasts them
 LEAST_CARRYING_SHARE = 0.01  # least share of the requests that must make up the variance, if the slowest matters
 SHARE_OF_INFINITE_VARIANCE = 0.004  # share of the requests that make up the variance, below which it may be infinite
 SMALLEST_GROWTH = 1e-6  # of a share within a step; less is treated as flat
@@ -139,13 +146,11 @@ class PooledRequests:
         """Return the requests' mean. It has a logarithmic interval, since means of latencies are skewed."""
         values = np.where(self.present, self.values, 0.0)
         value = values.sum((-2, -1)) / self.n
-        rests_on_few = _rests_on_few(self.values, self.n, value * self.length)
-        enough = (self.n >= FEWEST_FOR_MEAN) & ~rests_on_few
+        enough = (self.n >= FEWEST_FOR_MEAN) & ~_rests_on_few(self.values, self.n, value * self.length)
+        enough &= _tail_index(self.values, self.n) >= LEAST_INDEX_OF_MEAN
         halves = (np.where(enough, half, np.nan) for half in self._halves(values))
         divisor = np.where(value == 0, np.nan, value)
-        figure = _relative(value, (half / divisor for half in halves), self.effective_n)
-        few = (self.n >= FEWEST_IN_ALL) & ((self.n < FEWEST_FOR_MEAN) | ~self._long_enough)
-        return _by_launches(figure, values.sum(-1) / self.lengths, self.launches, few & ~rests_on_few)
+        return _relative(value, (half / divisor for half in halves), self.effective_n)
 
     @property
     def _long_enough(self) -> NDArray[np.bool_]:
@@ -162,7 +167,9 @@ class PooledRequests:
         hidden = 1 + HIDDEN_DEPENDENCE / np.maximum(self.length, HIDE_MOST_DEPENDENCE)
         half, new = _at_least(half, parts.sum(-1), self.launches, self.dependence * hidden > DOUBTFUL)
         sound = self._long_enough & (self.dependence * hidden < min(MOST_DEPENDENCE, self.replicates))
+        sound &= _many_carry(parts)
         sound_new = self._long_enough & (self.dependence_within * hidden < MOST_DEPENDENCE)
+        sound_new &= _many_carry(parts - parts.mean(-1, keepdims=True))
         return np.where(sound, half, np.nan), np.where(sound_new, new, np.nan)
 
     def _parts(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -307,13 +314,29 @@ def _batch_sums(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
     return np.diff(np.take_along_axis(sums, lengths[..., None] * parts // BATCHES[0], -1), axis=-1)
 
 
+def _carriers(parts: FloatArray) -> FloatArray:
+    """Return how many equal deviations would have the parts' fourth moment (shape (..., R, B)), ∞ without any."""
+    squares = parts**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        carriers = squares.sum((-2, -1)) ** 2 / (squares**2).sum((-2, -1))
+    return np.asarray(np.where(np.isnan(carriers), np.inf, carriers))
+
+
+def _many_carry(parts: FloatArray) -> NDArray[np.bool_]:
+    """Return whether enough batches make up their variance; if not, e.g. how often a server stalls is unknown."""
+    fewest = CARRYING_SHARE * parts.shape[-2] * parts.shape[-1]
+    return np.asarray(_carriers(parts) >= np.clip(fewest, FEWEST_CARRYING_BATCHES, ENOUGH_CARRYING_BATCHES))
+
+
 def _correlated(parts: FloatArray) -> FloatArray:
     """Return the variance of the sum of the batches' parts (shape (..., R, B)); successive parts correlate."""
     replicates, count = parts.shape[-2:]
     total = replicates * count
     variance = (parts**2).sum((-2, -1)) / (total - 1)  # variance of one part
     product = (parts[..., 1:] * parts[..., :-1]).sum((-2, -1)) / (replicates * (count - 1))
-    rho = np.clip(product / np.maximum(variance, np.finfo(float).tiny), 0, 0.95)[..., None]
+    rho = product / np.maximum(variance, np.finfo(float).tiny)
+    biased = (1 + 3 * rho) / count  # too low by as much on average (Kendall, Biometrika 41, 1954)
+    rho = np.clip(np.where(rho > CERTAIN_CORRELATION / np.sqrt(total), rho + biased, rho), 0, 0.95)[..., None]
     lags = np.arange(1, count)
     factor = 1 + 2 * ((1 - lags / count) * rho**lags).sum(-1)
     return np.asarray(variance * total * factor, np.float64)
@@ -338,6 +361,7 @@ def _at_least(
     error = _error(parts)
     of_replicates = t(count - 1.0) * error
     normal = special.ndtri((1 + CONFIDENCE) / 2) * error
+    half = half * TWO_MARGIN if count == 2 else half
     if count >= LAUNCHES_FOR_INTERVAL:  # replicates that refute the batches are all that is known
         normal = np.where(normal > half, of_replicates, normal)
     half = np.maximum(half, normal)
@@ -376,7 +400,7 @@ def throughput(
     duration = np.take_along_axis(times, lengths[..., None], -1)[..., 0] - start[..., 0]
     total, seconds = sums[..., -1].sum(-1), duration.sum(-1)
     value, drain = total / seconds, _drain(sent, latency, lengths) * (replicates / seconds) ** 2
-    variance = np.zeros_like(value)
+    variance, sound = np.zeros_like(value), np.ones(value.shape, np.bool_)
     for count in BATCHES[:2] if replicates >= FEWEST_REPLICATES else ():
         edges = lengths[..., None] * np.arange(count + 1) // count
         took, output = (np.diff(np.take_along_axis(each, edges, -1), axis=-1) for each in (times, sums))
@@ -384,23 +408,61 @@ def throughput(
         residual = residual - residual.mean(-2, keepdims=True)
         freedom = (replicates - 1) * count
         variance = np.fmax(variance, _correlated(residual) * (replicates * count - 1) / freedom)
+        if count == BATCHES[0]:  # without the last, whose time is the drain's
+            sound = _many_carry(residual[..., :-1]) | (lengths.min(-1) < FEWEST_IN_A_REPLICATE)
     variance = variance * _hidden_variance(lengths.mean(-1))
     half = t(max(replicates - 1.0, 1) * BATCHES[0]) * np.sqrt(np.fmax(variance, drain / replicates))
     parts = (sums[..., -1] - duration * value[..., None]) / total[..., None]
-    halves = _at_least(half, parts, launches, False)
+    halves = (np.where(sound, each, np.nan) for each in _at_least(half, parts, launches, False))
     n = lengths.sum(-1)
-    usual = (n >= FEWEST_IN_ALL) & (drain < LONGEST_DRAIN**2) & ~_rests_on_few(latency, n, seconds / replicates)
+    usual = (_tail_index(latency, n) >= LEAST_INDEX_OF_RATE) & ~_few_arrivals(sent, latency)
+    usual &= (n >= FEWEST_IN_ALL) & (drain < LONGEST_DRAIN**2) & ~_rests_on_few(latency, n, seconds / replicates)
     enough = usual & (lengths.min(-1) >= BATCHES[0])
     figure = _relative(value, (np.where(enough, half, np.nan) for half in halves), n * 1.0)
-    return _by_launches(figure, sums[..., -1] / duration, launches, usual)
+    return _by_launches(figure, sums[..., -1] / duration, launches, usual & ~enough)
+
+
+def _tail_index(latency: FloatArray, n: NDArray[np.int64]) -> FloatArray:
+    """Return Hill's estimate of the tail index: the larger one of the longest 5% and 1% of the requests. Shape (...).
+
+    A power law has the same index in both (Hill, Annals of Statistics 3, 1975). A second mode of slow requests has a
+    low one in at most one of them, and a lognormal's grows.
+    """
+    flat = latency.reshape(*latency.shape[:-2], -1)
+    longest = -np.sort(-np.where(np.isfinite(flat), flat, 0.0), -1)
+    largest = np.zeros(n.shape)
+    for share in TAILS:
+        count = np.minimum(np.maximum(np.ceil(share * n), FEWEST_OF_A_TAIL), flat.shape[-1] - 1).astype(np.int64)
+        bound = np.take_along_axis(longest, count[..., None], -1)
+        beyond = np.where(np.arange(flat.shape[-1]) < count[..., None], longest, bound)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            largest = np.fmax(largest, count / np.log(beyond / bound).sum(-1))
+    return largest
+
+
+def _few_arrivals(sent: FloatArray, latency: FloatArray) -> NDArray[np.bool_]:
+    """Return whether few gaps between arrivals make up their variance, so that the rate is chance. Shape (...).
+
+    Users who send when an answer has ended are no arrivals: most of their requests find all others in flight.
+    """
+    n = np.isfinite(sent).sum(-1)
+    moment = SOON_AFTER * np.nanmedian(latency, (-2, -1))[..., None, None]
+    order = np.argsort(np.concatenate([sent + latency - moment, sent], -1), -1, kind="stable")
+    sends = order >= sent.shape[-1]
+    in_flight = np.where(sends, np.cumsum(np.where(sends, 1, -1), -1), 0)
+    most = in_flight.max(-1)
+    users = (in_flight == most[..., None]).sum(-1) > (n - most) / 2
+    gaps = np.diff(sent, axis=-1)
+    carriers = _carriers(np.nan_to_num(gaps - np.nanmean(gaps, (-2, -1), keepdims=True)))
+    return np.asarray(~users.all(-1) & (carriers < FEWEST_CARRIERS))
 
 
 def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
     """Return the variance of the time from a replicate's last sending to its end, in s².
 
     The drain ends with the last of c requests in flight. Where slow requests occur is random, which a few replicates do
-    not reveal. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory), where
-    F is the distribution of all latencies and c the mean number in flight when the last request is sent. Shape (...).
+    not reveal. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory). F is
+    the distribution of all latencies, c the mean number in flight when the last request is sent. Shape (...).
     """
     last = np.take_along_axis(sent, lengths[..., None] - 1, -1)
     flying = (sent + latency > last).sum((-2, -1)) / sent.shape[-2]

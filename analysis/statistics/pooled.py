@@ -64,8 +64,6 @@ Replicates = list[tuple[FloatArray, ...]]  # arrays for each replicate of a poin
 
 
 class _Point(NamedTuple):
-    """A point with all its requests."""
-
     number: int
     trials: list[Values]
     windows: list[tuple[float, float]]  # start and end of each trial's steady state

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from analysis.headline import ASKED, COUNTS, HEADLINE
 from analysis.load import Run
 from analysis.quantities import labelled_column
-from analysis.statistics.standings import Contests
+from analysis.statistics.contests import Contests
 
 RATIO_COLUMNS = ("", "_ci_low", "_ci_high")
-"""Suffixes of a ratio's columns: the ratio, and its interval (`standings.Contests`)."""
+"""Suffixes of a ratio's columns: the ratio, and its interval (`contests.Contests`)."""
 
 
 def against_baseline(run: Run, points: pd.DataFrame, contests: Contests) -> pd.DataFrame:

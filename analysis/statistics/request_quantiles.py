@@ -40,8 +40,7 @@ def quantiles(
 ) -> Quantiles:
     """Return the quantiles of the measured requests in a run's trials. Damaged files are listed and skipped.
 
-    Raises:
-        RunNotFound, DamagedFile, ConfigError: as in `analysis.load`.
+    Raises RunNotFound, DamagedFile, ConfigError as in `analysis.load`.
     """
     run = open_run(folder, all_rows)
     trials = run.trials[run.trials["attempt"].notna()]

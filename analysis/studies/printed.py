@@ -31,8 +31,6 @@ BESIDE: tuple[Column[Beside], ...] = (
 
 
 class CatalogueRow(NamedTuple):
-    """A finding and its study."""
-
     study: Study
     finding: PublishedFinding
 
@@ -105,7 +103,6 @@ def repeated(study: Study, experiment: str) -> str:
 
 
 def run_conditions(results: RunResults) -> str:
-    """Return the conditions of a run in one line."""
     trials = results.run.trials
     names = {"model": "model", "accelerator": "hardware"}
     conditions = (

@@ -5,7 +5,7 @@ does not include differences between launches. Such intervals are used only to c
 over loads), and the answer mentions it. Nothing is certain between engines or settings with one launch each. If a point
 has neither interval, e.g. after a single replicate, nothing about its value is certain.
 
-A ratio of two points of a run has the same interval as in other output (`statistics.standings.Contests`). For other
+A ratio of two points of a run has the same interval as in other output (`statistics.contests.Contests`). For other
 values, or points without paired launches, the ratio's interval comes from the unfavourable and favourable ends of both.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.quantities import LabelledColumn, labelled_column
-from analysis.statistics.standings import Contests
+from analysis.statistics.contests import Contests
 from analysis.studies.ruling import Ruling, all_of
 
 Where = dict[str, Any]
@@ -169,7 +169,6 @@ def _divided(numerator: float, denominator: float) -> float:
 
 
 def points_with(points: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the points with a value in a column."""
     return points[points[column].notna()] if column in points else points.iloc[:0]
 
 

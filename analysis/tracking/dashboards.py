@@ -125,7 +125,6 @@ def view_of(made: workspaces.Workspace) -> dict[str, Any]:
 
 
 def write_offline(made: workspaces.Workspace, folder: Path) -> Path:
-    """Write the workspace as JSON."""
     file = folder / "workspace.json"
     write_whole(file, json.dumps(view_of(made), indent=1))
     return file

@@ -18,9 +18,10 @@ from analysis.report.html import write_all
 from analysis.results import RunResults, open_results
 from analysis.tracking import process
 from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
+from sweep.base.config import run_folder
 from sweep.base.records import UNMEASURED
 from sweep.disk import run_files
-from sweep.disk.run_files import DamagedFile, run_folder
+from sweep.disk.run_files import DamagedFile
 from sweep.disk.tables import read_if_whole
 
 

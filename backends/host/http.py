@@ -26,8 +26,6 @@ def error_body(message: str, kind: str, status: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Query:
-    """An HTTP request."""
-
     method: str
     path: str
     headers: dict[str, str]  # names in lower case

@@ -1,8 +1,8 @@
 """`python -m backends.host.reference_tokens`: greedy tokens and log-probabilities from transformers, as a reference.
 
-Reads {"model", "device", "prompts": token ids, "tokens", "texts": token ids} from stdin and prints one JSON line: the
-tokens (never an end token), the log-probabilities of each text's tokens but the first, the end tokens, and the dtype
-(float32, or the model's dtype if float32 does not fit into memory).
+Reads {"model", "device", "prompts": token ids, "tokens", "texts": token ids} from stdin and prints one JSON line. It
+has the tokens (never an end token), the log-probabilities of each text's tokens but the first, the end tokens, and the
+dtype. That is float32, or the model's dtype if float32 does not fit into memory.
 """
 
 import json

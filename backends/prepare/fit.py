@@ -19,7 +19,6 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def oldest(versions: Iterable[str | None]) -> str | None:
-    """Return the oldest of the known versions."""
     return min(filter(None, versions), key=numbers, default=None)
 
 

@@ -78,7 +78,6 @@ def sif(image: str, cache_dir: Path) -> Path:
 
 
 def has_image(image: str, program: str, cache_dir: Path) -> bool:
-    """Return whether an image is on this machine."""
     if program == "apptainer":
         return sif(image, cache_dir).exists()
     answer = subprocess.run([program, "image", "inspect", image], capture_output=True, text=True, check=False)

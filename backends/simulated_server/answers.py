@@ -94,7 +94,6 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-
 
 
 def plain_answer(status: int, content: object, extra: str = "") -> bytes:
-    """Return an answer that is not a stream."""
     body = (content if isinstance(content, str) else json.dumps(content)).encode()
     kind = "text/plain; version=0.0.4" if isinstance(content, str) else "application/json"
     first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"

@@ -46,8 +46,6 @@ class SimulatedCall:
 
 @dataclass(slots=True, eq=False)
 class EngineSequence:
-    """One prompt in the engine."""
-
     call: SimulatedCall
     index: int
     input_tokens: int

@@ -46,6 +46,7 @@ _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # a type in a pydantic err
 ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
 MOST_ECHOED = 80  # characters of a value in a message
 MOST_ALLOWED = 400  # characters of the list of expected names in a message
+REPORT_FILE = "report.html"
 LONGEST_FOLDER_NAME = 255  # bytes of a file or folder name, on every file system that Linux mounts by default
 LARGEST_NUMBER = 10**9  # the largest number that a key accepts: 31 years in seconds
 UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys that accept larger numbers
@@ -243,6 +244,7 @@ class Asked(Strict):
     best: str = Field(min_length=1)
     within: float = Field(default=0.05, ge=0.01, le=0.5)  # typed as a share, or as 5%
     sure: float = Field(default=0.95, ge=0.5, le=0.99)
+    search: Literal["model", "optuna"] = "model"
     slo: Any = None  # as `slo`, which it sets
 
     @field_validator("within", "sure", mode="before")
@@ -266,6 +268,8 @@ def read_slo(typed: Any) -> dict[str, float] | None:
     if typed is None:
         return None
     if isinstance(typed, str):
+        if not all("=" in pair for pair in typed.split(",")):
+            raise ConfigError(f"{shortened(typed)}: expected bounds such as ttft=200ms,tpot.p90=0.05s")
         typed = dict(pair.partition("=")[::2] for pair in typed.split(","))
     if not isinstance(typed, Mapping):
         raise ConfigError("expected bounds such as ttft=200ms,tpot.p90=0.05s")
@@ -399,6 +403,24 @@ def cache_directory(setting: str | None) -> Path:
             raise ConfigError(f"cache_dir={shortened(setting)}: a folder name is over {LONGEST_FOLDER_NAME} bytes long")
         return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
+
+
+def run_folder(run: str | Path) -> Path:
+    """Return a run's folder from a user's argument: a path, a name under results/, or the path of its report.
+
+    Raises:
+        ConfigError: for anything that cannot be a folder's name, e.g. an object store's URL.
+    """
+    if "://" in str(run):
+        needed = "this command needs a local folder; sweep copy URL FOLDER copies the run"
+        raise ConfigError(f"RUN={shortened(run)}: {needed}")
+    folder = Path(run)
+    if folder.name == REPORT_FILE:
+        folder = folder.parent
+    try:
+        return folder if folder.exists() else Path("results") / folder
+    except OSError as error:
+        raise ConfigError(f"RUN={shortened(run)}: {error.strerror}") from None
 
 
 def import_path() -> str:

@@ -90,8 +90,7 @@ class ConfigPath:
     def compose(self, primary: str | None, overrides: Sequence[str]) -> "Composed":
         """Compose a primary configuration and overrides of config groups with Hydra.
 
-        Raises:
-            ConfigError: with Hydra's message in one line.
+        Raises ConfigError with Hydra's message in one line.
         """
         return copy.deepcopy(_composed(self.folders, self._stamps(overrides), primary, tuple(overrides)))
 

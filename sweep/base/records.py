@@ -107,8 +107,26 @@ class Fault(StrEnum):
 class Message(NamedTuple):
     """One message of a conversation."""
 
-    role: str  # system, user or assistant
+    role: str  # system, user, assistant or tool
     content: str
+    calls: str = ""  # of an assistant: its calls of tools, as a JSON list of {id, name, arguments}
+    answers: str = ""  # of a tool: the id of the call that it answers
+
+    @property
+    def text(self) -> str:
+        """The message as text, with its calls."""
+        return "\n\n".join(part for part in (self.content, self.calls) if part)
+
+
+LIVE = "\ufdd0"
+
+
+def live_answer(number: int) -> str:
+    """Return what stands in a prompt for the answer to the phase's request with this number, until it has come.
+
+    LIVE is a character that no text contains.
+    """
+    return f"{LIVE}{number}{LIVE}"
 
 
 Prompt = str | tuple[int, ...] | tuple[Message, ...]
@@ -121,7 +139,7 @@ def prompt_text(prompt: Prompt) -> str | None:
         return prompt
     if not prompt or not isinstance(prompt[0], Message):
         return None
-    return "\n\n".join(part.content for part in prompt if isinstance(part, Message))
+    return "\n\n".join(part.text for part in prompt if isinstance(part, Message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +155,7 @@ class Request:
     parent: int = UNKNOWN  # index in the phase of the turn before it; UNKNOWN: it begins a session
     gap: float = 0.0  # s from the last byte of that turn's answer, until it is due
     truncated: bool = False  # whether the oldest part of its history was left out, to fit the model's context
+    tools: str = ""  # definitions of the tools it offers, as a JSON list of {name, description, parameters}
 
 
 class SessionPlaces(NamedTuple):
@@ -378,7 +397,6 @@ class Proxy(NamedTuple):
         return str(self)  # without the key
 
     def connect_request(self, host: str, port: int) -> bytes:
-        """Return the request for a tunnel to a server."""
         server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return f"CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n{self.authorization}\r\n".encode("ascii")
 

@@ -20,7 +20,6 @@ from sweep.cli.output import make_console
 from sweep.cli.tracebacks import traced
 
 if TYPE_CHECKING:
-    from analysis.load import Run
     from analysis.results import RunResults
     from analysis.table import Output
 
@@ -103,12 +102,11 @@ def _print(output: "Output", options: argparse.Namespace) -> None:
         raise ConfigError(f"--output {options.output}: {first_line(error)}") from None
 
 
-def _name_others(*runs: "Run") -> None:
+def _name_others(name: str, others: int) -> None:
     """Print how many rows of other plans the output does not show."""
-    for run in runs:
-        if run.others:
-            rows = count(run.others, "row")
-            print(f"{run.paths.out.name}: {rows} of other plans not shown; add all=true to show them", file=sys.stderr)
+    if others:
+        rows = count(others, "row")
+        print(f"{name}: {rows} of other plans not shown; add all=true to show them", file=sys.stderr)
 
 
 def _opened(run: str, all_rows: bool) -> "RunResults":
@@ -120,7 +118,7 @@ def _opened(run: str, all_rows: bool) -> "RunResults":
         results = open_results(run_place(run), all_rows)
     except RunNotFound as error:
         raise ConfigError(str(error)) from None
-    _name_others(results.run)
+    _name_others(results.run.paths.out.name, results.run.others)
     return results
 
 
@@ -189,9 +187,9 @@ def report(arguments: list[str]) -> int:
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=where)
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="vllm: also print its tables")
     options = _of_all_rows(parser, arguments)
+    from sweep.base.config import run_folder
     from sweep.cli.run import print_report
     from sweep.disk import object_store
-    from sweep.disk.run_files import run_folder
 
     run, *others = options.runs
     if others:
@@ -243,6 +241,11 @@ def summary(arguments: list[str]) -> int:
     parser.add_argument("--table", action="store_true", help="show all points, with the columns that decide the answer")
     parser.add_argument("--all", action="store_true", help="show all values, spreads, failures and warnings")
     options = _printed(parser, arguments)
+    is_screen = (
+        len(options.runs) == 1 and options.format == "text" and not (options.output or options.table or options.all)
+    )
+    if is_screen and options.slo is None and not options.all_rows:
+        return _print_screen(options.runs[0])
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
     from analysis.report.models import models_table
@@ -266,11 +269,32 @@ def summary(arguments: list[str]) -> int:
     lines = [Line(line) for run in claims for line in all_claim_lines(claims[run], run if len(runs) > 1 else "")]
     if claims:
         output = Output([*output.parts, *lines], output.table, {**output.data, "claims": claims})
-    to_read = options.format == "text" and options.output is None
-    if len(runs) == 1 and to_read and not options.all and not options.table:
+    if is_screen:
         make_console(160).print(Summary(runs[0], answered))
         output = Output(lines, output.table)
     _print(output, options)
+    return 0
+
+
+def _print_screen(run: str) -> int:
+    """Print the answer of one run: the kept screen, or a new one, which replaces it."""
+    from analysis.answers.screen import keeping, kept_screen, report_line
+    from sweep.base.config import run_folder
+
+    folder = None if "://" in run else run_folder(run)
+    screen = kept_screen(folder) if folder else None
+    if screen and folder:
+        _name_others(folder.name, screen.others)
+    else:
+        from analysis.report.terminal import Summary
+
+        with keeping(folder or Path(run), is_refreshed=True) as screens:
+            screen = Summary(_opened(run, all_rows=False)).screen
+            screens.append(screen)
+    console = make_console(160)
+    console.print(screen)
+    for line in [*screen.claims, *([report_line(folder)] if folder else [])]:
+        console.print(line, markup=False, soft_wrap=True)
     return 0
 
 
@@ -450,7 +474,8 @@ def compare(arguments: list[str]) -> int:
     try:
         runs = options.runs if len(options.runs) > 1 else room.sides_of_one(options.runs[0])
         sides = [room.side(text, options.all_rows) for text in runs]
-        _name_others(*(each.run for each in sides))
+        for each in sides:
+            _name_others(each.run.paths.out.name, each.run.others)
         noise = room.noise_of(options.noise, sides) if options.noise else None
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
@@ -612,7 +637,7 @@ def export(arguments: list[str]) -> int:
 
 
 def import_(arguments: list[str]) -> int:
-    """Make a run from results saved by `vllm bench serve`, SGLang, GuideLLM or AIPerf.
+    """Make a run from results saved by `vllm bench serve`, SGLang, GuideLLM, AIPerf and others (docs/comparing.md).
 
     sweep import result.json OUT backend=vllm model=tiny-llama workload=synthetic
     sweep import FOLDER OUT                      all results of an export, or of a `vllm bench sweep`

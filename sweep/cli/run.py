@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from analysis.answers.screen import is_stale, keeping, report_line
 from backends.launch import gpus
 from sweep.base.config import ISSUE_AGAIN, ConfigError, Halted, Settings, content_hash, first_line, shortened
 from sweep.base.exits import Outage
@@ -34,13 +35,14 @@ from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, all_claim_lines, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
-from sweep.drive.endpoint_model import check_schemes, with_dialect, with_model
+from sweep.drive.endpoint_model import check_schemes, with_dialect, with_model, written_out
 from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.planning_outages import plan_patiently
 from sweep.drive.policy import DISK_FULL, FAILED
 from sweep.drive.preflight import (
     assume_machine,
+    check_disk,
     check_ports,
     drivers_of,
     fetch_obstacle,
@@ -57,7 +59,7 @@ from sweep.plan.pending import PendingWork, assumed_durations, check_resolved, f
 from sweep.plan.plan import Deployment, Plan
 from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.point_details import point_details
-from sweep.plan.show import PIPE_WIDTH, check_disk, print_plan
+from sweep.plan.show import PIPE_WIDTH, print_plan
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 STUDIED = {  # experiments with a study's findings, listed since importing `analysis` takes a second
@@ -80,10 +82,10 @@ def run(
     """
     with traced(arguments):
         options = ConfigPath.of_user(config_dirs)
-        arguments = arguments if settled else with_model(arguments, options)
+        typed = written_out(arguments)
         arguments, answered, planned = plan_patiently(
             functools.partial(_planned_for_endpoint, arguments, config_dirs, settled),
-            lambda: compose_run(arguments, lambda cluster: "cpu", options).settings,  # queries no other machine
+            lambda: compose_run(typed, lambda cluster: "cpu", options).settings,  # queries no other machine
         )
     if answered:
         make_console(PIPE_WIDTH).print(f"endpoint: {masked_here(answered)}", markup=False, soft_wrap=True)
@@ -195,6 +197,7 @@ def _planned_for_endpoint(
     """
     if settled:
         return arguments, None, _planned(arguments, config_dirs)
+    arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
     try:
         arguments, answered = with_dialect(arguments, ConfigPath.of_user(config_dirs))
     except Outage:
@@ -259,12 +262,12 @@ def _run_locked(
     ledger.close()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
     moved = _put_together(paths, console, mirror)  # before the report, so that its links stay valid
-    rebuild = plan.settings.report and (changed or moved or _is_stale(paths))
+    rebuild = plan.settings.report and (changed or moved or is_stale(paths.out))
     if rebuild or changed or (pending.launches and plan.settings.capacity is None):
         print_report(paths.out, console, plan.settings.metrics, rebuild)
     else:
         console.print(f"nothing to do; sweep summary {paths.out}", markup=False, soft_wrap=True)
-        _print_place_of_report(paths, console)
+        console.print(report_line(paths.out), markup=False, soft_wrap=True)
     for line in [*(tracker.publish(paths.out) if tracker is not None else ()), *all_claim_lines(claims)]:
         console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
@@ -311,14 +314,6 @@ def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror
         problem = f"{type(error).__name__}: {shortened(first_line(error))}"
         console.print(f"small files were not combined ({problem})", markup=False, soft_wrap=True)
         return True
-
-
-def _is_stale(paths: RunPaths) -> bool:
-    """Return whether the report is missing or outdated, because a run was killed before writing it."""
-    sources = [paths.trials, *paths.compact.glob("*.parquet")]
-    return not paths.report.exists() or paths.report.stat().st_mtime_ns < max(
-        source.stat().st_mtime_ns for source in sources
-    )
 
 
 def _drive(
@@ -397,31 +392,27 @@ def print_report(
 
     paths = RunPaths(folder)
     try:
-        results = analysis.open_results(folder, all_rows)
-        if rebuild:
-            try:
-                analysis.write_all(results)
-            except OSError as error:
-                if error.errno not in READ_ONLY:
-                    raise
-                full = folder.resolve()  # no other run's report has the folder
-                paths = RunPaths(Path.cwd() / f"{full.name}-report-{content_hash(str(full), 6)}")
-                analysis.write_all(results, paths)
-                console.print(
-                    f"{folder} is read-only: its report is written to {paths.out}", markup=False, soft_wrap=True
-                )
+        with keeping(folder) as screens:
+            results = analysis.open_results(folder, all_rows)
+            if rebuild:
+                try:
+                    analysis.write_all(results)
+                except OSError as error:
+                    if error.errno not in READ_ONLY:
+                        raise
+                    full = folder.resolve()  # no other run's report has the folder
+                    paths = RunPaths(Path.cwd() / f"{full.name}-report-{content_hash(str(full), 6)}")
+                    analysis.write_all(results, paths)
+                    moved = f"{folder} is read-only: its report is written to {paths.out}"
+                    console.print(moved, markup=False, soft_wrap=True)
+            screen = analysis.Summary(results).screen
+            screens += [] if all_rows else [screen]
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
-    console.print(analysis.Summary(results))
+    console.print(screen)
     for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
         console.print(table)
-    _print_place_of_report(paths, console, rebuild)
-
-
-def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = False) -> None:
-    is_stale = not is_new and _is_stale(paths)
-    where = f"out of date; sweep report {paths.out} rewrites it" if is_stale else paths.report
-    console.print(f"report: {where}", markup=False, soft_wrap=True)
+    console.print(f"report: {paths.report}" if rebuild else report_line(paths.out), markup=False, soft_wrap=True)
 
 
 def _executor(settings: Settings, nodes: Sequence[Node], table: MeasuredTable | None) -> Executor:

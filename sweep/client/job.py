@@ -6,6 +6,7 @@ Results are written as they arrive: one fixed-size row per request, and its chun
 import json
 import os
 import pickle
+import re
 import struct
 from array import array
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from sweep.base.records import UNKNOWN, Timeouts
+from sweep.base.records import LIVE, UNKNOWN, Timeouts
 from sweep.client import wire
 from sweep.client.modes import Dispatch, Mode
 
@@ -21,6 +22,10 @@ ROW = struct.Struct("<IiqqqqqqIiiiqiiiiiiii?")
 NO_REASONING = -2  # a row's `answer_us` if the answer has no reasoning
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 TEXTS = 64  # answers per trial whose text is stored to check the server's token count
+
+
+_MARK = re.escape(json.dumps(LIVE)[1:-1].encode())
+LIVE_ANSWER = re.compile(_MARK + rb"(\d+)" + _MARK)
 
 
 class PackedRow(NamedTuple):
@@ -74,6 +79,8 @@ class Job:
     heads: "array[int]" = field(default_factory=lambda: array("I"))  # the calls that begin a session
     followers: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # call -> the calls that follow its
     # answer, each with its gap in ns
+    live: bool = False  # whether the answers of earlier turns are filled into the requests of later turns
+    answers: dict[int, bytes] = field(default_factory=dict)  # call -> its answer as escaped in JSON, if `live`
     folder: Path = field(init=False)
     part: int = field(init=False)
     counted: bool = field(init=False, default=False)  # whether the server counted the latest answer's tokens
@@ -100,7 +107,14 @@ class Job:
     def request(self, call: int) -> bytes:
         """Return the bytes of one call. They are read only when needed, so they take no memory in this process."""
         begin, end = self.offsets[call], self.offsets[call + 1]
-        return self._head + os.pread(self._requests, end - begin, begin)
+        request = os.pread(self._requests, end - begin, begin)
+        return self._head + (self._filled(request) if self.live else request)
+
+    def _filled(self, request: bytes) -> bytes:
+        """Return a request with the live answers in the places that are marked for them."""
+        head, _, body = request.partition(b"\r\n\r\n")
+        body = LIVE_ANSWER.sub(lambda mark: self.answers[self.warmup_calls + int(mark[1])], body)
+        return wire.with_length(head.partition(b"\r\n")[0], body)
 
     def patient_until(self, call: int) -> int:
         """Return the number of tokens before which a call's answer cannot end; until then, reads may be late."""
@@ -108,7 +122,9 @@ class Job:
 
     def answer(self, call: int) -> wire.Answer:
         """Return an empty answer for one call."""
-        keeps_text = self.keeps_texts and (not self.counted or call % (1 + self.calls // TEXTS) == 0)
+        keeps_text = (self.live and call in self.followers) or (
+            self.keeps_texts and (not self.counted or call % (1 + self.calls // TEXTS) == 0)
+        )
         times, least = wire.ENDLESS
         limit = self.prompts[call] * max(times * self.limits[call], least)
         return wire.Answer(self.target.api, self.prompts[call], self.patient_until(call), keeps_text, limit)

@@ -40,7 +40,7 @@ from sweep.base.records import (
     prompt_text,
 )
 from sweep.client import wire
-from sweep.client.job import NO_REASONING, ROW, Job, PackedRow
+from sweep.client.job import LIVE_ANSWER, NO_REASONING, ROW, Job, PackedRow
 from sweep.client.modes import Mode
 from sweep.client.process_count import process_count
 from sweep.client.token_counts import settle
@@ -136,7 +136,7 @@ def measure(
     mode = mode.branching(most_at_once(requests))
     target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
     parts = process_count(processes, mode, requests, cpus)
-    allow_open_files(-(-min(mode.most_in_flight() or len(requests), len(requests)) // parts) + FILES_OF_PROCESS)
+    allow_open_files(files_needed(mode, len(requests), parts))
     keeps_texts = count_tokens is not None
     every = min(1.0, (stall_timeout or math.inf) / PROGRESS_REPORTS)
     job = Job(target, timeouts or Timeouts(), mode, parts, cpus, keeps_texts, every)
@@ -153,11 +153,26 @@ def measure(
     return Measurement(records, report, supervisor.start / 1e9)
 
 
-def allow_open_files(files: int) -> None:
-    """Allow this many open files, here and in the client processes. Raises ValueError if the hard limit is lower."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+class TooFewFiles(ValueError):
+    """The hard limit on open files is lower than the number that the load's connections need."""
+
+
+def files_needed(mode: Mode, requests: int, parts: int) -> int:
+    """Return how many files each of the client's processes has open at most."""
+    return -(-min(mode.most_in_flight() or requests, requests) // parts) + FILES_OF_PROCESS
+
+
+def check_open_files(files: int) -> None:
+    """Raise TooFewFiles if the hard limit does not allow this many open files."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < files:
-        raise ValueError(f"{files} open files are needed, but this machine allows only {hard}; set ulimit -n {files}")
+        raise TooFewFiles(f"{files} open files are needed, but this machine allows only {hard}; set ulimit -n {files}")
+
+
+def allow_open_files(files: int) -> None:
+    """Allow this many open files, here and in the client processes. Raises TooFewFiles."""
+    check_open_files(files)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
@@ -185,7 +200,9 @@ def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequ
                 else:
                     turn = len(job.prompts), int(batch[0].gap * 1e9)
                     job.followers.setdefault(base + batch[0].parent, []).append(turn)
-                job.offsets.append(job.offsets[-1] + file.write(wire.call(job.target, batch)))
+                call = wire.call(job.target, batch)
+                job.live |= LIVE_ANSWER.search(call) is not None
+                job.offsets.append(job.offsets[-1] + file.write(call))
                 job.prompts.append(len(batch))
                 job.limits.append(max(request.output_tokens for request in batch))
             if phase is warmup:

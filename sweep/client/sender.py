@@ -197,6 +197,8 @@ class Sender:
         if followers and any(map(answer.error_of, answer.streams)):
             self._skip(dispatch)
             followers = ()
+        if self.job.live and followers:
+            self.job.answers[dispatch.number] = bytes(answer.streams[0].text or b"")
         under_way = self._siblings.pop(dispatch.index, 0)
         for number, gap in followers:
             under_way += self._follow(dispatch.index, number, ended + gap, now)

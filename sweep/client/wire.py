@@ -164,8 +164,12 @@ def call(target: Target, requests: Sequence[Request]) -> bytes:
         else:
             content[key] = value
     body = json.dumps(content, separators=(",", ":")).encode("ascii")
-    lines = f"x-request-id: {first.request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return lines.encode("ascii") + body
+    return with_length(f"x-request-id: {first.request_id}".encode("ascii"), body)
+
+
+def with_length(fields: bytes, body: bytes) -> bytes:
+    """Return the end of a request's head with its body's length, and the body."""
+    return b"%b\r\nContent-Length: %d\r\n\r\n%b" % (fields, len(body), body)
 
 
 def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
@@ -177,6 +181,7 @@ def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     body = TYPED_DIALECTS[target.api].body(
         request.model or target.model, _messages(target, request), request.output_tokens
     )
+    body |= {"tools": [TYPED_DIALECTS[target.api].tool(each) for each in _tools(request)]} if request.tools else {}
     return {**body, "temperature": target.temperature} if target.temperature else body
 
 
@@ -198,6 +203,8 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
         content["ignore_eos"] = True
     if target.api == "chat":
         content["messages"] = _messages(target, requests[0])
+        if requests[0].tools:
+            content["tools"] = [{"type": "function", "function": each} for each in _tools(requests[0])]
     else:
         texts = [prompt_text(request.prompt) for request in requests]
         prompts = [request.prompt if text is None else text for request, text in zip(requests, texts, strict=True)]
@@ -205,11 +212,27 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     return content
 
 
-def _messages(target: Target, request: Request) -> list[dict[str, str]]:
+def _tools(request: Request) -> list[dict[str, Any]]:
+    return list(json.loads(request.tools))
+
+
+def _as_chat(message: Message) -> dict[str, Any]:
+    """Return a message as chat completions have it."""
+    content: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.calls:
+        calls = [
+            {"id": each["id"], "type": "function", "function": {key: each[key] for key in ("name", "arguments")}}
+            for each in json.loads(message.calls)
+        ]
+        content |= {"content": message.content or None, "tool_calls": calls}
+    return content | ({"tool_call_id": message.answers} if message.answers else {})
+
+
+def _messages(target: Target, request: Request) -> list[dict[str, Any]]:
     """Return a prompt as messages with roles; a text becomes one user message."""
     if isinstance(request.prompt, str):
         return [{"role": "user", "content": request.prompt}]
-    messages = [part._asdict() for part in request.prompt if isinstance(part, Message)]
+    messages = [_as_chat(part) for part in request.prompt if isinstance(part, Message)]
     if not messages:
         raise ValueError(f"request {request.request_id}: backend.api={target.api} accepts text, not token ids")
     return messages
@@ -247,7 +270,6 @@ class Stream:
 
     @property
     def chunk_tokens(self) -> "array[int]":
-        """The number of tokens in each chunk."""
         tokens = array("H", [1]) * len(self.chunk_us)
         for chunk, number in self.several.items():
             tokens[chunk] = number

@@ -17,7 +17,6 @@ class Breaker:
         self.opened: float | None = None  # monotonic
 
     def begin(self, launch: str) -> None:
-        """Record that a launch was submitted."""
         self.preparing.add(launch)
 
     def stall(self, launch: str, deployment_id: str, reason: str) -> bool:

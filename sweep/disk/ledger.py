@@ -21,7 +21,7 @@ from sweep.base.whole_file import open_regular, write_whole
 from sweep.disk.ledger_lines.checksums import entries, sealed
 from sweep.disk.ledger_lines.compact_row import CompactRow
 from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damaged_data
-from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, is_stored
+from sweep.disk.ledger_lines.shared_texts import Texts, digest_of
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
 from sweep.drive.policy import TrialHistory, attempts_before
@@ -30,17 +30,6 @@ from sweep.numbers.warnings import warning_codes
 LedgerRow = Mapping[str, Any]
 COMPACT_BYTES = 1 << 20  # size above which a ledger is rewritten if most of its rows are superseded
 MOST_DAMAGE_NAMED = 5  # maximum number of damaged lines that are listed
-ATTEMPT = {"deployment_id": str, "attempt": str}
-TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # the fields of each kind of entry
-    "run": {"run": str},
-    "text": TEXT_ENTRY,
-    "trial": {"row": dict},
-    "attempt": ATTEMPT,
-    "attempt_placed": {**ATTEMPT, "node": str},
-    "attempt_end": {**ATTEMPT, "end": str},
-    "answers": {"trial_id": str, "answer": str, "count": int},
-}
-TYPES_OF_ROW = {**ATTEMPT, "trial_id": str, "outcome": str, "reason": str | dict | None}
 OUTCOMES = frozenset(Outcome)
 
 
@@ -95,21 +84,22 @@ class Ledger:
             return 0
         num_rows = 0
         with open_regular(self.path) as file:
-            for entry in entries(_whole_lines(file), self._holds, lambda *damage: self.set_aside.append(damage)):
+            for entry in entries(_whole_lines(file), self._check, lambda *damage: self.set_aside.append(damage)):
                 self._replay(entry)
                 num_rows += entry["event"] == "trial"
         return num_rows
 
-    def _holds(self, entry: dict[str, Any]) -> bool:
-        """Return whether an entry is valid and its texts are present. Raises ValueError for a lost text."""
-        if not is_ledger_entry(entry):
-            return False
-        for column, digest in self._texts.missing(entry["row"]) if entry["event"] == "trial" else ():
+    def _check(self, entry: dict[str, Any]) -> None:
+        """Raise ValueError for a row with a lost text, or with an outcome that only a later version has."""
+        if entry["event"] != "trial":
+            return
+        if entry["row"]["outcome"] not in OUTCOMES:
+            raise ValueError(f"unknown outcome {entry['row']['outcome']}")
+        for column, digest in self._texts.missing(entry["row"]):
             text = self._recovered.get(digest) or self._text_of_trial(entry["row"], column)
             if text is None or digest_of(text) != digest:
                 raise ValueError(f"the line with its {column} is lost")
             entry["row"][column] = self._recovered[digest] = text
-        return True
 
     def _text_of_trial(self, row: LedgerRow, column: str) -> str | None:
         path = RunPaths(self.path.parent).trial(row["deployment_id"], row["attempt"], row["trial_id"]).trial
@@ -247,31 +237,13 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
 def ledger_entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the valid entries in a ledger's lines, rows with their texts; rows with a missing text are skipped."""
     texts = Texts()
-    for entry in entries(_whole_lines(lines), is_ledger_entry):
+    for entry in entries(_whole_lines(lines)):
         if entry["event"] == "text":
             texts.add(entry)
         elif entry["event"] != "trial":
             yield entry
         elif not texts.missing(entry["row"]):
             yield {**entry, "row": texts.restored(entry["row"])}
-
-
-def is_ledger_entry(entry: dict[str, Any]) -> bool:
-    """Return whether an entry has the fields of its kind; a row also needs a known outcome."""
-    types = TYPES_OF_EVENT.get(str(entry.get("event")))
-    if types is None or not _has_types(entry, types):
-        return False
-    if entry["event"] == "trial":
-        row = entry["row"]
-        stored = all(is_stored(value) for value in row.values() if type(value) is dict)
-        return stored and _has_types(row, TYPES_OF_ROW) and row["outcome"] in OUTCOMES
-    if entry["event"] == "text":
-        return bool(entry["digest"] == digest_of(entry["text"]))
-    return bool(entry.get("attempt", "0").isdecimal())
-
-
-def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
-    return all(isinstance(content.get(key), type_) for key, type_ in types.items())
 
 
 def _trial_of(line: bytes) -> str | None:

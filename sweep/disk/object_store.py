@@ -25,7 +25,7 @@ from sweep.base.time_factor import scaled
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
 from sweep.disk.heartbeat_lock import Lock
-from sweep.disk.ledger import Misplaced, is_ledger_entry
+from sweep.disk.ledger import Misplaced
 from sweep.disk.ledger_lines.checksums import entries
 from sweep.disk.run_files import RunPaths
 from sweep.drive import policy
@@ -65,8 +65,6 @@ def staging_folder(url: str, cache_dir: Path) -> Path:
 
 
 class ObjectStore:
-    """The objects under one URL."""
-
     def __init__(self, url: str) -> None:
         """Open the store with the environment's credentials.
 
@@ -282,7 +280,7 @@ class Mirror:
         return b""
 
     def _files(self, ledger: bytes) -> Iterator[Path]:
-        for entry in entries(ledger.splitlines(), is_ledger_entry):
+        for entry in entries(ledger.splitlines()):
             if entry["event"] == "trial":
                 row = entry["row"]
                 yield from self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder.glob("*")

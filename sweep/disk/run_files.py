@@ -23,7 +23,7 @@ import psutil
 import pyarrow as pa
 
 from sweep.base import whole_file
-from sweep.base.config import PERCENTILES, ConfigError, shortened
+from sweep.base.config import PERCENTILES, REPORT_FILE
 from sweep.base.config import DamagedFile as DamagedFile
 from sweep.base.masking import masked_here
 from sweep.base.records import REQUEST_COLUMNS, UNKNOWN, Records, Sample
@@ -38,7 +38,6 @@ from sweep.numbers.selection import measured
 
 Row = Mapping[str, Any]
 
-REPORT_FILE = "report.html"
 REQUEST_TYPES = {"d": pa.float64(), "i": pa.int32(), "b": pa.bool_(), "": pa.string()}  # by array type code
 NULLS = {"d": math.nan, "i": UNKNOWN, "b": 0}  # the value in Records for a null in the file
 
@@ -109,24 +108,6 @@ class RunPaths:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_folder(run: str | Path) -> Path:
-    """Return a run's folder from a user's argument: a path, a name under results/, or the path of its report.
-
-    Raises:
-        ConfigError: for anything that cannot be a folder's name, e.g. an object store's URL.
-    """
-    if "://" in str(run):
-        needed = "this command needs a local folder; sweep copy URL FOLDER copies the run"
-        raise ConfigError(f"RUN={shortened(run)}: {needed}")
-    folder = Path(run)
-    if folder.name == REPORT_FILE:
-        folder = folder.parent
-    try:
-        return folder if folder.exists() else Path("results") / folder
-    except OSError as error:
-        raise ConfigError(f"RUN={shortened(run)}: {error.strerror}") from None
-
-
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
     """Write a file of the run atomically; `content` is text, bytes, or a function that writes to a given path."""
     whole_file.write_whole(target, content, paths.staging())
@@ -191,7 +172,8 @@ def read_requests(path: Path) -> Records:
 
 def _append(records: Records, table: pa.Table) -> None:
     for field, code in REQUEST_COLUMNS.items():
-        column, buffer = _with_older_versions(table, field, code), getattr(records, field)
+        buffer, nulls = getattr(records, field), pa.chunked_array([pa.nulls(table.num_rows, REQUEST_TYPES[code])])
+        column = table[field] if field in table.column_names else nulls  # an older version did not write it
         if code:
             _extend(buffer, column.cast(pa.int8() if code == "b" else column.type).fill_null(NULLS[code]), code)
         else:
@@ -200,16 +182,6 @@ def _append(records: Records, table: pa.Table) -> None:
     _extend(records.offsets, records.offsets[-1] + np.cumsum(chunks.value_lengths().to_numpy()), "q")
     _extend(records.chunk_us, chunks.flatten(), "I")
     _extend(records.chunk_tokens, table["chunk_tokens"].combine_chunks().flatten(), "H")
-
-
-def _with_older_versions(table: pa.Table, column: str, code: str) -> pa.ChunkedArray:
-    """Return a column; if an older version did not write it, derive it from other columns, or return nulls."""
-    if column in table.column_names:
-        return table[column]
-    if column == "streamed_tokens":
-        return table["output_tokens"]
-    absent = pa.array([0] * table.num_rows, pa.int32()) if column == "hidden_tokens" else pa.nulls(table.num_rows)
-    return pa.chunked_array([absent.cast(REQUEST_TYPES[code])])
 
 
 def _repeated(texts: pa.ChunkedArray) -> list[str | None]:
@@ -376,14 +348,9 @@ def _plan_entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]
         raise DamagedFile(path, f"line {number}: {problem}")
 
     expected, number = None, 0
-    for entry in checksums.entries(lines, _is_of_plan, refuse):
+    for entry in checksums.entries(lines, on_damage=refuse):
         number += 1
         expected = expected or entry.pop("lines", None)
         yield entry
     if number == 0 or number != (expected or number):
         raise DamagedFile(path, f"{number} lines, expected {expected or 'at least one'}")
-
-
-def _is_of_plan(entry: dict[str, Any]) -> bool:
-    kind = entry.get("kind", "trial")
-    return "name" in entry if kind == "experiment" else f"{kind}_id" in entry

@@ -7,8 +7,8 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from sweep.base.config import run_folder
 from sweep.disk import object_store
-from sweep.disk.run_files import run_folder
 
 RUN_TABLES = ("trials.parquet", "plan.jsonl")
 

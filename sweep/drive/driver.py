@@ -50,7 +50,7 @@ from sweep.node.events import (
 )
 from sweep.node.work import Work
 from sweep.plan.estimate import Expected
-from sweep.plan.packing import Need, Node, Packer, SlotKind, Start, infeasible
+from sweep.plan.packing import LOOKAHEAD, Need, Node, Packer, SlotKind, Start, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
 
@@ -86,6 +86,7 @@ class RunningSearch(Protocol):
     @property
     def done(self) -> bool: ...  # whether it needs no further launch
     def ask(self, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None: ...
+    def wanted(self, most: int) -> list[Need]: ...  # of the launches that it would begin with free nodes
     def settle(self, trial_ids: Iterable[str]) -> str | None: ...  # what the rows so far say, if that is new
 
 
@@ -246,7 +247,9 @@ class Driver:
             self._submit(start)
         if self.breaker.opened is not None:
             return
-        self.executor.request_capacity(self.packer.next_needs(healthy), self.packer.left(healthy))
+        wanted = self.search.wanted(LOOKAHEAD) if self.search and self.asking else []
+        needs = [*self.packer.next_needs(healthy), *wanted][:LOOKAHEAD]
+        self.executor.request_capacity(needs, self.packer.left(healthy))
         if nodes:
             self._place_unschedulable(nodes, healthy)
         else:  # the executor halts the sweep if this lasts

@@ -62,10 +62,10 @@ PROBE_REMEDIES: dict[str, tuple[str, Any]] = {
 def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
     """Return the command line with the endpoint's model added, if it has an endpoint but neither model nor experiment.
 
-    A URL among the arguments means an endpoint, with defaults for all settings not typed. Raises ConfigError if the
-    endpoint does not answer, or serves several models.
+    A URL among the arguments means an endpoint, with defaults for all settings not typed. Raises Outage for an endpoint
+    that may be starting; ConfigError if it does not answer otherwise, or serves several models.
     """
-    arguments = _written_out(arguments)
+    arguments = written_out(arguments)
     endpoint = _endpoint(line := parse_command_line(arguments), options)
     if endpoint is None or "model" in line.typed:
         return arguments
@@ -106,7 +106,7 @@ def check_schemes(backends: Iterable[Any]) -> None:
             continue  # no list of models
 
 
-def _written_out(arguments: Sequence[str]) -> list[str]:
+def written_out(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with a URL replaced by `backend.url=...`, and defaults for all settings not typed."""
     urls = [argument for argument in arguments if re.match(r"https?://", argument)]
     others = [argument for argument in arguments if argument not in urls]
@@ -202,8 +202,9 @@ class _Endpoint:
         try:
             names = self.models()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            remedy = tls_remedy(error) or self._tls_address(error) or "; start it, or add model=NAME"
-            raise ConfigError(f"{request}: {shortened(first_line(error))}{remedy}") from None
+            remedy = tls_remedy(error) or self._tls_address(error)
+            problem = f"{request}: {shortened(first_line(error))}{remedy or '; start it, or add model=NAME'}"
+            raise (ConfigError if remedy or not _is_starting(error) else Outage)(problem) from None
         except ConfigError:
             raise
         except (ValueError, KeyError, TypeError):
@@ -322,6 +323,14 @@ class _Endpoint:
             if "_ALERT_" not in str(reply):  # an alert is a reply of TLS
                 return ""
         return f"; the server expects TLS: set backend.url=https{self.url.removeprefix('http')}"
+
+
+def _is_starting(error: Exception) -> bool:
+    """Return whether a failure is what a server answers that has just been started: nothing, or that it is busy."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in BUSY[1:]
+    refused = isinstance(error, httpx.ConnectError) and "refused" in str(error)
+    return refused or isinstance(error, httpx.ConnectTimeout)
 
 
 def _changed(target: wire.Target, settings: Mapping[str, Any]) -> wire.Target:

@@ -1,4 +1,7 @@
-"""Preflight checks: the hardware profile, the nodes with their GPUs and cores, and which engines cannot run on them."""
+"""Preflight checks: the hardware profile, the nodes with their GPUs and cores, and which engines cannot run on them.
+
+Also whether the disk has room and whether fixed ports are free.
+"""
 
 import functools
 import os
@@ -20,10 +23,12 @@ from sweep.cluster.replay_executor import open_table
 from sweep.drive.output_folder import check_writable
 from sweep.drive.run_locks import RunEnvironments
 from sweep.plan.packing import Need, Node, infeasible
-from sweep.plan.plan import Plan
+from sweep.plan.plan import Deployment, Plan
 from sweep.plan.planning import Surroundings
+from sweep.plan.show import little_disk
 
 OURS = ConfigPath()  # only built-in options
+CANNOT_FIT = 0.8  # share of the needed disk: estimates of sizes are rounded
 NODE_POLL = 2.0  # s between queries for a cluster's first node
 _empty_clusters: set[str | None] = set()  # addresses of clusters that a query has waited for
 
@@ -140,7 +145,7 @@ def surroundings(
     """Return the planner's view of the machines: the environments of engines, and why some are unavailable.
 
     An environment uses the lockfile in the results (`kept_locks`, by file name), else the committed one, else the one
-    cached on this machine; otherwise it is resolved, except in a dry run. `pinned`: the results' lockfiles are used
+    cached on this machine. Without any it is resolved, except in a dry run. `pinned`: the results' lockfiles are used
     even if the requirements have changed since. In a dry run, a deployment that needs a node that has not joined yet is
     unavailable; otherwise the driver waits for the node. Programs and the cache folder are checked only for engines
     that run on this machine.
@@ -275,6 +280,13 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
         machine=first.machine,
         python=first.python,
     )
+
+
+def check_disk(settings: Settings, runnable: Sequence[Deployment], nodes: Sequence[Node]) -> None:
+    """Raise ConfigError if the only node, whose cache is on this machine, lacks room for what launches must write."""
+    problems, cluster = little_disk(settings, runnable, nodes, CANNOT_FIT), settings.cluster
+    if problems and len(nodes) == 1 and cluster.kind != "ray" and cluster.simulate is None:
+        raise ConfigError(f"cache_dir={cache_directory(settings.cache_dir)}: {problems[0]}")
 
 
 def check_ports(plan: Plan) -> None:

@@ -55,8 +55,6 @@ class TableRows(Collection[LedgerRow]):
 
 
 class RowWriter:
-    """Writes the rows of one run."""
-
     def __init__(
         self, plan: Plan, paths: RunPaths, ledger: Ledger, display: Display, tracker: TrialTracker | None
     ) -> None:
@@ -142,7 +140,7 @@ class RowWriter:
     def _is_stamped(self, stamp: dict[str, Any] | None) -> bool:
         """Return whether the table on disk was made from these sources. False if there is no valid stamp."""
         with suppress(FileNotFoundError, ValueError):
-            return stamp is not None and unsealed((self.paths.out / TABLE_STAMP).read_bytes()) == (stamp, True)
+            return stamp is not None and unsealed((self.paths.out / TABLE_STAMP).read_bytes()) == stamp
         return False
 
     def _other_rows(self) -> list[LedgerRow]:

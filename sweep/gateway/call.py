@@ -99,7 +99,6 @@ class Call:
         return rest
 
     def with_content(self, content: dict[str, Any]) -> "Call":
-        """Return the call with another body."""
         return replace(self, content=content, body=json.dumps(content, separators=(",", ":")).encode())
 
 

@@ -99,8 +99,6 @@ class BegunAnswer(Protocol):
 
 
 class EngineAnswer:
-    """An answer and the connection on which it arrives."""
-
     def __init__(self, engine: EngineState, connections: EngineConnections, connection: EngineConnection) -> None:
         self._engine, self._connections, self._connection = engine, connections, connection
         self.status, self.headers, self.read = connection.status, connection.headers, connection.read

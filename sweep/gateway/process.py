@@ -64,8 +64,6 @@ class GatewayReport(NamedTuple):
 
 
 class RunningGateway:
-    """A gateway in front of a running engine."""
-
     def __init__(self, process: server.Engine, reset_key: str = "") -> None:
         self.process, self.url = process, process.url
         self._headers = {RESET_HEADER: reset_key}

@@ -9,7 +9,6 @@ since both would change the process.
 
 import hashlib
 import random
-import re
 from array import array
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -28,11 +27,15 @@ from sweep.inputs.rows import (
     BURSTGPT,
     DIGITS,
     READERS,
+    UNIT_IN_NAME,
     FileRow,
+    columns_of,
     faults_of,
     omissions,
     parse_time,
     read_rows,
+    time_column,
+    time_unit,
     trace_columns,
 )
 
@@ -41,7 +44,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LATEST = 100_000_000_000  # s since 1970, i.e. the year 5138: a larger number must be in a smaller unit
 EARLIEST_DATE = 1_000_000_000  # s since 1970, i.e. the year 2001: a smaller number is a time since a start
-UNIT_IN_NAME = re.compile(r"(?:_|\W)(s|ms|us|ns)\W?$", re.IGNORECASE)  # arrival_ms, time (s)
 RARE, DENSE = 10, 0.01  # s between requests, on average, above and below which the unit of numbers is uncertain
 DISTINCT = 1  # s, likewise, of whole numbers: those of a trace in s mostly share a second
 WARMUP = 4  # requests, if it is unknown how many will be in flight
@@ -281,7 +283,7 @@ class Trace(_ArrivalProcess):
 
     def check_pairing(self, workload: Any) -> None:
         """Raise ConfigError if the workload takes its lengths from this file too, but in a different order."""
-        if workload.replays and not workload.needs_token_ids:
+        if workload.replays and not workload.needs_token_ids and not workload.is_timed:
             problem = f"load={self.name}: conversations have no recorded times"
             raise ConfigError(f"{problem}; expected load=closed, or an arrival process such as load=poisson")
         if started := getattr(workload, "started", 0):
@@ -330,7 +332,7 @@ class Trace(_ArrivalProcess):
 
     def _faults(self, rows: Sequence[FileRow]) -> dict[int, str]:
         """Return why rows are skipped, by row number."""
-        lengths = trace_columns(rows[0]) if self.skip_unsendable else None
+        lengths = trace_columns(rows) if self.skip_unsendable else None
         return faults_of(rows, lengths) if lengths else {}
 
     def _times(self) -> Floats:
@@ -350,7 +352,7 @@ class Trace(_ArrivalProcess):
         times = np.array([float(instant - instants[0]) for instant in instants])
         if np.any(np.diff(times) < 0):
             number = cells[int(np.argmax(np.diff(times) < 0)) + 1][0]
-            raise ConfigError(f"load.path={self.path}: row {number}: expected times in ascending order")
+            raise ConfigError(f"load.path={self.path}: row {number}: {column}: expected times in ascending order")
         self._check_unit(instants, column, unit)
         return times
 
@@ -358,8 +360,8 @@ class Trace(_ArrivalProcess):
         """Raise ConfigError if numbers in the default unit, s or ms, may be in another unit."""
         gap = (instants[-1] - instants[0]) / max(len(instants) - 1, 1)
         rarest = DISTINCT if all(instant % 1 == 0 for instant in instants) else RARE
-        first = read_rows(self.file, f"load.path={self.path}", any_ending=True)[0]
-        is_published = self.column is None and trace_columns(first) in (BURSTGPT, BAILIAN)
+        columns = trace_columns(read_rows(self.file, f"load.path={self.path}", any_ending=True))
+        is_published = columns and self.column is None and columns[1:] in (BURSTGPT[1:], BAILIAN[1:])
         rare = unit == "s" and not is_published and gap > rarest and instants[0] < EARLIEST_DATE
         if (rare or (unit == "ms" and 0 < gap < DENSE)) and not self._has_unit(column):
             problem = f"times are {gap.scaleb(-DIGITS[unit]):g} apart on average; their unit is uncertain"
@@ -395,11 +397,11 @@ class Trace(_ArrivalProcess):
         if self.file.suffix.lower() not in READERS or self.file.suffix.lower() == ".txt":
             texts = (row["prompt"].partition("#")[0].strip() for row in rows)
             return "time", "s", [(number, text) for number, text in enumerate(texts, 1) if text]
-        trace = None if self.column else trace_columns(rows[0])
-        column, unit = (trace.time, trace.unit) if trace else (self.column or "timestamp", "s")
-        unit = named[1].lower() if (named := UNIT_IN_NAME.search(column)) else unit
-        if column not in rows[0]:
-            raise ConfigError(f"load.column={column}: no such column in {self.path}; expected: {', '.join(rows[0])}")
+        trace = None if self.column else trace_columns(rows)
+        column, unit = (trace.time, trace.unit) if trace else (self.column or time_column(rows[0]), "s")
+        unit = time_unit(column, unit)
+        if not any(column in row for row in rows):
+            raise ConfigError(f"load.column={column}: no such column in {self.path}; expected: {columns_of(rows)}")
         faults = self._faults(rows)
         numbered = [(number, row) for number, row in enumerate(rows, 1) if number not in faults]
         return column, unit, [(number, row.get(column, "")) for number, row in numbered]

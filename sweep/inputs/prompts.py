@@ -14,12 +14,22 @@ from tokenizers import Tokenizer
 from sweep.base.config import first_line, shortened
 from sweep.base.exits import Outage
 from sweep.inputs import hub
-from sweep.inputs.rows import FileRow, check_faults, omissions, read_rows, whole_number
+from sweep.inputs.rows import (
+    CONVERSATIONS,
+    KNOWN_COLUMNS,
+    PROMPT_COLUMNS,
+    SPEAKERS,
+    FileRow,
+    check_faults,
+    column_name,
+    columns_of,
+    omissions,
+    read_rows,
+    simplified,
+    whole_number,
+)
 from sweep.inputs.workload import DATA, Draw, Encoded, Serving, Workload, content_digest, encode_prompts, with_headers
 
-CONVERSATIONS = ("messages", "conversations", "conversation")
-PROMPT_COLUMNS = ("prompt", "text", "question", *CONVERSATIONS)  # columns that may hold a prompt, if no column is named
-SPEAKERS = {"role", "from"}  # keys of a turn
 ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # roles of the model, in chats and in ShareGPT
 ASKING = ("user", "human")
 INSTRUCTING = ("system", "developer")
@@ -92,8 +102,8 @@ class Prompts(Workload):
 
     def _read(self, rows: list[FileRow], key: str) -> PromptRows:
         """Return the prompts in these rows. Raises ValueError for unsendable rows that may not be skipped."""
-        if self.column is not None and not any(self.column in row for row in rows):
-            expected = ", ".join(rows[0])
+        if self.column is not None and not any(column_name(self.column) in row for row in rows):
+            expected = columns_of(rows)
             raise ValueError(f"workload.column={self.column}: {key} has no such column; expected: {expected}")
         collected, skip = PromptRows([], {}), True
         for number, row in enumerate(rows, 1):
@@ -262,16 +272,16 @@ def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
 def _question(row: FileRow, column: str | None, length: int | None) -> RecordedPrompt:
     """Return the prompt in a row; its answer has `length` tokens or, if None, the row's number. Raises Unusable."""
     present = [name for name in PROMPT_COLUMNS if name in row]
-    name = column or next((name for name in present if row[name]), present[0] if present else "")
-    prompt, tokens = turns_of(row.get(name)), length
+    name = column_name(column) if column else next((name for name in present if row[name]), next(iter(present), None))
+    prompt, tokens = None if name is None else turns_of(row.get(name)), length
     if isinstance(prompt, str) and name in CONVERSATIONS:
         raise Unusable(f"{name} is not a list of turns; expected JSON")
     is_conversation = isinstance(prompt, list)
-    text, answer = _of_turns(prompt) if isinstance(prompt, list) else (prompt, None)
+    text, answer = _of_turns(prompt, str(name)) if isinstance(prompt, list) else (prompt, None)
     if not isinstance(text, str) or not text:
-        expected = f"text in {column or ', '.join(PROMPT_COLUMNS)} (or workload.column=NAME)"
+        problem = f"{name}={shortened(ascii(text))}" if name in row else f"no prompt among {columns_of([row])}"
         raise Unusable(
-            f"no prompt; expected {expected}",
+            f"{problem}; expected text in {column or ', '.join(PROMPT_COLUMNS)} (or workload.column=NAME)",
             of_conversation=prompt is None and not {*CONVERSATIONS}.isdisjoint(present),
         )
     cell = row.get("output_tokens")
@@ -279,66 +289,81 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
         if (tokens := whole_number(cell)) is None:
             raise Unusable(f"output_tokens={shortened(repr(cell))}; expected a whole number of at least 1")
     elif length is None and not answer:
-        raise Unusable("no output_tokens and no answer; set workload.output_tokens", is_conversation)
+        raise Unusable("no output_tokens and no turn with an answer; set workload.output_tokens", is_conversation)
     for part, content in (("prompt", text), ("answer", answer)):
         try:
             (content or "").encode()
         except UnicodeEncodeError:
-            raise Unusable(f"its {part} contains a lone surrogate; expected valid Unicode", is_conversation) from None
+            problem = f"{name}: a lone surrogate in the {part}"
+            raise Unusable(f"{problem}; expected valid Unicode", is_conversation) from None
     return RecordedPrompt(text, tokens, answer)
 
 
 def turns_of(cell: Any) -> Any:
     """Return the turns in a cell: a list, one turn or {messages: [...]}, also as JSON or Python text.
 
-    Any other cell is returned unchanged.
+    Return the text of {prompt: text}, and any other cell unchanged.
     """
     if isinstance(cell, Mapping):
-        return next((cell[name] for name in CONVERSATIONS if name in cell), [cell])
-    if not isinstance(cell, str) or not re.match(r"\s*[\[{\"]", cell):
+        is_row = all(column_name(key) in KNOWN_COLUMNS.values() for key in cell)
+        return _keyed(cell, PROMPT_COLUMNS if is_row else CONVERSATIONS) or [cell]
+    if not isinstance(cell, str) or not re.match(r"[\s\ufeff]*[\[{\"]", cell):
         return cell
-    for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from)'", cell) else (json.loads,):
+    for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from|speaker)'", cell) else (json.loads,):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            turns = turns_of(parse(cell))  # text inside text: some exports encode twice
-            if isinstance(turns, list) and all(isinstance(t, Mapping) and t.keys() & SPEAKERS for t in turns):
+            parsed = parse(cell.strip("\ufeff"))
+            turns = turns_of(parsed)  # text inside text: some exports encode twice
+            if isinstance(parsed, Mapping) and isinstance(turns, str):
+                return turns
+            if isinstance(turns, list) and all(isinstance(t, Mapping) and _keyed(t, SPEAKERS) for t in turns):
                 return turns
     return cell
 
 
-def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
+def _of_turns(turns: list[Any], column: str) -> tuple[str, str | None]:
     """Return the turns before the first answer as one prompt, and the answer. Raises Unusable if there is no prompt."""
     question, asked = list[str](), False
     for turn in turns:
-        speaker, text = speaker_of(turn), text_of_turn(turn)
+        speaker, text = speaker_of(turn, column), text_of_turn(turn, column)
         if speaker in ANSWERING:
             if not asked:
-                raise Unusable("no question before the first answer", of_conversation=True)
+                raise Unusable(f"{column}: no question before the first answer", of_conversation=True)
             return "\n\n".join(question), text or None
         question += [text] if text else []
         asked = asked or (speaker in ASKING and text != "")
     if not asked:
-        raise Unusable("no question", of_conversation=True)
+        raise Unusable(f"{column}: no question", of_conversation=True)
     return "\n\n".join(question), None
 
 
-def speaker_of(turn: Any) -> str:
-    """Return the speaker of a turn. Raises Unusable for an unknown speaker."""
+def _keyed(turn: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    """Return what a turn has under the first of these keys, in any case, that is not empty; None if all are."""
+    cells = {simplified(key): cell for key, cell in turn.items()}
+    return next((cells[key] for key in keys if cells.get(key)), None)
+
+
+def speaker_of(turn: Any, column: str) -> str:
+    """Return the speaker of a turn in a column. Raises Unusable for an unknown speaker."""
     if not isinstance(turn, Mapping):
-        raise Unusable("a turn is not a mapping; expected {role, content} or {from, value}", of_conversation=True)
-    speaker = str(turn.get("role") or turn.get("from") or "").strip().lower()
+        problem = f"{column}: a turn is not a mapping"
+        raise Unusable(f"{problem}; expected {{role, content}} or {{from, value}}", of_conversation=True)
+    speaker = str(_keyed(turn, SPEAKERS) or "").strip().lower()
+    if not speaker:
+        problem = f"{column}: a turn has the keys {columns_of([dict(turn)])}"
+        raise Unusable(f"{problem}; expected role or from", of_conversation=True)
     if speaker not in (expected := (*ASKING, *INSTRUCTING, *ANSWERING)):
-        problem = f"a turn of {shortened(speaker or 'nobody')}; expected {', '.join(expected)}"
-        raise Unusable(problem, of_conversation=True)
+        problem = f"{column}: a turn of {shortened(speaker)}"
+        raise Unusable(f"{problem}; expected {', '.join(expected)}", of_conversation=True)
     return speaker
 
 
-def text_of_turn(turn: Mapping[str, Any]) -> str:
+def text_of_turn(turn: Mapping[str, Any], column: str) -> str:
     """Return the text of a turn, which some chat formats split into parts. Raises Unusable for an image or a sound."""
-    content = next((turn[key] for key in ("content", "value", "text") if turn.get(key)), None)
+    content = _keyed(turn, ("content", "value", "text"))
     if isinstance(content, list):
         kinds = (part.get("type") for part in content if isinstance(part, Mapping) and not part.get("text"))
         if kind := next((kind for kind in kinds if kind not in (None, "text")), None):
-            raise Unusable(f"a part of type {shortened(str(kind))}; expected text", of_conversation=True)
+            raise Unusable(f"{column}: a part of type {shortened(str(kind))}; expected text", of_conversation=True)
         parts = (part.get("text") for part in content if isinstance(part, Mapping))
         return "\n".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""

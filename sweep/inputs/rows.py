@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,10 +20,12 @@ from pyarrow import ArrowException
 
 from sweep.base.config import ConfigError, shortened
 from sweep.base.whole_file import LARGEST_FILE, read_bounded
+from sweep.inputs.sessions.spans import INPUT_TOKENS, OUTPUT_TOKENS, SPANS, START, span_rows
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # maximum number of reasons for skipped rows that a plan lists
 DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # power of ten of each unit of time, in s
+UNIT_IN_NAME = re.compile(r"(?:_|\W)(s|ms|us|ns)\W?$", re.IGNORECASE)  # arrival_ms, time (s)
 MOST_DIGITS = 21  # of a time before its decimal point
 MOST_TOKENS_OF_A_TEXT = 10_000_000  # tokens of a prompt or an answer: more than any model accepts
 csv.field_size_limit(1 << 30)  # a prompt may be longer than the module's limit of 128 KiB
@@ -37,22 +40,79 @@ class TraceColumns(NamedTuple):
     unit: str  # unit of times that are given as numbers
 
 
+SPEAKERS = {"role", "from", "speaker"}  # keys of a turn
+CONVERSATIONS = ("messages", "conversations", "conversation")
+PROMPT_COLUMNS = ("prompt", "text", "question", *CONVERSATIONS)  # columns that may hold a prompt, if no column is named
 BURSTGPT = TraceColumns("Timestamp", "Request tokens", "Response tokens", "s")
 MOONCAKE = TraceColumns("timestamp", "input_length", "output_length", "ms")
+OTEL = TraceColumns(START, INPUT_TOKENS, OUTPUT_TOKENS, "ns")  # OpenTelemetry's spans of calls of a model
 BAILIAN = MOONCAKE._replace(unit="s")
 TRACES = (
     TraceColumns("timestamp", "input_tokens", "output_tokens", "s"),
     TraceColumns("TIMESTAMP", "ContextTokens", "GeneratedTokens", "s"),  # Azure's LLM inference traces, 2023 and 2024
     MOONCAKE,
     BURSTGPT,
+    OTEL,
 )
+SESSION_COLUMNS = ("chat_id", "parent_chat_id", "turn")
+TRACE_LENGTHS = tuple(name for columns in TRACES for name in columns[1:3])
+NULL_CELLS = (
+    "NaN",
+    "nan",
+    "None",
+    "null",
+    "NULL",
+    "<NA>",
+)  # cells without a value, as libraries write them
+FIRST_ROWS = 100  # rows that show which columns a file has
 
 
-def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
-    """Return the columns of the trace that a row belongs to, recognized by the length columns; None if unknown."""
-    columns = next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
-    bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id", "turn"))
-    return BAILIAN if bailian else columns
+def simplified(name: str) -> str:
+    """Return a name without case, blanks, underscores and hyphens, which differ between otherwise equal files."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+KNOWN_COLUMNS = {
+    simplified(name): name for name in (*PROMPT_COLUMNS, *TRACE_LENGTHS, *SESSION_COLUMNS, "hash_ids", "cluster")
+}
+
+
+@lru_cache(maxsize=1024)
+def column_name(name: str) -> str:
+    """Return the known column that a name means, e.g. output_tokens for `Output Tokens`; else the name."""
+    return KNOWN_COLUMNS.get(simplified(name), name)
+
+
+def _with_known_names(row: FileRow) -> FileRow:
+    known = {name: other for name in row if (other := column_name(name)) not in row}
+    return {known.get(name, name): cell for name, cell in row.items()} if known else row
+
+
+def columns_of(rows: Sequence[FileRow]) -> str:
+    """Return the names of a file's columns for a message."""
+    names = dict.fromkeys(name for row in rows[:FIRST_ROWS] for name in row)
+    return shortened(", ".join(names).encode(errors="backslashreplace").decode() or "none")
+
+
+def time_column(row: Mapping[str, Any], name: str = "timestamp") -> str:
+    """Return a row's column of this name, in any case and also with a unit behind it; the name if the row has none."""
+    return next((column for column in row if UNIT_IN_NAME.sub("", column).lower() == name.lower()), name)
+
+
+def time_unit(column: str, default: str) -> str:
+    """Return the unit in a column's name, e.g. ms of arrival_ms, or the default."""
+    return named[1].lower() if (named := UNIT_IN_NAME.search(column)) else default
+
+
+def trace_columns(rows: Sequence[Mapping[str, Any]]) -> TraceColumns | None:
+    """Return the columns of the trace that rows belong to, recognized by the length columns; None if unknown."""
+    for row in rows[:FIRST_ROWS]:
+        for columns in TRACES:
+            if {columns.input_tokens, columns.output_tokens} <= row.keys():
+                is_bailian = columns is MOONCAKE and not row.keys().isdisjoint(SESSION_COLUMNS)
+                time, unit = time_column(row, columns.time), (BAILIAN if is_bailian else columns).unit
+                return columns._replace(time=time, unit=time_unit(time, unit))
+    return None
 
 
 def parse_time(cell: Any) -> tuple[Decimal, bool]:
@@ -127,10 +187,11 @@ class TraceRows(NamedTuple):
 def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
     """Return the lengths in a trace's rows. Raises ConfigError for rows that cannot be sent, unless `skip` is set."""
     rows = read_rows(path, key)
-    columns = trace_columns(rows[0])
+    columns = trace_columns(rows)
     if columns is None:
         expected = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
-        raise ConfigError(f"{key}: no columns with lengths; expected {expected}")
+        problem = f"no columns with lengths or conversations among {columns_of(rows)}"
+        raise ConfigError(f"{key}: {problem}; expected {expected}; {', '.join(CONVERSATIONS)}")
     faults = faults_of(rows, columns)
     check_faults(faults, len(rows), key, skip)
     sendable = {number: row for number, row in enumerate(rows, 1) if number not in faults}
@@ -164,6 +225,8 @@ def read_rows(
 def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[FileRow]:
     try:
         rows = list(islice(READERS.get(path.suffix.lower(), _text_lines)(path), limit))
+        rows = span_rows(rows) if rows and SPANS in rows[0] else rows
+        rows = [_with_known_names(row) for row in rows]
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{key}: line {line}: {error.reason} at byte {error.start}; expected UTF-8") from None
@@ -172,12 +235,12 @@ def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[F
     except (ValueError, OSError, ArrowException, csv.Error) as error:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
     if not rows:
-        raise ConfigError(f"{key}: the file is empty; expected at least one line")
+        raise ConfigError(f"{key}: the file has no rows; expected at least one")
     return rows
 
 
 def _text_lines(path: Path) -> Iterator[FileRow]:
-    return ({"prompt": line} for line in _lines(path) if line.strip())
+    return ({"prompt": line} for line in _lines(_decoded_text(path)) if line.strip())
 
 
 class RepeatedKeyError(ValueError):
@@ -193,8 +256,41 @@ def _distinct(pairs: list[tuple[str, Any]]) -> FileRow:
     return content
 
 
-def _json_lines(path: Path) -> Iterator[FileRow]:
-    for number, line in enumerate(_lines(path), 1):
+def _json(path: Path, by_lines: bool) -> Iterator[FileRow]:
+    """Return the rows of a JSON document or of JSON lines; under either ending a file may be either."""
+    text = _decoded_text(path)
+    if by_lines and not text.lstrip().startswith("["):
+        return _json_lines(text)
+    try:
+        content = json.loads(text or "[]", object_pairs_hook=_distinct)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.rstrip().count("\n"):
+            return _json_lines(text)
+        raise ValueError(f"not JSON ({error}); expected a list of mappings") from None
+    if isinstance(content, dict):
+        content = [content] if SPANS in content else _only_list(content)
+    if not isinstance(content, list):
+        raise ValueError("not a list; expected a list of mappings")
+    return (_mapping(row, f"entry {number}") for number, row in enumerate(content, 1))
+
+
+def _only_list(content: FileRow) -> list[Any]:
+    """Return the only list of mappings in an object such as {"data": [...]}; of one conversation, the object itself.
+
+    Raises ValueError.
+    """
+    lists = {name: entry for name, entry in content.items() if isinstance(entry, list)}
+    lists = {name: entry for name, entry in lists.items() if entry and isinstance(entry[0], dict)}
+    if any(column_name(name) in CONVERSATIONS and not SPEAKERS.isdisjoint(lists[name][0]) for name in lists):
+        return [content]
+    if len(lists) != 1:
+        problem = f"{len(lists)} lists of mappings in an object with the keys {columns_of([content])}"
+        raise ValueError(f"{problem}; expected a list of mappings, or one such list in an object")
+    return next(iter(lists.values()))
+
+
+def _json_lines(text: str) -> Iterator[FileRow]:
+    for number, line in enumerate(_lines(text), 1):
         try:
             row = json.loads(line, object_pairs_hook=_distinct) if line.strip() else {}
         except RepeatedKeyError as error:
@@ -204,40 +300,38 @@ def _json_lines(path: Path) -> Iterator[FileRow]:
         yield from [_mapping(row, f"line {number}")] if row != {} else []
 
 
-def _lines(path: Path) -> list[str]:
-    lines = _decoded_text(path).split("\n")  # splitlines() would also split at U+2028
-    return [line.removeprefix("\ufeff") for line in lines]  # joined files have a byte order mark each
+def _lines(text: str) -> list[str]:
+    # splitlines() would also split at U+2028; joined files have a byte order mark each
+    return [line.removeprefix("\ufeff") for line in text.split("\n")]
 
 
 def _decoded_text(path: Path, newline: str | None = None) -> str:
-    """Return a file's whole text, in UTF-8 or, if it begins with that byte order mark, in UTF-16."""
+    """Return a file's whole text, in UTF-8 or, if it begins with that byte order mark, in UTF-16 or UTF-32."""
     content = read_bounded(path)
-    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig" and b"\0" in content[:4]:
+        raise ValueError("a binary file, or UTF-16 without a byte order mark; expected UTF-8")
     return io.TextIOWrapper(io.BytesIO(content), encoding, newline=newline).read()
 
 
-def _json(path: Path) -> Iterator[FileRow]:
-    try:
-        content = json.loads(_decoded_text(path) or "[]", object_pairs_hook=_distinct)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error}); expected a list of mappings") from None
-    if not isinstance(content, list):
-        raise ValueError("not a list; expected a list of mappings")
-    return (_mapping(row, f"entry {number}") for number, row in enumerate(content, 1))
-
-
 def _mapping(entry: Any, where: str) -> FileRow:
+    """Return a row; a bare text is a prompt, and a bare list of turns a conversation. Raises ValueError."""
+    if isinstance(entry, str):
+        return {"prompt": entry}
+    if isinstance(entry, list) and entry and all(isinstance(turn, dict) for turn in entry):
+        return {"messages": entry}
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is not a JSON object")
     return entry
 
 
 def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
-    with io.StringIO(_decoded_text(path, newline=""), newline="") as file:
+    with io.StringIO(_decoded_text(path, newline="").lstrip("\r\n"), newline="") as file:
         header = file.readline()
         file.seek(0)
-        if delimiter not in header and ";" in header:  # spreadsheets use it in countries with a decimal comma
-            delimiter = ";"
+        if delimiter not in header:  # e.g. a semicolon, of spreadsheets in countries with a decimal comma
+            delimiter = next((mark for mark in (";", "\t", ",", "|") if mark in header), delimiter)
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)  # strict: an open quote would hide rows
         number = 0
         try:
@@ -251,7 +345,7 @@ def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
                     raise ValueError(
                         f"row {number}: more cells than columns; expected quotes around a cell's {delimiter!r}"
                     )
-                yield dict(row)
+                yield {column: None if cell in NULL_CELLS else cell for column, cell in row.items()}
         except csv.Error as error:
             raise ValueError(f"row {number + 1}: {error}; expected each quote closed before the next cell") from None
 
@@ -263,9 +357,9 @@ def _parquet(path: Path) -> Iterator[FileRow]:
 
 READERS: dict[str, Callable[[Path], Iterator[FileRow]]] = {
     ".txt": _text_lines,
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".json": _json,
+    ".jsonl": partial(_json, by_lines=True),
+    ".ndjson": partial(_json, by_lines=True),
+    ".json": partial(_json, by_lines=False),
     ".csv": partial(_separated, delimiter=","),
     ".tsv": partial(_separated, delimiter="\t"),
     ".parquet": _parquet,

@@ -105,7 +105,6 @@ class Workload(Strict):
 
     @property
     def needs_token_ids(self) -> bool:
-        """Return whether its prompts are sent as token ids."""
         return False
 
     def check_count(self, count: int) -> None:

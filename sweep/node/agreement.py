@@ -178,7 +178,7 @@ def compare_once(work: Work, engine: Engine, expected: Reference | str, progress
     key = content_hash([AGREEMENT_VERSION, asdict(expected), socket.gethostname(), engine.launch.gpus], 16)
     for path in sorted(work.folder.parent.glob(f"*/{COMPARED}")):
         try:
-            earlier, _ = unsealed(path.read_bytes())
+            earlier = unsealed(path.read_bytes())
         except (OSError, ValueError):
             continue
         if earlier.get("key") == key:

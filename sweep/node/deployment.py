@@ -36,8 +36,9 @@ from backends.prepare.retry import patiently
 from backends.tables.log_causes import cause_table
 from sweep.base.config import Hardware, first_line
 from sweep.base.exits import Blame, Cause, Exit, Outage, exit_of
-from sweep.base.records import Outcome
-from sweep.client.measurement import ClientDied
+from sweep.base.records import Outcome, Request
+from sweep.client.measurement import ClientDied, TooFewFiles, check_open_files, files_needed
+from sweep.client.process_count import process_count
 from sweep.drive import policy
 from sweep.drive.policy import Failure
 from sweep.gateway.process import GatewaySilent, running_gateway
@@ -163,6 +164,7 @@ def run_deployment(
     if work.deployment.backend.launches:
         emit(Prepared())
     _end_contradicted(work, pending.trials, emit)
+    _end_without_files(work, node, pending.trials, emit)
     failures: list[Failure] = []
 
     def launch() -> Failure | None:
@@ -572,6 +574,26 @@ def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
         if reason := next(filter(None, problems), None):
             pending.remove(trial)
             row = unmeasured_row(work, trial, Outcome.INVALID, reason, exit=Exit(Cause.CONTRADICTION))
+            emit(Finished(trial, row))
+
+
+def _end_without_files(work: Work, node: PreparedNode, pending: deque[Trial], emit: Emit) -> None:
+    """Record rows for trials of users or batches whose connections need more open files than this machine allows.
+
+    A timed load's need depends on its requests, and is checked when they are made.
+    """
+    if work.deployment.backend.traits.timed_inside:
+        return
+    for trial in list(pending):
+        mode, requests = trial.mode(), [Request("", "", 0)] * trial.workload.num_requests
+        if mode.last_arrival() is not None:
+            continue
+        parts = process_count(work.settings.client.processes, mode, requests, node.client_cpus)
+        try:
+            check_open_files(files_needed(mode, len(requests), parts))
+        except TooFewFiles as error:
+            pending.remove(trial)
+            row = unmeasured_row(work, trial, Outcome.UNAVAILABLE, str(error), exit=Exit(blames=Blame.USER))
             emit(Finished(trial, row))
 
 

@@ -140,8 +140,8 @@ class Sampler:
 
     Readings are FINEST apart at first, then further and further apart up to `interval`, so that even a one-second trial
     is sampled. However short `interval` is, the pause after a reading is at least SPARING times the duration of a
-    reading (the median of the last three, since a delayed reading does not need more work). The readings EARLY after
-    `begin` are exempt.
+    reading. This is the median of the last three, since a delayed reading does not need more work. The readings EARLY
+    after `begin` are exempt.
     """
 
     def __init__(self, sources: Sequence[Source], interval: float) -> None:

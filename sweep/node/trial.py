@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backends.launch.server import Engine
 from sweep.base import code_version
-from sweep.base.exits import Cause, Exit, exit_of
+from sweep.base.exits import Blame, Cause, Exit, exit_of
 from sweep.base.records import UNKNOWN, Outcome, Request, Sample, TrialProgress
 from sweep.client import measurement, wire
 from sweep.disk import run_files
@@ -62,7 +62,7 @@ def run_trial(
     Raises client.ClientDied if the measuring process ended without its results.
     """
     salt = salt if trial.workload.unique_header or trial.workload.replays else None
-    inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
+    inputs: dict[str, Any] = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
     inputs["startup_seconds"] = max(engine.startup_seconds for engine in running.engines)
     facts = engine_facts(running, caches_reset, salt)
     row = _cancelled(work, trial, running, facts, inputs)  # until there is another verdict
@@ -76,32 +76,66 @@ def run_trial(
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     if reason := _not_quiet(work, running, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason, Exit())
-    foreign = _foreign(work, running)  # from now on: without processes that ended during the wait
-    sampler = Sampler(_sources(running, foreign), work.settings.telemetry_interval)
-    idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
-    logged, began = {engine.log: engine.log_position() for engine in running.engines}, time.monotonic()
+    watch = _watch(work, running)  # from now on: without processes that ended during the wait
     should_stop = _reason_to_stop(running, stop, work.settings.trial_timeout or math.inf)
-    result = _measure(work, running, trial, prompts, sampler, should_stop, notify, on_progress)
+    try:
+        result = _measure(work, running, trial, prompts, watch.sampler, should_stop, notify, on_progress)
+    except measurement.TooFewFiles as error:
+        return _unmeasured(row, Outcome.UNAVAILABLE, str(error), Exit(blames=Blame.USER))
     if stop.is_set():
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
     mark_gateway_answers(result.records, inputs.get("decisions") or ())
     inputs |= replay_inputs(work, trial, prompts[1], result.records, salt or "", running.facts)
     del prompts  # frees hundreds of megabytes after a long trial
-    samples = sampler.samples(result.start_monotonic)
-    wall_seconds = time.monotonic() - began
-    inputs |= {"samples": samples, "idle_memory": idle, "client": result.report, "wall_seconds": wall_seconds}
+    inputs |= watch.inputs(result)
+    row = replace(row, engine=replace(facts, batch_form=result.report.batch_form))
+    columns = _judged(work, running, trial, row, result, watch, inputs).flat()
+    _write(work, trial, columns, result, inputs["samples"])
+    return columns
+
+
+class _Watch(NamedTuple):
+    """What is watched on the node while a trial is measured."""
+
+    foreign: Foreign
+    sampler: Sampler
+    idle_memory: float | None  # bytes, before the first request
+    logged: dict[Path, int]  # by engine log: its length at the beginning
+    began: float
+
+    def inputs(self, result: measurement.Measurement) -> dict[str, Any]:
+        """Return what was observed during the measurement, as inputs of the quantities."""
+        samples = self.sampler.samples(result.start_monotonic)
+        seconds = time.monotonic() - self.began
+        return {"samples": samples, "idle_memory": self.idle_memory, "client": result.report, "wall_seconds": seconds}
+
+
+def _watch(work: Work, running: RunningEngine) -> _Watch:
+    foreign = _foreign(work, running)
+    sampler = Sampler(_sources(running, foreign), work.settings.telemetry_interval)
+    idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
+    return _Watch(foreign, sampler, idle, {each.log: each.log_position() for each in running.engines}, time.monotonic())
+
+
+def _judged(
+    work: Work,
+    running: RunningEngine,
+    trial: Trial,
+    row: TrialRow,
+    result: measurement.Measurement,
+    watch: _Watch,
+    inputs: dict[str, Any],
+) -> TrialRow:
+    """Return the row with the trial's quantities, what was observed beside it, and the verdict on both."""
     measured = trial_quantities(work, trial, result.records, inputs)
     left_out = sum(engine.log_left_out() for engine in running.engines) or None
-    observation = Observation(result.report.stamp_source, sampler.described, foreign.describe(), left_out)
-    verdict = or_disturbed(
-        judge(work, trial, running, result, logged), work.settings.quiet, measured, observation.foreign_processes
-    )
+    stamp_source, described = result.report.stamp_source, watch.sampler.described
+    observation = Observation(stamp_source, described, watch.foreign.describe(), left_out)
+    verdict = judge(work, trial, running, result, watch.logged)
+    verdict = or_disturbed(verdict, work.settings.quiet, measured, observation.foreign_processes)
     verdict = replace(or_uncertified(verdict, trial, measured, inputs), ended_at=code_version.now())
-    engine = replace(facts, batch_form=result.report.batch_form)
-    columns = replace(row, verdict=verdict, engine=engine, observation=observation, measured=measured).flat()
-    _write(work, trial, columns, result, samples)
-    return columns
+    return replace(row, verdict=verdict, observation=observation, measured=measured)
 
 
 def _cancelled(

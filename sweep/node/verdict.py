@@ -226,9 +226,9 @@ def limited(report: ClientReport, records: Records) -> str | None:
 def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
     """Return how much late sending by the client changed the load; None if the delay was acceptable.
 
-    In an open loop, `lag` (p99) may be `allowed` seconds: a tenth of the median `service_ttft` or 5 ms, plus 50 µs for
-    each request that was due at the same time and sent earlier. Without a schedule, `turnaround` delays the whole load
-    instead of one request: it may be 1% of its users' time.
+    In an open loop, `lag` (p99) may be `allowed` seconds: a tenth of the median `service_ttft`, or 5 ms. To this come
+    50 µs for each request that was due at the same time and sent earlier. Without a schedule, `turnaround` delays the
+    whole load instead of one request: it may be 1% of its users' time.
     """
     share = turnaround_share(records, mask)
     if share is not None:

@@ -81,7 +81,6 @@ class RunningEngine:
         return self.engine.url if self.gateway is None else self.gateway.url
 
     def processes(self) -> list[psutil.Process]:
-        """The processes of all engines and of the gateway in front of them."""
         front = [] if self.gateway is None else self.gateway.process.processes()
         return [*self.engine_processes(), *front]
 

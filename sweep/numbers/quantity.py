@@ -91,8 +91,7 @@ def is_buffered(buffered_share: Value) -> bool:
 def declare(quantity: Quantity) -> None:
     """Add a quantity.
 
-    Raises:
-        ValueError: if its name is already taken.
+    Raises ValueError if its name is already taken.
     """
     if (other := _DECLARED.setdefault(quantity.name, quantity)) is not quantity:
         raise ValueError(f"{quantity.name}: declared twice, in {other.module} and {quantity.module}")

@@ -185,7 +185,7 @@ def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
 
     With y the n means of `means_of` observations each, and ȳ_d the mean of those after d, the squared standard error is
     e(d) = Σ_{i>d} (y_i − ȳ_d)² / (n − d)². The strict rule (slack 1) takes the d ≤ n/2 with the smallest e. If there is
-    no transient, that is just the last quiet stretch; so the lenient rule takes the first d with e(d) at most `slack`
+    no transient, that is just the last quiet stretch. So the lenient rule takes the first d with e(d) at most `slack`
     times the smallest, or with √e(d) at most NEGLIGIBLE of the mean.
     """
     n = values.size // means_of

@@ -255,19 +255,19 @@ def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
 
 
 @_warning()
-def prompt_cache_hits(prefix_hit_rate: float, recorded_prefix_hit_rate: float | None = None) -> Evidence | None:
+def prompt_cache_hits(prefix_hit_rate: float, sessions_not_begun: int | None = None) -> Evidence | None:
     """More than 5% of the input was in the engine's prompt cache, and no recorded prompts are replayed."""
     share = prefix_hit_rate
-    if share <= CACHED or recorded_prefix_hit_rate is not None:
+    if share <= CACHED or sessions_not_begun is not None:  # a replay
         return None
     return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache")
 
 
 @_warning()
-def cached_input(cached_share: float, recorded_prefix_hit_rate: float | None = None) -> Evidence | None:
+def cached_input(cached_share: float, sessions_not_begun: int | None = None) -> Evidence | None:
     """The answers' usage reports more than 5% of the input as cached, and no recorded prompts are replayed."""
     share = cached_share
-    if share <= CACHED or recorded_prefix_hit_rate is not None:
+    if share <= CACHED or sessions_not_begun is not None:  # a replay
         return None
     return Evidence(share, f"{share:.0%} of the input was cached, according to the answers' usage")
 

@@ -39,7 +39,6 @@ def is_point_key(key: str) -> bool:
 
 
 def point_keys(assignments: Mapping[str, Any]) -> Assignments:
-    """Return the assignments that belong to a point."""
     return {key: value for key, value in assignments.items() if is_point_key(key)}
 
 

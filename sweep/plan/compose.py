@@ -149,7 +149,6 @@ class _Composer:
         self._add(self.chosen, self.base)
 
     def point(self, request: _Request, assignments: Assignments) -> Point:
-        """Return the configuration of one point."""
         chosen = {group: assignments.get(group, request.chosen[group]) for group in POINT_GROUPS}
         if tuple(chosen.values()) not in self.cache:
             self._add(chosen, self._compose(chosen)[0])

@@ -1,11 +1,11 @@
 """Expected duration and cost of a plan, from earlier similar runs; `unknown` if there are none.
 
 Earlier runs are the folders next to `out`, including folders that `fresh` moved aside. An earlier trial with the same
-id is preferred, then trials of the same kind: equal accelerator, and equal keys of backend, model, workload and load
-(hence equal flags, numbers of requests and lengths). The same applies to launches. Only trials that ended `ok` are
-used: a crash after two seconds does not show how long the trial takes. (Running out of memory or hanging does, but only
-for the same trial.) Without history, an assumption may be used: cluster.simulate.seconds_per_trial, or the durations
-that an experiment's author measured. Each launch of an engine adds its start-up time.
+id is preferred, then trials of the same kind. These have an equal accelerator, and equal keys of backend, model,
+workload and load, hence equal flags, numbers of requests and lengths. The same applies to launches. Only trials that
+ended `ok` are used: a crash after two seconds does not show how long the trial takes. (Running out of memory or hanging
+does, but only for the same trial.) Without history, an assumption may be used: cluster.simulate.seconds_per_trial, or
+the durations that an experiment's author measured. Each launch of an engine adds its start-up time.
 """
 
 import json
@@ -144,7 +144,6 @@ class Assumed(NamedTuple):
     measured: Durations | None = None  # launch times by backend, and the time before the first launch
 
     def launch_of(self, deployment: Deployment) -> float:
-        """Return the seconds assumed for launching this deployment."""
         launches = self.measured.launches if self.measured else {}
         return launches.get(deployment.backend.name, self.launch)
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from rich.console import Console, OverflowMethod
 
 from backends.prepare import environments, locks
-from sweep.base.config import ConfigError, Settings, cache_directory, next_time
+from sweep.base.config import Settings, cache_directory, next_time
 from sweep.base.wording import count
 from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
 from sweep.plan.packing import Node, start_order
@@ -18,7 +18,6 @@ MOST_TRIALS_LISTED = 200  # a larger plan is listed by deployment
 MOST_STARTS_LISTED = 8  # maximum number of a block's launches
 FEW_REQUESTS = 0.5  # share of the requested duration; a few dozen random arrivals rarely end earlier
 FEW_CORES = 4  # per GPU (or deployment on a CPU), for server, engine, client and system
-CANNOT_FIT = 0.8  # tolerance for rounded sizes
 PIPE_WIDTH = 160  # characters, if there is no terminal and no COLUMNS
 
 
@@ -163,13 +162,6 @@ def broken_drivers(nodes: Sequence[Node]) -> list[str]:
     """Return warnings about nodes whose NVIDIA driver is installed but broken: each launch there would fail."""
     stated = [(node.address, node.facts.broken_driver) for node in nodes if node.facts]
     return [f"node {address}: {problem}; exclude it with cluster.labels" for address, problem in stated if problem]
-
-
-def check_disk(settings: Settings, runnable: Sequence[Deployment], nodes: Sequence[Node]) -> None:
-    """Raise ConfigError if the only node, whose cache is on this machine, lacks room for what launches must write."""
-    problems, cluster = little_disk(settings, runnable, nodes, CANNOT_FIT), settings.cluster
-    if problems and len(nodes) == 1 and cluster.kind != "ray" and cluster.simulate is None:
-        raise ConfigError(f"cache_dir={cache_directory(settings.cache_dir)}: {problems[0]}")
 
 
 def little_disk(

@@ -13,11 +13,10 @@ from analysis.load import RunNotFound
 from analysis.results import RunResults, open_results
 from analysis.statistics.variance import SPREAD_OF
 from backends.prepare import locks
-from sweep.base.config import ConfigError, first_line, shortened
+from sweep.base.config import ConfigError, first_line, run_folder, shortened
 from sweep.base.setting_labels import TRIAL_MARK
 from sweep.base.whole_file import read_bounded
 from sweep.disk import object_store, run_files
-from sweep.disk.run_files import run_folder
 from sweep.disk.stored_run import LocalCopy
 from sweep.rerun.capsule import Capsule, packed_lock, parse_capsules
 from sweep.rerun.circumstances import circumstances

@@ -6,17 +6,19 @@ for its seconds.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sweep.search.model import Floats, Observations, Space, Surface
 
 DRAWS = 300
 FIRST_FEWEST, FIRST_MOST = 3, 16  # launches before the model chooses
-REFIT = 8  # results between two fits of the model
+REFIT, MANY, REFIT_MANY = 8, 16, 2  # results between two fits of the model; from so many results, between two fits
 LEAST_WEIGHT = 0.01  # of a launch that others may make unnecessary
 FAR = 1.2  # a failure's weight falls by e for each 1/FAR settings that differ
 FAILURES_BEFORE, WEIGHT_BEFORE = 0.15, 0.1  # share of failures expected before any result, and its weight in results
@@ -60,13 +62,17 @@ class NextLaunch(NamedTuple):
 
 @dataclass(frozen=True)
 class BestStanding:
-    """What the results say. `probability` is the model's that the leader is within the tolerance and the bounds."""
+    """What the results say. A search without a model knows no probability.
+
+    `probability` is the model's that the leader is within the tolerance and the bounds.
+    """
 
     leader: int | None
-    probability: float
-    open: int  # points that may be the best, with a probability above LEAST_WEIGHT
-    none_fits: float  # the model's probability that no point is within the bounds
     done: bool
+    sure: bool = False  # of the leader, or that no point is within the bounds
+    probability: float | None = None
+    open: int | None = None  # points that may be the best, with a probability above LEAST_WEIGHT
+    none_fits: float | None = None  # the model's probability that no point is within the bounds
 
 
 def longest(configurations: int) -> int:
@@ -74,24 +80,41 @@ def longest(configurations: int) -> int:
     return 2 * configurations + 16
 
 
-class BestSearch:
+def every_configuration(configuration: int) -> bool:
+    return True
+
+
+class Proposer(ABC):
     """A search for the best point. It depends only on the results that it is told, in their order."""
 
     def __init__(self, space: Space, question: BestQuestion, seconds: tuple[float, float], limit: int) -> None:
         """`seconds` of a launch and of a trial, which weigh the choice; at most `limit` launches."""
         self.space, self.question, self.seconds, self.limit = space, question, seconds, limit
         self.results: list[Result] = []
-        self.surfaces = [Surface(space) for _ in range(1 + len(question.bounds))]
-        self.fitted = 0  # results that the parameters were fitted to
         self.excluded: set[int] = set()  # points without another launch
         configurations = len(space.levels)
         self.first = min(FIRST_MOST, max(FIRST_FEWEST, math.ceil(configurations / 4)), configurations)
-        self._weights: tuple[int, BestStanding, Floats] | None = None
 
-    @property
-    def enough(self) -> float:
-        """The model's probability at which the search stops."""
-        return 1 - SHARE_OF_DOUBT * (1 - self.question.sure)
+    @abstractmethod
+    def ask(self, pending: Collection[int], fits: Callable[[int], bool] = every_configuration) -> NextLaunch | None:
+        """Return the next launch of a configuration that `fits`, given the points of launches that have not ended.
+
+        None: the search is done, or it waits for pending results.
+        """
+
+    @abstractmethod
+    def standing(self) -> BestStanding: ...
+
+    def tell(self, results: Sequence[Result]) -> None:
+        """Add results. A later success at a point replaces its failure."""
+        self.results += results
+
+    def bands(self, most: int) -> list[tuple[int, Floats]]:
+        """Return the points predicted to be best, without those that fail or surely exceed a bound, best first.
+
+        Each has the 5%, 50% and 95% quantiles of the predicted quantity. A search without a model predicts nothing.
+        """
+        return []
 
     @property
     def launches(self) -> int:
@@ -100,34 +123,51 @@ class BestSearch:
     @property
     def launch_noise(self) -> float | None:
         """The standard deviation between launches, of logarithms, from points measured in several; None without any."""
-        values: dict[int, list[float]] = {}
+        measured: dict[int, list[float]] = {}
         for result in self.results:
             if result.values is not None:
-                values.setdefault(result.point, []).append(math.log(result.values[0]))
-        repeated = [each for each in values.values() if len(each) > 1]
-        freedom = sum(len(each) - 1 for each in repeated)
-        return math.sqrt(sum(np.var(each) * len(each) for each in repeated) / freedom) if freedom else None
+                measured.setdefault(result.point, []).append(math.log(result.values[0]))
+        repeated = [logs for logs in measured.values() if len(logs) > 1]
+        freedom = sum(len(logs) - 1 for logs in repeated)
+        return math.sqrt(sum(np.var(logs) * len(logs) for logs in repeated) / freedom) if freedom else None
 
-    def tell(self, results: Sequence[Result]) -> None:
-        """Add results. A later success at a point replaces its failure."""
-        self.results += results
-        self._weights = None if results else self._weights
+    def begun(self, pending: Collection[int]) -> int:
+        """Return the number of launches, with those that have not ended."""
+        return self.launches + len({self.space.configuration[point] for point in pending})
 
-    def ask(
-        self, pending: Collection[int], fits: Callable[[int], bool] = lambda configuration: True
-    ) -> NextLaunch | None:
-        """Return the next launch of a configuration that `fits`, given the points of launches that have not ended.
-
-        None: the search is done, or it waits for pending results.
-        """
-        standing, weights = self._think()
-        begun = self.launches + len({self.space.configuration[point] for point in pending})
-        if standing.done or begun >= self.limit:
-            return None
+    def usable(self, pending: Collection[int], fits: Callable[[int], bool]) -> NDArray[np.bool_]:
+        """Return which points may be launched now."""
         able = np.array([fits(configuration) for configuration in range(len(self.space.levels))])
         able[self.space.configuration[list(pending)]] = False
-        usable = able[self.space.configuration]
-        usable[list(self.excluded)] = False
+        points = able[self.space.configuration]
+        points[list(self.excluded)] = False
+        return points
+
+
+class BestSearch(Proposer):
+    """A search by a model of the space, which ends when the model is sure enough."""
+
+    def __init__(self, space: Space, question: BestQuestion, seconds: tuple[float, float], limit: int) -> None:
+        super().__init__(space, question, seconds, limit)
+        self.surfaces = [Surface(space) for _ in range(1 + len(question.bounds))]
+        self.fitted = 0  # results that the parameters were fitted to
+        self._weights: tuple[int, BestStanding, Floats] | None = None
+
+    @property
+    def enough(self) -> float:
+        """The model's probability at which the search stops."""
+        return 1 - SHARE_OF_DOUBT * (1 - self.question.sure)
+
+    def tell(self, results: Sequence[Result]) -> None:
+        super().tell(results)
+        self._weights = None if results else self._weights
+
+    def ask(self, pending: Collection[int], fits: Callable[[int], bool] = every_configuration) -> NextLaunch | None:
+        standing, weights = self._think()
+        begun = self.begun(pending)
+        if standing.done or begun >= self.limit:
+            return None
+        usable = self.usable(pending, fits)
         if begun < self.first:
             return self._first(pending, usable)
         if not self._successes():
@@ -136,7 +176,8 @@ class BestSearch:
         weights[list(pending)] = 0
         if not weights.any() or (pending and weights.max() < LEAST_WEIGHT):
             return None
-        return max((self._bundle(int(each), weights) for each in np.flatnonzero(able)), key=self._worth)
+        able = np.unique(self.space.configuration[usable])
+        return max((self._bundle(int(configuration), weights) for configuration in able), key=self._worth)
 
     def standing(self) -> BestStanding:
         return self._think()[0]
@@ -186,8 +227,20 @@ class BestSearch:
         """Return joint samples of the objective's ln(seconds) at every point, then of each bounded latency's ln."""
         return self._draws(self._successes(), np.random.default_rng([self.question.seed, len(self.results)]))
 
+    def bands(self, most: int) -> list[tuple[int, Floats]]:
+        if not self._successes():
+            return []
+        objective, *latencies = self.samples()
+        target, fits = self.question.objective, np.ones_like(objective, bool)
+        for latency, bound in zip(latencies, self.question.bounds, strict=True):
+            fits &= latency <= math.log(bound * (1 + self.question.within))
+        ends = np.exp(target.sign * (np.quantile(objective, [0.05, 0.5, 0.95], axis=0) - target.offset)).T
+        eligible = np.flatnonzero((fits.mean(0) >= 1 - self.enough) & (self._failing() < 1))
+        ranked = eligible[np.argsort(target.sign * ends[eligible, 1], kind="stable")][:most]
+        return [(int(point), np.sort(ends[point])) for point in ranked]
+
     def _draws(self, successes: Sequence[Result], random: np.random.Generator) -> list[Floats]:
-        for due in range(self.fitted + REFIT, len(successes) + 1, REFIT):  # one after another, as when they were new
+        while (due := self.fitted + (REFIT if self.fitted < MANY else REFIT_MANY)) <= len(successes):  # as if new
             for surface, part in zip(self.surfaces, self._parts(successes[:due])[0], strict=True):
                 surface.fit(part)
             self.fitted = due
@@ -220,7 +273,7 @@ class BestSearch:
     def _judge(self) -> tuple[BestStanding, Floats]:
         successes, size = self._successes(), self.space.size
         if not successes:
-            return BestStanding(None, 0.0, size, 0.0, self.launches >= self.limit), np.zeros(size)
+            return BestStanding(None, self.launches >= self.limit, False, 0.0, size, 0.0), np.zeros(size)
         random = np.random.default_rng([self.question.seed, len(self.results)])
         objective, *latencies = self._draws(successes, random)
         value = self.question.objective.offset - objective  # ln, larger is better
@@ -231,21 +284,22 @@ class BestSearch:
             nearly &= latency <= math.log(bound * (1 + within))
         alive = random.random(value.shape) >= self._failing()
         strict = np.where(fits & alive, value, -np.inf)
-        best, place = strict.max(1), strict.argmax(1)
-        good = nearly & (value >= (best - tolerance)[:, None]) & np.isfinite(best)[:, None]
+        most, place = strict.max(1), strict.argmax(1)
+        good = nearly & (value >= (most - tolerance)[:, None]) & np.isfinite(most)[:, None]
         measured = sorted({result.point for result in successes})
         shares = good[:, measured].mean(0)
         leader = measured[int(shares.argmax())]
-        probability, none_fits = float(shares.max()), float(np.mean(~np.isfinite(best)))
-        decisive = np.bincount(place[~good[:, leader] & np.isfinite(best)], minlength=size) / len(value)
+        probability, none_fits = float(shares.max()), float(np.mean(~np.isfinite(most)))
+        decisive = np.bincount(place[~good[:, leader] & np.isfinite(most)], minlength=size) / len(value)
         variance = np.var(value, axis=0) + 1e-12
         weights = decisive * variance / (variance + variance[leader])
         weights[leader] = float(np.sum(decisive * variance[leader] / (variance + variance[leader])))
         repeated = len({result.launch for result in successes if result.point == leader})
         if probability >= self.enough:  # what is missing is a repeated launch of the leader
             weights = np.eye(size)[leader]
-        hopeless = none_fits >= self.enough
-        sure = hopeless or (probability >= self.enough and (repeated >= LEADER_LAUNCHES or leader in self.excluded))
+        hopeless, likely = none_fits >= self.enough, probability >= self.enough
+        ended = hopeless or (likely and (repeated >= LEADER_LAUNCHES or leader in self.excluded))
         contenders = int((np.bincount(place, minlength=size) / len(value) >= LEAST_WEIGHT).sum())
-        done = bool(sure or self.launches >= self.limit)
-        return BestStanding(None if hopeless else leader, probability, contenders, none_fits, done), weights
+        done = bool(ended or self.launches >= self.limit)
+        best = None if hopeless else leader
+        return BestStanding(best, done, hopeless or likely, probability, contenders, none_fits), weights

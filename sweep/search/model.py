@@ -1,14 +1,13 @@
 """A Gaussian process over the points of a grid: configurations by their settings, each with a curve over the load.
 
-Everything is in logarithms. NextLaunch noise is shared by all trials of a launch.
+Everything is in logarithms. The noise of a launch is shared by all trials of a launch.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported at first use: a run without a question needs none
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve, cholesky, solve_triangular
-from scipy.optimize import minimize, nnls
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,6 +20,7 @@ HALF_INTERACTING = 0.05  # a setting with this effect takes part in half of an i
 TRIAL_NOISE = 0.012  # between trials of one launch
 EFFECT, INTERACTION, OWN, LAUNCH_NOISE = 0.08, 0.015, 0.02, 0.04  # the usual size of what is fitted
 SPREAD_OF_PRIOR = (1.0, 0.7, 0.7, 0.7)  # of their logarithms
+MOST_SPREADS = 4  # above the usual size, at most
 FIT_STEPS = 12
 
 
@@ -110,13 +110,17 @@ class Surface:
         def loss(parameters: Floats) -> float:
             prior = float((((parameters - self.usual) / self.spread) ** 2).sum()) / 2
             try:
-                lower = cholesky(self.noisy(parameters, measured), lower=True)
+                lower = scipy.linalg.cholesky(self.noisy(parameters, measured), lower=True)
             except np.linalg.LinAlgError:
                 return 1e9
-            white = solve_triangular(lower, residual, lower=True)
+            white = scipy.linalg.solve_triangular(lower, residual, lower=True)
             return float(white @ white) / 2 + float(np.log(np.diag(lower)).sum()) + prior
 
-        self.parameters = minimize(loss, self.parameters, method="L-BFGS-B", options={"maxiter": FIT_STEPS}).x
+        below = scipy.optimize.Bounds(-np.inf, self.usual + MOST_SPREADS * self.spread)
+        fitted = scipy.optimize.minimize(
+            loss, self.parameters, method="L-BFGS-B", bounds=below, options={"maxiter": FIT_STEPS}
+        )
+        self.parameters = fitted.x
 
     def mean(self, measured: Observations) -> Floats:
         """Return the expected value at every point: (a + b·√load + c·load) / √GPUs, with a, b, c of 0 or more."""
@@ -124,7 +128,7 @@ class Surface:
         design = np.stack([np.ones_like(load), np.sqrt(load), load], 1) / np.sqrt(gpus)[:, None]
         design = design if self.has_curves else design[:, :1]
         scaled = design[measured.point] / np.exp(measured.value)[:, None]
-        return np.asarray(np.log(design @ np.maximum(nnls(scaled, np.ones(len(scaled)))[0], 1e-12)))
+        return np.asarray(np.log(design @ np.maximum(scipy.optimize.nnls(scaled, np.ones(len(scaled)))[0], 1e-12)))
 
     def draws(self, measured: Observations, random: np.random.Generator, count: int) -> Floats:
         """Return joint samples of the value at every point: shape (count, points).
@@ -132,11 +136,11 @@ class Surface:
         They spread more if the model predicts the measured values badly, each from all others.
         """
         own, launches = measured.point, np.unique(measured.launch, return_inverse=True)[1]
-        factor = cholesky(self.noisy(self.parameters, measured), lower=True)
+        factor = scipy.linalg.cholesky(self.noisy(self.parameters, measured), lower=True)
         cross = self._prior()[1][:, own]
         mean = self.mean(measured)
-        residual = cho_solve((factor, True), measured.value - mean[own])
-        inverse = cho_solve((factor, True), np.eye(len(own)))
+        residual = scipy.linalg.cho_solve((factor, True), measured.value - mean[own])
+        inverse = scipy.linalg.cho_solve((factor, True), np.eye(len(own)))
         surprise = float(np.mean(residual**2 / np.diag(inverse)))
         prior = self._prior()[2] @ random.normal(size=(self.space.size, count))
         noise = self.launch_noise * random.normal(size=(int(launches.max()) + 1, count))[launches]
@@ -153,7 +157,7 @@ class Surface:
         if not len(point):
             return np.asarray(alone)
         noisy = self.noisy(self.parameters, Observations(point, np.arange(len(point)), np.zeros(len(point))))
-        white = solve_triangular(cholesky(noisy, lower=True), covariance, lower=True)
+        white = scipy.linalg.solve_triangular(scipy.linalg.cholesky(noisy, lower=True), covariance, lower=True)
         return np.asarray(alone - (white**2).sum(0))
 
     def _prior(self) -> tuple[bytes, Floats, Floats]:
@@ -162,5 +166,5 @@ class Surface:
         if self._kept is None or self._kept[0] != key:
             every = np.arange(self.space.size)
             covariance = self.covariance(self.parameters, every, every) + 1e-8 * np.eye(len(every))
-            self._kept = key, covariance, cholesky(covariance, lower=True)
+            self._kept = key, covariance, scipy.linalg.cholesky(covariance, lower=True)
         return self._kept

@@ -70,8 +70,8 @@ class Replay:
 
 
 def _event_loop(columns: Columns, users: int, costs: Costs, limits: Limits, pace: list[float], horizon: float) -> None:
-    """Fill in the times of first and last tokens: one function of numbers that benchmarks.deployments can compile."""
-    arrivals, context, remaining, first, last = columns
+    """Fill in the times of first and last tokens: functions of numbers that benchmarks.deployments can compile."""
+    arrivals, context, _, _, _ = columns
     count = len(arrivals)
     issued = count if users == 0 else min(users, count)
     end_step = [-1] * count  # last step of each running request; a heap entry that differs from it is stale
@@ -84,14 +84,9 @@ def _event_loop(columns: Columns, users: int, costs: Costs, limits: Limits, pace
         while tokens < limits.step_tokens:
             if prefilling < 0:
                 batch = running + admitted
-                if len(preempted) > 0:
-                    candidate = preempted[-1]
-                elif following < issued and arrivals[following] <= clock:
-                    candidate = following
-                else:
-                    break
-                full = batch > 0 and cached + context[candidate] + 1 + batch > limits.cached_tokens
-                if full or batch >= limits.running:
+                waiting = following < issued and arrivals[following] <= clock
+                candidate = preempted[-1] if len(preempted) > 0 else following if waiting else -1
+                if candidate < 0 or not _prompt_fits(context[candidate], batch, cached, limits):
                     break
                 if len(preempted) > 0:
                     preempted.pop()
@@ -112,24 +107,16 @@ def _event_loop(columns: Columns, users: int, costs: Costs, limits: Limits, pace
             clock += speed * (pause + costs.per_prompt_token * tokens)
         elif running > 0:
             if running > 1 and cached + running > limits.cached_tokens:
-                while end_step[admissions[-1]] < 0:
-                    admissions.pop()
-                youngest = admissions.pop()
-                unanswered = end_step[youngest] - step
-                context[youngest] += remaining[youngest] - unanswered
-                remaining[youngest], end_step[youngest] = unanswered, -1
-                cached -= context[youngest]
+                preempted.append(_preempt_youngest(columns, admissions, end_step, step))
+                cached -= context[preempted[-1]]
                 running -= 1
-                preempted.append(youngest)
             while end_step[ends[0] % count] != ends[0] // count:
                 heappop(ends)
             steps = min(ends[0] // count - step, max(1, (limits.cached_tokens - cached) // running))
             once = speed * (costs.step + costs.per_running * running + costs.per_cached_token * cached)
             growth = speed * costs.per_cached_token * running
             if len(preempted) == 0 and following < issued and arrivals[following] > clock:
-                wait, linear = arrivals[following] - clock, once - growth / 2
-                until = 2 * wait / (linear + math.sqrt(linear * linear + 2 * growth * wait))
-                steps = min(steps, max(1, math.ceil(until)))
+                steps = min(steps, _steps_within(arrivals[following] - clock, once, growth))
             clock += steps * once + growth * steps * (steps - 1) / 2
         elif following < issued:
             clock = max(clock, arrivals[following])
@@ -138,34 +125,87 @@ def _event_loop(columns: Columns, users: int, costs: Costs, limits: Limits, pace
             break
         step += steps
         cached += running * steps
-        while len(ends) > 0 and ends[0] < (step + 1) * count:
-            request, due = ends[0] % count, ends[0] // count
-            heappop(ends)
-            if end_step[request] == due:
-                last[request], end_step[request] = clock, -1
-                cached -= context[request] + remaining[request]
-                running -= 1
-                if users > 0 and issued < count:
-                    arrivals[issued] = clock
-                    issued += 1
-        for request in admissions[len(admissions) - admitted :]:
-            if math.isnan(first[request]):
-                first[request] = clock
-            remaining[request] -= 1
-            context[request] += 1
-            cached += 1
-            if remaining[request] > 0:
-                end_step[request] = step + remaining[request]
-                heappush(ends, end_step[request] * count + request)
-                running += 1
-                continue
-            last[request] = clock
-            cached -= context[request]
-            if users > 0 and issued < count:
+        ended, freed = _end_answers(columns, ends, end_step, step, clock)
+        if admitted > 0:
+            new = admissions[len(admissions) - admitted :]
+            at_once, added = _begin_answers(columns, new, ends, end_step, step, clock)
+            ended += at_once
+            freed -= added
+        cached -= freed
+        running += admitted - ended
+        if users > 0:
+            for _ in range(min(ended, count - issued)):
                 arrivals[issued] = clock
                 issued += 1
 
 
+def _steps_within(wait: float, once: float, growth: float) -> int:
+    """Return the steps until `wait` s have passed, 1 or more; the first takes `once` s, and each `growth` s longer."""
+    linear = once - growth / 2
+    return max(1, math.ceil(2 * wait / (linear + math.sqrt(linear * linear + 2 * growth * wait))))
+
+
+def _prompt_fits(prompt: int, batch: int, cached: int, limits: Limits) -> bool:
+    """Return whether a prompt of so many tokens fits beside a batch; alone it always does."""
+    return batch < limits.running and (batch == 0 or cached + prompt + 1 + batch <= limits.cached_tokens)
+
+
+def _preempt_youngest(columns: Columns, admissions: list[int], end_step: list[int], step: int) -> int:
+    """Stop the request that was admitted last, whose context is to be computed again, and return it."""
+    _, context, remaining, _, _ = columns
+    while end_step[admissions[-1]] < 0:
+        admissions.pop()
+    youngest = admissions.pop()
+    unanswered = end_step[youngest] - step
+    context[youngest] += remaining[youngest] - unanswered
+    remaining[youngest], end_step[youngest] = unanswered, -1
+    return youngest
+
+
+def _end_answers(columns: Columns, ends: list[int], end_step: list[int], step: int, clock: float) -> tuple[int, int]:
+    """End the answers that are due by a step; return their number, and the tokens that they had in the KV cache."""
+    _, context, remaining, _, last = columns
+    count, ended, freed = len(end_step), 0, 0
+    while len(ends) > 0 and ends[0] < (step + 1) * count:
+        request, due = ends[0] % count, ends[0] // count
+        heappop(ends)
+        if end_step[request] == due:
+            last[request], end_step[request] = clock, -1
+            freed += context[request] + remaining[request]
+            ended += 1
+    return ended, freed
+
+
+def _begin_answers(
+    columns: Columns, admitted: list[int], ends: list[int], end_step: list[int], step: int, clock: float
+) -> tuple[int, int]:
+    """Add the first tokens of answers; return the number of answers that end with them, and tokens for the KV cache."""
+    _, context, remaining, first, last = columns
+    count, ended, added = len(end_step), 0, 0
+    for request in admitted:
+        if math.isnan(first[request]):
+            first[request] = clock
+        remaining[request] -= 1
+        context[request] += 1
+        added += 1
+        if remaining[request] > 0:
+            end_step[request] = step + remaining[request]
+            heappush(ends, end_step[request] * count + request)
+        else:
+            last[request] = clock
+            added -= context[request]
+            ended += 1
+    return ended, added
+
+
+COMPILED = (
+    _steps_within,
+    _prompt_fits,
+    _preempt_youngest,
+    _end_answers,
+    _begin_answers,
+    _event_loop,
+)  # by benchmarks.deployments, in order
 as_column: Callable[[Any], Any] = np.ndarray.tolist  # lists are faster than arrays in plain Python
 
 

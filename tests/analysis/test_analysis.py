@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 
 import analysis
+from analysis import figures
 from analysis.figures import memory_timeline
 from analysis.load import Run, open_run
-from analysis.plotting import drawing, figure_files
+from analysis.plotting import chart_style, drawing
 from analysis.plotting.fitting import fits
 from analysis.plotting.layout import MOST_LINES, arrange
 from analysis.quantities import labelled_column
@@ -111,7 +112,7 @@ def test_what_is_no_measurement_has_no_unit() -> None:
 
 
 def against_load(run: Run, column: str) -> Axes:
-    with figure_files.style():
+    with chart_style.style():
         figure = drawing.against_load(run, arrange(run, summarise(run)), column)
     assert figure is not None
     return figure.axes[0]
@@ -170,14 +171,14 @@ def test_steps_of_a_ladder_go_by_their_name(tmp_path: Path) -> None:
     assert layout.x is None
     ax = against_load(run, "output_throughput")
     assert [label.get_text() for label in ax.get_yticklabels()] == layout.lines
-    marks = [line.get_xdata().tolist() for line in ax.get_lines() if line.get_marker() in figure_files.MARKERS]
+    marks = [line.get_xdata().tolist() for line in ax.get_lines() if line.get_marker() in chart_style.MARKERS]
     assert marks == [[10.0], [15.0]]
 
 
 @pytest.mark.slow
 def test_a_single_configuration_can_be_drawn(tmp_path: Path) -> None:
     run = run_of(tmp_path, [trial("vllm", 4, 0, 10.0), trial("vllm", 4, 1, 12.0)])
-    assert [one.name for one in figure_files.draw_all(run, arrange(run, summarise(run)))] == ["output_throughput"]
+    assert [one.name for one in figures.draw_all(run, arrange(run, summarise(run)))] == ["output_throughput"]
 
 
 def test_a_figure_without_data_is_not_left_from_before(run_folder: Path, tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_a_figure_without_data_is_not_left_from_before(run_folder: Path, tmp_pat
     stale.parent.mkdir()
     stale.write_text("old")
     run = run_of(tmp_path, [trial("vllm", 4, 0, 10.0)])
-    figure_files.draw_all(run, arrange(run, summarise(run)))
+    figures.draw_all(run, arrange(run, summarise(run)))
     assert not stale.exists()
 
 
@@ -252,13 +253,13 @@ def test_of_many_lines_some_are_drawn(tmp_path: Path) -> None:
     assert len(layout.lines) == 100
     assert len(layout.coloured) <= MOST_LINES
     assert {"e, max-num-seqs=100", "e, max-num-seqs=50"} <= set(layout.coloured)  # the best, and the baseline
-    looks = {str(figure_files.line_style(layout, line)) for line in layout.coloured}
+    looks = {str(chart_style.line_style(layout, line)) for line in layout.coloured}
     assert len(looks) == len(layout.coloured)
-    with figure_files.style():
+    with chart_style.style():
         figure = drawing.against_load(run, layout, "output_throughput")
     assert figure is not None
     ax = figure.axes[0]
-    curves = [line for line in ax.get_lines() if line.get_marker() in figure_files.MARKERS]
+    curves = [line for line in ax.get_lines() if line.get_marker() in chart_style.MARKERS]
     assert len(curves) == len(layout.coloured)
     assert f"({len(layout.coloured)} of 100 lines)" in figure.legends[0].get_title().get_text().replace("\n", " ")
     assert "max-num-seqs=12 and 88 others" in " ".join(printed(open_run(tmp_path), 120).split())
@@ -278,7 +279,7 @@ def test_memory_over_time_is_drawn_as_its_legend_says(tmp_path: Path) -> None:
         files = paths.trial("e", "1", row["trial_id"])
         run_files.write_telemetry(files, [Sample(float(t), "process_memory_bytes", 2.0**30) for t in range(30)])
     layout = arrange(run, summarise(run))
-    with figure_files.style():
+    with chart_style.style():
         figure = memory_timeline.draw(run, layout)
     assert figure is not None
     shown_as = [(one.get_color(), one.get_linestyle(), one.get_marker()) for one in figure.legends[0].get_lines()]

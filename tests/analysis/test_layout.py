@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from analysis.load import Run, open_run
-from analysis.plotting import drawing, figure_files
+from analysis.plotting import chart_style, drawing
 from analysis.plotting.layout import arrange
 from analysis.point_names import Layout
 from analysis.report.vllm_flavour import render_vllm_flavour
@@ -125,7 +125,7 @@ def test_each_kind_of_load_has_its_own_abscissa(tmp_path: Path) -> None:
         "vllm, qa, load=closed, concurrency 16",
         "vllm, qa, load=trace",
     }
-    with figure_files.style():
+    with chart_style.style():
         figure = drawing.against_load(run, layout, "output_throughput")
     assert figure is not None
     for ax, expected in zip(figure.axes, [[1, 8], [2, 16], None], strict=False):

@@ -11,9 +11,9 @@ import pytest
 import analysis
 from analysis.load import open_run
 from analysis.results import open_results
+from analysis.statistics.contests import Standing
 from analysis.statistics.estimates import estimate
 from analysis.statistics.ratios import baseline_points
-from analysis.statistics.standings import Standing
 from analysis.summary import summarise
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.answers.deciding import Spread, answers, remedy
-from analysis.answers.task_answer import RankedConfiguration, bounds
+from analysis.answers.slo_bounds import bounds
+from analysis.answers.task_answer import RankedConfiguration
 from analysis.figures.pareto import on_front
 from analysis.load import open_run
 from analysis.report.page_data import page_data
@@ -427,10 +428,12 @@ def test_every_format_has_every_candidate(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--slo", "ttft"], "ttft=: expected a time above 0 with its unit, such as 200ms or 0.2s"),
+        (["--slo", "ttft"], "ttft: expected bounds such as ttft=200ms,tpot.p90=0.05s"),
+        (["--slo", "ttft="], "ttft=: expected a time above 0 with its unit, such as 200ms or 0.2s"),
         (["--slo", "ttft=200"], "ttft=200: expected a unit: 200ms or 200s"),
         (["--slo", "ttft.p42=1s"], "slo=ttft.p42: expected one of p50, p90, p95, p99"),
         (["--format", "latex"], "--format latex: expected one of text, markdown, csv, json"),
+        (["--slo", "ttft:0.5"], "ttft:0.5: expected bounds such as ttft=200ms,tpot.p90=0.05s"),
         (["--slo", "itl=1s"], "itl: expected ttft, tpot or e2el, with a percentile as in ttft.p90"),
         (["--slo", "ttft=-1"], "ttft=-1: expected a time above 0"),
         (["--output", "/proc/none/answer"], "--output /proc/none/answer"),

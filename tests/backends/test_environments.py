@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,11 +82,8 @@ def test_a_build_that_was_killed_is_repeated(wheels, tmp_path):
 def test_two_builders_build_once(wheels, tmp_path):
     lines: list[str] = []
     spec = locks.locked(SPEC, tmp_path, lines.append)
-    threads = [threading.Thread(target=environments.prepare, args=(spec, tmp_path, lines.append)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: environments.prepare(spec, tmp_path, lines.append), range(3)))
     assert sum("building" in line for line in lines) == 1
     assert sum("ready" in line for line in lines) == 1
 

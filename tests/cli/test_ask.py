@@ -4,11 +4,14 @@ import csv
 import itertools
 import json
 import random
+import sys
 
 import pytest
 
 from analysis import open_results
+from analysis.report.notebook import opened_run
 from sweep.__main__ import main
+from sweep.cluster.replay_executor import ReplayExecutor
 from sweep.disk.run_files import RunPaths, read_trials
 
 ENGINE = ["backend=simulated", "model=tiny-llama", "tracking=none", "report=false", "hardware=cpu"]
@@ -110,12 +113,80 @@ def test_a_throughput_counts_the_gpus_if_it_is_asked_per_gpu(tmp_path, capsys, q
 
 
 @pytest.mark.slow
+@pytest.mark.figures
+def test_the_report_and_python_show_what_was_measured_dropped_and_predicted(tmp_path, capsys):
+    assert ask(tmp_path, "report=true") == 1
+    assert "dropped: " in capsys.readouterr().out
+    found, out = answer(tmp_path, capsys), tmp_path / "out"
+    states = opened_run(out).question.set_index("point")
+    rows = measured(tmp_path)
+    assert set(states.index[states["state"] == "measured"]) == set(found["measured"])
+    assert len(found["measured"]) == len({row[:3] for row in rows if row[-1] == "ok"})
+    assert dict(states["state"])[next(iter(found["dropped"]))].startswith("failed: launch_failed")
+    assert any(state.startswith("not launched: with a probability") for state in found["dropped"].values())
+    unmeasured = states[states["state"] == "not measured"]
+    assert unmeasured["measured"].isna().all()
+    assert (unmeasured["predicted_low"] < unmeasured["predicted_high"]).all()
+    assert len(unmeasured) > 0
+    low, middle, high = found["predicted"][found["best"]]
+    assert low < middle < high
+    assert low < found["measured"][found["best"]] < high
+    page, chart = (out / "report.html").read_text(), (out / "figures" / "predicted.svg").read_text()
+    assert 'figure-predicted"' in page
+    assert "Points measured and dropped" in page
+    assert "launch_failed" in page
+    assert "predicted, 90% band" in chart
+    assert chart.count("sigma=") == len(found["predicted"])
+
+
+@pytest.mark.slow
+def test_optuna_searches_in_place_of_the_model_and_states_no_certainty(tmp_path, capsys):
+    pytest.importorskip("optuna")
+    assert ask(tmp_path, "ask.search=optuna", nodes=2) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "ask: the best output_throughput within the SLO, by Optuna's TPE, which states no certainty" in printed
+    assert "12 launches, and those that repeat the leader; the grid has 12 launches" in printed
+    assert (
+        "how sure: unknown, since Optuna states no certainty (docs/ask.md); launches of a configuration diff" in printed
+    )
+    found = answer(tmp_path, capsys)
+    assert found["best"].endswith("mean=0.02 sigma=0.1 synthetic 8 users")
+    assert (found["sure"], found["probability"], found["open"]) == (None, None, None)
+    rows = measured(tmp_path)
+    assert len({row[:2] for row in rows}) == 12, "as many launches as configurations"
+    ask(tmp_path, "ask.search=optuna", nodes=2)
+    assert measured(tmp_path) == rows
+
+
+def test_optuna_is_refused_with_its_command_if_it_is_not_installed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert ask(tmp_path, "ask.search=optuna", "dry_run=true") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: ask.best=output_throughput: expected Optuna for ask.search=optuna; pip install optuna"
+    ]
+
+
+@pytest.mark.slow
 def test_free_nodes_are_used_at_once(tmp_path, capsys):
     ask(tmp_path, nodes=1, out="one")
     ask(tmp_path, nodes=4, out="four")
     begun = [row["started_at"] for row in read_trials(RunPaths(tmp_path / "four").trials)]
     assert len(begun) - len(set(begun)) >= 3, "four launches begin together"
     assert answer(tmp_path, capsys, "four")["best"] == answer(tmp_path, capsys, "one")["best"]
+
+
+@pytest.mark.slow
+def test_an_autoscaler_adds_nodes_for_the_next_launches(tmp_path, capsys, monkeypatch):
+    def add_node(executor, needs):
+        nodes = executor.schedulable_nodes
+        if needs and len(nodes) < 3:
+            nodes.append(nodes[0]._replace(node_id=f"added-{len(nodes)}"))
+
+    monkeypatch.setattr(ReplayExecutor, "request_capacity", add_node)
+    ask(tmp_path)
+    begun = [row["started_at"] for row in read_trials(RunPaths(tmp_path / "out").trials)]
+    assert len(begun) - len(set(begun)) >= 2, "launches begin together on the nodes that were added"
+    assert answer(tmp_path, capsys)["best"].endswith("mean=0.02 sigma=0.1 synthetic 8 users")
 
 
 @pytest.mark.slow

@@ -321,9 +321,13 @@ def test_a_summary_loads_no_matplotlib(tmp_path):
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True).returncode == 0
 
 
-def test_a_plan_without_a_study_loads_no_pandas(tmp_path):
+def test_a_plan_without_a_study_loads_neither_pandas_nor_the_fits_of_a_question(tmp_path):
+    """The defect: each plan took a second of processor time for scipy.optimize."""
     command = ["backend=simulated", "model=tiny-llama", "cluster=inline", "dry_run=true", f"out={tmp_path / 'out'}"]
-    program = f"import sys; from sweep.__main__ import main; main({command}); sys.exit('pandas' in sys.modules)"
+    heavy = {"pandas", "scipy.optimize", "scipy.linalg", "scipy.stats"}
+    program = (
+        f"import sys; from sweep.__main__ import main; main({command}); sys.exit(not {heavy}.isdisjoint(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True).returncode == 0
 
 

@@ -17,12 +17,20 @@ FAST = WORTH_IT * 2  # reads in a second
 class Socket:
     """A watched socket and the other end of it, and when bytes were read from it."""
 
-    def __init__(self, poller: Poller) -> None:
+    def __init__(self, poller: Poller, patient: bool = True) -> None:
         self.near, self.far = socket.socketpair()
         self.near.setblocking(False)
         self.reads: list[float] = []
         self.poller, self.ended = poller, False
         poller.add(self.near.fileno(), self._readable)
+        if patient:
+            poller.set_patient(self.near.fileno(), True)
+
+    async def reads_after(self, seconds: float) -> int:
+        """Send a byte, and return how many reads there were after this time."""
+        self.far.send(b"x")
+        await asyncio.sleep(seconds)
+        return len(self.reads)
 
     def _readable(self) -> None:
         if self.near.recv(100):
@@ -56,8 +64,7 @@ def in_rounds(poller: Poller) -> None:
 
 def test_the_patient_wait_for_the_round_and_the_urgent_do_not(slow_rounds: float) -> None:
     async def story(poller: Poller) -> None:
-        urgent, patient = Socket(poller), Socket(poller)
-        poller.set_patient(patient.near.fileno(), True)
+        urgent, patient = Socket(poller, patient=False), Socket(poller)
         in_rounds(poller)
         for one in (urgent, patient):
             one.far.send(b"x")
@@ -67,9 +74,7 @@ def test_the_patient_wait_for_the_round_and_the_urgent_do_not(slow_rounds: float
         await asyncio.sleep(slow_rounds)
         assert len(patient.reads) == 1
         poller.set_patient(patient.near.fileno(), False)
-        patient.far.send(b"x")
-        await asyncio.sleep(slow_rounds / 3)
-        assert len(patient.reads) == 2
+        assert await patient.reads_after(slow_rounds / 3) == 2
 
     run(story)
 
@@ -84,14 +89,11 @@ def test_rounds_only_where_tokens_come_fast_and_one_by_one(
 ) -> None:
     async def story(poller: Poller) -> None:
         one = Socket(poller)
-        poller.set_patient(one.near.fileno(), True)
         poller.adjust(0.0, 0)
         if bursts:
             poller.alert(0.5)
         poller.adjust(1.0, reads)
-        one.far.send(b"x")
-        await asyncio.sleep(slow_rounds / 3)
-        assert bool(one.reads) == at_once
+        assert await one.reads_after(slow_rounds / 3) == at_once
 
     run(story)
 
@@ -100,27 +102,18 @@ def test_rounds_only_where_tokens_come_fast_and_one_by_one(
 def test_a_read_of_several_events_ends_the_rounds_for_a_while(slow_rounds: float) -> None:
     async def story(poller: Poller) -> None:
         one = Socket(poller)
-        poller.set_patient(one.near.fileno(), True)
         in_rounds(poller)
         poller.alert(1.0)
         await asyncio.sleep(slow_rounds * 1.3)  # the round that was due is the last
-        one.far.send(b"x")
-        await asyncio.sleep(slow_rounds / 3)
-        assert len(one.reads) == 1
+        assert await one.reads_after(slow_rounds / 3) == 1
         poller.adjust(0.9 + ALERT, 2 * FAST)  # too early
-        one.far.send(b"x")
-        await asyncio.sleep(slow_rounds / 3)
-        assert len(one.reads) == 2
+        assert await one.reads_after(slow_rounds / 3) == 2
         poller.adjust(1.0 + ALERT, 3 * FAST)
-        one.far.send(b"x")
-        await asyncio.sleep(slow_rounds / 3)
-        assert len(one.reads) == 2
+        assert await one.reads_after(slow_rounds / 3) == 2
         poller.alert(1.0 + ALERT)
         poller.adjust(0.9 + 3 * ALERT, 5 * FAST)  # the second time it takes twice as long
         await asyncio.sleep(slow_rounds)
-        one.far.send(b"x")
-        await asyncio.sleep(slow_rounds / 3)
-        assert len(one.reads) == 4
+        assert await one.reads_after(slow_rounds / 3) == 4
 
     run(story)
 
@@ -133,12 +126,9 @@ def test_the_rounds_of_slow_streams_are_longer_until_one_was_quicker_than_it_loo
 
     async def story(poller: Poller) -> None:
         one = Socket(poller)
-        poller.set_patient(one.near.fileno(), True)
         poller.pace(SLOW * 1.1)
         in_rounds(poller)
-        one.far.send(b"x")
-        await asyncio.sleep(2 * slow_rounds)
-        assert not one.reads
+        assert await one.reads_after(2 * slow_rounds) == 0
         poller.pace(SLOW * 0.9)
         await asyncio.sleep(1.3 * slow_rounds)
         assert len(one.reads) == 1
@@ -147,9 +137,7 @@ def test_the_rounds_of_slow_streams_are_longer_until_one_was_quicker_than_it_loo
         poller.adjust(1.0 + ALERT, 2 * FAST)
         poller.pace(SLOW * 1.1)
         await asyncio.sleep(1.3 * slow_rounds)
-        one.far.send(b"x")
-        await asyncio.sleep(1.3 * slow_rounds)
-        assert len(one.reads) == 2
+        assert await one.reads_after(1.3 * slow_rounds) == 2
 
     run(story)
 
@@ -157,7 +145,6 @@ def test_the_rounds_of_slow_streams_are_longer_until_one_was_quicker_than_it_loo
 def test_an_end_that_comes_with_the_last_bytes_is_read_with_them(slow_rounds: float) -> None:
     async def story(poller: Poller) -> None:
         one = Socket(poller)
-        poller.set_patient(one.near.fileno(), True)
         in_rounds(poller)
         one.far.send(b"x")
         one.far.close()
@@ -170,7 +157,7 @@ def test_an_end_that_comes_with_the_last_bytes_is_read_with_them(slow_rounds: fl
 
 def test_one_that_was_closed_in_the_same_round_is_left_alone() -> None:
     async def story(poller: Poller) -> None:
-        first, second = Socket(poller), Socket(poller)
+        first, second = (Socket(poller, patient=False) for _ in range(2))
         read = []
 
         def closes(me: Socket, other: Socket) -> Callable[[], None]:

@@ -21,7 +21,7 @@ from analysis.figures import (
     two_knobs,
 )
 from analysis.load import Run
-from analysis.plotting.figure_files import INK
+from analysis.plotting.chart_style import INK
 from analysis.point_names import Layout
 from analysis.report.page_data import as_block
 from analysis.results import RunResults, open_results

@@ -31,6 +31,7 @@ from backends.simulated_server.engine import _prompts
 from backends.simulated_server.typed_answers import TYPED_ANSWERS
 from sweep.__main__ import main
 from sweep.base.config import ROOT, ConfigError, Hardware
+from sweep.base.exits import Outage
 from sweep.base.options import ConfigPath
 from sweep.base.records import proxy_of
 from sweep.client import wire
@@ -44,6 +45,7 @@ from tests.support.http_stub import Stub, running, serving
 from tests.support.simulated_engine import _pump, behind_tls, simulated
 
 KEY = "a key that nobody else has"
+BEARER = f"Bearer {KEY}"
 
 
 @pytest.fixture
@@ -92,8 +94,33 @@ def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoin
     monkeypatch.setattr("sweep.drive.endpoint_model.LARGEST_LIST", 9)
     with pytest.raises(ConfigError, match=r"its response exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
-    with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*add model=NAME$"):
+    with pytest.raises(Outage, match=r"no model=NAME is given: .*[Cc]onnect.*add model=NAME$"):
         with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
+
+
+@pytest.mark.slow
+def test_planning_waits_for_an_endpoint_that_is_starting(tmp_path, capsys):
+    """It answers 503 to the query for its model, as it does until its weights are loaded; a dry run asks once."""
+
+    class Starting(Endpoint):
+        loading: ClassVar = [1] * 5  # of its list two addresses are asked
+
+        def do_GET(self):
+            if self.loading:
+                self.loading.pop()
+                return self.reply(503, "loading")
+            return super().do_GET()
+
+    short = "workload.num_requests=4 workload.output_tokens=4 backend.api=completions"
+    with serving(Starting) as url:
+        command = ["run", url, *short.split(), f"out={tmp_path}"]
+        assert main([*command, "dry_run=true"]) == 2
+        assert "503 Service Unavailable" in capsys.readouterr().err
+        assert main(command) in (0, 1), "a busy machine may spoil the trial (client_limited)"
+    assert "planning: " in capsys.readouterr().err
+    assert set(analysis.load(tmp_path)["model"]) == {"a/b"}
+    assert main([*command, "patience=1"]) == 75
+    assert "Connection refused; start it, or add model=NAME (tried for" in capsys.readouterr().err
 
 
 def test_an_endpoint_has_its_own_price_and_never_this_machines():
@@ -191,10 +218,11 @@ class Endpoint(BaseHTTPRequestHandler):
         ("/v1/ask", "max_tokens", "/v1", "backend.api=chat backend.path=/v1/ask gateway=cache", None),
         ("/v1/chat/completions", "max_completion_tokens", "", "", None),
         ("/chat/completions", "max_tokens", "", "", None),
-        (AZURE, "max_tokens", "/openai/deployments/d?api-version=1", "backend.auth_header=api-key", "k"),
-        ("/v1/completions", "max_tokens", "/v1", "backend.auth_scheme=Token", "Token k"),
+        (AZURE, "max_tokens", "/openai/deployments/d?api-version=1", "backend.auth_header=api-key", KEY),
+        ("/v1/completions", "max_tokens", "/v1", "backend.auth_scheme=Token", f"Token {KEY}"),
         ("/v1/completions", "max_tokens", "", "backend.proxy=environment", None),
-        ("/v1/completions", "max_completion_tokens", "", "backend.max_tokens_field=max_completion_tokens", "Bearer k"),
+        ("/v1/completions", "max_completion_tokens", "", "backend.max_tokens_field=max_completion_tokens", BEARER),
+        ("/v3/chat/completions", "max_tokens", "/v3", "", None),
     ],
 )
 def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expected, limit, base, typed, key):
@@ -204,7 +232,7 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     monkeypatch.setattr(Endpoint, "asked", asked := Counter())
     monkeypatch.setattr(Endpoint, "kind", "text/plain" if base == "/api/v4" else "text/event-stream")
     for name, value in {
-        "SOME_KEY": "k",
+        "SOME_KEY": KEY,
         "http_proxy": "http://127.0.0.1:9",
         "ALL_PROXY": "socks5h://127.0.0.1:1",
     }.items():
@@ -221,7 +249,25 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     row = analysis.load(tmp_path).iloc[0]  # a busy client is no matter
     assert (row["num_requests"], row["num_failed"]) == (64, 0), row["reason"]
     assert (expected, key, "phi-4-mini") in asked
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert len(asked) == 1 or not typed, "no guess beside what is typed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", ["load=closed load.concurrency=400", "load=poisson load.rate=1000"])
+def test_a_hard_limit_on_open_files_is_named_before_anything_is_sent(tmp_path, monkeypatch, load):
+    monkeypatch.setattr(Endpoint, "asked", asked := Counter())
+    with serving(Endpoint) as url:
+        command = f"-m sweep run {url} model=m {load} workload.num_requests=800 backend.api=completions out={tmp_path}"
+        limited = ["bash", "-c", 'ulimit -n 200; exec "$0" "$@"', sys.executable, *command.split()]
+        run = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
+    (row,) = analysis.load(tmp_path).to_dict("records")
+    needed = "464" if "closed" in load else "864"
+    expected = f"{needed} open files are needed, but this machine allows only 200; set ulimit -n {needed}"
+    assert (row["outcome"], row["reason"]) == ("unavailable", expected), run.stdout + run.stderr
+    assert expected in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+    assert not [path for path, _, _ in asked if asked[path, None, "m"] > 2], "the probe alone"
 
 
 class ForwardProxy(Stub):
@@ -683,9 +729,11 @@ def test_each_request_asks_for_a_model_drawn_by_weight(tmp_path, monkeypatch, ca
     assert list(analysis.requests(again)["model"]) == list(requests["model"])
     counts = requests.loc[requests["phase"] == "measured", "model"].value_counts()
     assert 28 <= counts["adapter-a"] <= 52
-    for flag in ("--table", "--all"):
+    assert main(["export", str(out), str(tmp_path / "files")]) == 0
+    assert main(["import", str(tmp_path / "files"), str(tmp_path / "back")]) == 0
+    for run, flag in ((out, "--table"), (out, "--all"), (tmp_path / "back", "--all")):
         capsys.readouterr()
-        assert main(["summary", str(out), flag]) == 0
+        assert main(["summary", str(run), flag]) == 0
         rows = [line.split() for line in capsys.readouterr().out.splitlines()]
         adapter, base = (next(row for row in rows if row[2:3] == [name]) for name in ("adapter-a", "base"))
         assert [int(row[3]) for row in (adapter, base)] == [counts["adapter-a"], counts["base"]]

@@ -58,7 +58,7 @@ def test_a_damaged_status_is_unknown_and_a_damaged_ledger_says_nothing_of_a_driv
     run.ledger.write_bytes(run.ledger.read_bytes().replace(b"not done", b"all done"))
     assert "damaged in line 3" in lines(run)
     assert "never started" in lines(run)
-    run.status.write_text("{}")
+    run.status.write_bytes(sealed({}))
     assert "unknown whether a driver is running:" in lines(run)
     assert "status.json: cannot be read (it lacks at, deadline," in lines(run)
     assert "never started" not in lines(run)
@@ -116,7 +116,7 @@ def test_an_end_is_reported_at_once(run):
 @pytest.mark.parametrize("words", [{"pid": 2**22 + 1}, {"host": "elsewhere", "at": time.time() - 100}])
 def test_a_driver_that_died_is_told_from_one_that_runs(run, words):
     writer_of(run).write({}, stopping=False)
-    run.status.write_bytes(sealed(unsealed(run.status.read_bytes())[0] | words))
+    run.status.write_bytes(sealed(unsealed(run.status.read_bytes()) | words))
     assert "died; run the same command again to continue" in lines(run)
     assert "trial 3 of 4" not in lines(run)
 

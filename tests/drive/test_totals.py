@@ -42,10 +42,17 @@ def fill(plan, ledger):
     ledger.commit({"trial_id": "of another plan", "deployment_id": "d", "attempt": "1", "outcome": "ok"})
 
 
-def test_the_drivers_totals_are_those_of_the_files(run):
-    plan, paths, ledger, writer = run
+@pytest.fixture
+def filled(run):
+    """The run with rows in its ledger, and their totals."""
+    plan, _, ledger, writer = run
     fill(plan, ledger)
     writer.write()
+    return run
+
+
+def test_the_drivers_totals_are_those_of_the_files(filled):
+    _plan, paths, _ledger, _writer = filled
     counted = read_totals(paths, driver_alive=False)
     assert counted == count_anew(paths)[0]
     assert counted.outcomes == {"ok": 2, "hung": 1, "unavailable": 1}
@@ -57,21 +64,17 @@ def test_the_drivers_totals_are_those_of_the_files(run):
     assert (counted.trials, counted.results, counted.requests) == (6, 2, 80)
 
 
-def test_a_status_reads_no_ledger_while_the_totals_hold(run, monkeypatch):
-    plan, paths, ledger, writer = run
-    fill(plan, ledger)
-    writer.write()
+def test_a_status_reads_no_ledger_while_the_totals_hold(filled, monkeypatch):
+    _plan, paths, _ledger, _writer = filled
     expected = status.status_json(status.read(paths.out))
     monkeypatch.setattr(status, "count_anew", lambda paths: pytest.fail("counted anew"))
     assert status.status_json(status.read(paths.out)) == expected
     assert '"hung": 1' in expected
 
 
-def test_rows_that_the_driver_had_no_time_to_count_are_counted(run):
+def test_rows_that_the_driver_had_no_time_to_count_are_counted(filled):
     """It was killed after a row: the totals are of a shorter ledger."""
-    plan, paths, ledger, writer = run
-    fill(plan, ledger)
-    writer.write()
+    plan, paths, ledger, writer = filled
     commit(plan, ledger, 2, "ok")
     assert read_totals(paths, driver_alive=False) is None
     assert status.read(paths.out).totals.outcomes == {"ok": 3, "unavailable": 1}
@@ -81,10 +84,8 @@ def test_rows_that_the_driver_had_no_time_to_count_are_counted(run):
 
 
 @pytest.mark.parametrize("change", ["ledger", "plan", "damaged", "foreign"])
-def test_totals_of_other_files_are_not_believed(run, change):
-    plan, paths, ledger, writer = run
-    fill(plan, ledger)
-    writer.write()
+def test_totals_of_other_files_are_not_believed(filled, change):
+    _plan, paths, _ledger, _writer = filled
     assert read_totals(paths, driver_alive=True) is not None
     if change == "ledger":  # the same size, another content
         paths.ledger.write_bytes(paths.ledger.read_bytes().replace(b"not done", b"all done"))
@@ -94,7 +95,7 @@ def test_totals_of_other_files_are_not_believed(run, change):
     elif change == "damaged":
         paths.totals.write_bytes(paths.totals.read_bytes().replace(b'"hung": 1', b'"hung": 2'))
     else:
-        content = unsealed(paths.totals.read_bytes())[0]
+        content = unsealed(paths.totals.read_bytes())
         del content["outcomes"]
         paths.totals.write_bytes(sealed(content))
     if change == "damaged":
@@ -108,10 +109,8 @@ def test_totals_of_other_files_are_not_believed(run, change):
     assert state.totals.outcomes.get("hung") == (None if change == "ledger" else 1)
 
 
-def test_nothing_is_written_when_nothing_was_added_or_the_ledger_is_damaged(run):
-    plan, paths, ledger, writer = run
-    fill(plan, ledger)
-    writer.write()
+def test_nothing_is_written_when_nothing_was_added_or_the_ledger_is_damaged(filled):
+    plan, paths, ledger, writer = filled
     paths.totals.unlink()
     writer.write(ended=True)
     assert not paths.totals.exists()

@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -123,17 +124,8 @@ def test_a_batch_answers_as_its_prompts_alone_do(engine, size):
 
 
 def simultaneous(engine, prompts, wanted):
-    found = [None] * len(prompts)
-
-    def ask(index):
-        (found[index],), _ = stream(engine, prompts[index], wanted)
-
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return [alone for (alone,), _ in pool.map(lambda prompt: stream(engine, prompt, wanted), prompts)]
 
 
 @pytest.mark.parametrize("prompt", ["Größe 你好 😀 — naïve café", "x", "\n"])

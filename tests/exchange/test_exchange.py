@@ -12,6 +12,7 @@ import analysis
 from analysis.exchange import tools, vllm_bench
 from analysis.table import csv_cell
 from sweep.__main__ import main
+from sweep.base.config import ConfigError
 from sweep.numbers.quantity import columns
 from tests.support.synthetic_run import make_run
 
@@ -91,7 +92,16 @@ def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
 
 
 @pytest.mark.parametrize(
-    "forged", [{"outcome": "excellent"}, {"ttft_p50": "fast"}, {"ttft_p50": 1e400}, {"warnings": "none"}, {"reason": 1}]
+    "forged",
+    [
+        {"outcome": "excellent"},
+        {"ttft_p50": "fast"},
+        {"ttft_p50": 1e400},
+        {"warnings": "none"},
+        {"reason": 1},
+        {"asked_models": {"model": ["a"]}},
+        {"asked_models": {name: [[]] for name in ("model", "failed", "output_tokens", "ttft", "tpot", "e2el")}},
+    ],
 )
 def test_an_export_that_sweep_did_not_write_is_refused(tmp_path, capsys, forged):
     content = json.loads((FILES / "vllm_bench.json").read_text())
@@ -171,6 +181,115 @@ def test_a_real_open_loop_is_read_as_one(file, latencies, absent):
     assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (40, 0, 640)
     assert {column: row[column] for column in latencies} == pytest.approx(latencies, abs=0.001)
     assert not any(name.startswith(absent) for name in row)
+
+
+def summarised(mean, unit=None, key="mean"):
+    """Statistics as these tools write them: the mean, the p99 at twice the mean."""
+    return {key: mean, "p99": 2 * mean, **({unit: "ms"} if unit else {})}
+
+
+# What each report has that is read, with the values that its tool gives to requests of 16 tokens: 50 ms to the first
+# token, then 10 ms each. Formats: kubernetes-sigs/inference-perf reportgen/base.py; llm-d/llm-d-benchmark
+# br_v0_2_1_example.yaml; triton-inference-server/perf_analyzer#298; SemiAnalysisAI/InferenceX utils/process_result.py.
+INFERENCE_PERF = {
+    "load_summary": {"count": 40, "concurrency": 4},
+    "benchmark_time_seconds": 2.0,
+    "successes": {
+        "count": 40,
+        "latency": {
+            "time_to_first_token": summarised(0.05),
+            "time_per_output_token": summarised(0.01),
+            "normalized_time_per_output_token": summarised(0.0125),
+            "inter_token_latency": summarised(0.01),
+            "request_latency": summarised(0.2),
+        },
+        "throughput": {"output_tokens_per_sec": 320.0, "total_tokens_per_sec": 400.0, "requests_per_sec": 20.0},
+    },
+    "failures": {"count": 0},
+}
+GENAI_PERF = {
+    "input_config": {"model": ["m"], "streaming": True, "perf_analyzer": {"stimulus": {"concurrency": 4}}},
+    "time_to_first_token": summarised(50.0, "unit", "avg"),
+    "inter_token_latency": summarised(10.0, "unit", "avg"),
+    "request_latency": summarised(200.0, "unit", "avg"),
+    "request_throughput": {"unit": "requests/sec", "avg": 20.0},
+    "output_token_throughput": {"unit": "tokens/sec", "avg": 320.0},
+}
+INFERENCE_X = {
+    "conc": 4,
+    "model": "m",
+    "framework": "vllm",
+    "tp": 2,
+    "tput_per_gpu": 200.0,
+    "output_tput_per_gpu": 160.0,
+}
+INFERENCE_X |= {f"median_{name}": value for name, value in {"ttft": 0.05, "tpot": 0.01, "itl": 0.01}.items()}
+INFERENCE_X |= {"mean_ttft": 0.05, "p99_ttft": 0.1, "mean_tpot": 0.01, "mean_itl": 0.01, "mean_e2el": 0.2}
+
+
+def llm_d_report(tool, concurrency=4, **latencies):
+    series = {"time_to_first_token": 50.0, "request_latency": 200.0} | latencies
+    rates = {"output_token_rate": 320.0, "total_token_rate": 400.0, "request_rate": 20.0}
+    aggregate = {
+        "latency": {name: summarised(mean, "units") for name, mean in series.items()},
+        "requests": {"total": 40, "failures": 0},
+        "throughput": {name: {"mean": rate} for name, rate in rates.items()},
+    }
+    load = {"standardized": {"tool": tool, "concurrency": concurrency, "rate_qps": None if concurrency else 10.0}}
+    model = [{"standardized": {"model": {"name": "m"}}}]
+    results = {"request_performance": {"aggregate": aggregate}}
+    return {"version": "0.2.1", "results": results, "scenario": {"load": load, "stack": model}}
+
+
+LLM_D = llm_d_report("vllm-benchmark", time_per_output_token=10.0, inter_token_latency=10.0)
+OF_GUIDELLM = llm_d_report("guidellm", time_per_output_token=12.5, inter_token_latency=10.0)
+OF_OTHERS = llm_d_report("another", time_per_output_token=10.0, inter_token_latency=10.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "ending", "absent"),
+    [
+        (INFERENCE_PERF, "json", ("itl",)),
+        (GENAI_PERF, "json", ("itl", "num_requests", "total_throughput")),
+        (INFERENCE_X, "json", ("num_requests", "tpot_e2e")),
+        ({**INFERENCE_X, "num_prefill_gpu": 1, "num_decode_gpu": 2, "tput_per_gpu": 400 / 3}, "json", ("tpot_e2e",)),
+        (LLM_D, "yaml", ("tpot_e2e", "duration")),
+        (OF_GUIDELLM, "yml", ("itl", "output_throughput")),
+        (OF_OTHERS, "yaml", ("tpot", "itl")),
+        (llm_d_report("inference-perf", concurrency=0, time_per_output_token=10.0), "yaml", ("ttft", "e2el", "itl")),
+        ({**GENAI_PERF, "input_config": {"model": "m", "concurrency": 4, "streaming": False}}, "json", ("ttft", "itl")),
+        ({**INFERENCE_PERF, "load_summary": {"count": 40}}, "json", ("ttft", "e2el", "concurrency", "itl")),
+    ],
+)
+def test_a_report_of_statistics_is_read_where_its_definitions_are_ours(tmp_path, content, ending, absent):
+    """Every value that is read is by sweep's definition; what a tool defines otherwise, or does not count, is null."""
+    file = tmp_path / f"result.{ending}"
+    file.write_text(json.dumps(content))  # which is YAML too
+    assert main(["import", str(file), str(tmp_path / "out")]) == 0
+    (row,) = analysis.load(tmp_path / "out").to_dict("records")
+    present = {name: value for name, value in row.items() if value == value and value is not None}
+    truth = {"ttft": 0.05, "tpot": 0.01, "itl": 0.01, "tpot_e2e": 0.0125, "e2el": 0.2, "num_requests": 40}
+    truth |= {"output_throughput": 320, "total_throughput": 400, "request_throughput": 20, "duration": 2}
+    read = {name: value for name, value in present.items() if name.removesuffix("_mean") in truth}
+    assert read
+    assert read == pytest.approx({name: truth[name.removesuffix("_mean")] for name in read})
+    assert row["outcome"] == "ok"
+    assert not [name for name in present if name.startswith(absent)]
+    assert {"service_e2el_mean"} <= present.keys() or "ttft" in absent
+    assert row["client_stamp_source"] in ("inference-perf", "GenAI-Perf", "InferenceX", "llm-d-benchmark")
+
+
+def test_a_report_of_nothing_completed_is_a_failed_row(tmp_path):
+    zeros = {name: 0.0 if isinstance(value, float) else value for name, value in INFERENCE_X.items()}
+    (row,) = rows_of_content(tmp_path, zeros)
+    assert (row["outcome"], row["reason"]) == ("invalid", "the file has no latencies: nothing was completed")
+    failed = {**INFERENCE_PERF, "failures": {"count": 40}, "successes": {"count": 0, "latency": {}, "throughput": {}}}
+    (row,) = rows_of_content(tmp_path, failed)
+    assert (row["outcome"], row["num_failed"]) == ("invalid", 40)
+    odd = llm_d_report("guidellm")
+    odd["results"]["request_performance"]["aggregate"]["latency"]["request_latency"]["units"] = "fortnights"
+    with pytest.raises(ConfigError, match="unit 'fortnights'; expected s, sec"):
+        rows_of_content(tmp_path, odd)
 
 
 def rows_of_content(folder, content):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import warnings
 from dataclasses import replace
 
@@ -71,6 +72,28 @@ def test_shares_are_the_planted_ones_and_add_up_to_the_whole(tmp_path, even_only
     assert sum(part.share.value for part in explanation.parts) == pytest.approx(1)
     assert math.prod(part.gain.value for part in explanation.parts) == pytest.approx(explanation.total.value)
     assert explanation.begin == "the baseline"
+
+
+def test_the_values_are_those_of_the_summary_and_the_gain_is_that_of_the_comparison(tmp_path, capsys):
+    """The defect: geometric means beside the medians and totals that `sweep summary` prints of the same points."""
+    speeds = {"plain": (100.0, 100.0, 400.0), "fast": (300.0, 320.0, 700.0)}
+    rows = [
+        trial("vllm", 8, n, speed, ladder=step, ladder_parent=None if step == "plain" else "plain", launch=f"{step}{n}")
+        for step, launches in speeds.items()
+        for n, speed in enumerate(launches)
+    ]
+    results = RunResults(run_of(tmp_path, rows))
+    first, final = (f"{value:.0f}" for value in results.summary["output_throughput"])
+    assert main(["explain", str(tmp_path)]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    gain = math.prod(np.array(speeds["fast"]) / speeds["plain"]) ** (1 / 3)
+    assert f"from {first} to {final} tokens/s, {gain:.3g}× that of plain" in output
+    assert float(final) / float(first) != pytest.approx(gain, rel=0.02)
+    assert "a gain is the ratio of the launches' geometric means" in output
+    assert main(["summary", str(tmp_path), "--table"]) == 0
+    table = capsys.readouterr().out
+    assert re.search(rf"plain +qa +{first} \(", table)
+    assert re.search(rf"fast +qa +{final} \(", table)
 
 
 def test_a_knob_alone_and_last_differ_by_its_interaction(tmp_path):
@@ -257,7 +280,7 @@ def test_a_run_without_knobs_is_refused_in_one_line(tmp_path, capsys):
 
 def test_the_waterfall_is_drawn_where_there_is_something_to_explain(tmp_path):
     from analysis.figures import waterfall
-    from analysis.plotting.figure_files import style
+    from analysis.plotting.chart_style import style
 
     run = factorial(tmp_path / "a").run
     results = RunResults(replace(run, trials=run.trials.assign(ttft_p50=5 / run.trials["output_throughput"])))
@@ -268,6 +291,10 @@ def test_the_waterfall_is_drawn_where_there_is_something_to_explain(tmp_path):
         assert labels == ["the baseline", "vllm", "batching", "draft", "graphs", "no-cache", "all together"]
         plain = RunResults(run_of(tmp_path / "b", [trial("vllm", 8, 0, 100.0)]))
         assert waterfall.draw(plain.run, plain.layout) is None
+        flags = [trial("vllm", 8, 0, 100.0 * (1 + flag), **{KNOBS[1]: bool(flag)}) for flag in (0, 1)]
+        single = RunResults(run_of(tmp_path / "c", [row | {"trial_id": f"{n}"} for n, row in enumerate(flags)]))
+        assert explained(single).parts[0].name == "graphs"
+        assert waterfall.draw(single.run, single.layout) is None, "one setting is the whole gain"
 
 
 def test_a_waterfall_says_which_gain_has_no_interval(tmp_path):

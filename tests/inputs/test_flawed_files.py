@@ -37,7 +37,7 @@ NULLS = [{"messages": turns, "prompt": None, "output_tokens": 4} for turns in (N
 JSONL = "".join(f"{json.dumps(row)}\n" for row in COUNTED)
 X = [{"prompt": "x", "output_tokens": 4}]
 USABLE = [CONVERSATIONS[0], CONVERSATIONS[4]]
-ANSWERED = "6 of 10 rows skipped: no question before the first answer (4), no question (1), its prompt contains a lone"
+ANSWERED = "6 of 10 rows skipped: conversations: no question before the first answer (4), conversations: no question (1"
 
 
 def trace(*times: object, **cells: object) -> list[dict[str, Any]]:
@@ -61,6 +61,12 @@ def plan(folder: Path, capsys: Any, name: str, content: Any, typed: str) -> tupl
 
 RECORDED = "workload=recorded load=recorded workload.file=FILE"
 ARRIVALS = "workload=synthetic workload.input_tokens=9 workload.output_tokens=3 load=trace load.path=FILE"
+TALKS = "workload=recorded load=closed load.concurrency=1 workload.file=FILE"
+HALF_SECOND = json.dumps([{"timestamp": time, "input_tokens": 48, "output_tokens": 8} for time in (0, 0.5)])
+SESSION = [
+    {"chat_id": chat, "parent_chat_id": parent, **row, "input_length": 16, "hash_ids": [1]}
+    for chat, parent, row in zip((7, 8), (-1, 7), trace(0, 0.5), strict=True)
+]
 TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean file that it is planned as
     ("float.jsonl", [{**row, "output_tokens": float(row["output_tokens"])} for row in COUNTED], "", COUNTED),
     ("float.csv", "prompt,output_tokens\na b c,4.0\nd e f g,5.0\n", "", COUNTED),
@@ -96,6 +102,45 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
         BURST.replace("45,ChatGPT,1087,0\n", ""),
     ),
     ("whole.csv", BURST.replace(",0", ",9.0"), RECORDED, BURST.replace(",0", ",9")),
+    ("capitals.csv", "Prompt,Output_Tokens\na b c,4\nd e f g,5\n", "", COUNTED),
+    (
+        "capitals.jsonl",
+        [{"Prompt": row["prompt"], "outputTokens": row["output_tokens"]} for row in COUNTED],
+        "",
+        COUNTED,
+    ),
+    ("named.jsonl", [{"Q": "x", "output_tokens": 4}, *X], "workload.column=Q workload.skip_unsendable=true", X),
+    ("styles.jsonl", [{"Messages": [{"Role": "User", "Content": "x"}], "output tokens": 4}], "", X),
+    ("speaker.jsonl", [{"messages": [{"speaker": "user", "text": "x"}], "output_tokens": 4}], "", X),
+    ("data.json", {"version": 1, "data": COUNTED, "tags": ["a"]}, "", COUNTED),
+    ("one.json", {"id": 1, **CHATS[0]}, "", CHATS[:1]),
+    ("turns.json", MESSAGES, "workload.output_tokens=4", CHATS),
+    ("texts.json", [row["prompt"] for row in COUNTED], "workload.output_tokens=4", COUNTED),
+    ("list.jsonl", json.dumps(COUNTED, indent=1), "", COUNTED),
+    ("lines.json", JSONL, "", COUNTED),
+    ("utf32.jsonl", JSONL.encode("utf-32"), "", COUNTED),
+    ("tabs.csv", "prompt\toutput_tokens\na b c\t4\nd e f g\t5\n", "", COUNTED),
+    ("commas.tsv", "\n\nprompt,output_tokens\na b c,4\nd e f g,5\n", "", COUNTED),
+    ("marked.csv", [{**cell, "messages": f"\ufeff{cell['messages']}"} for cell in JSON_CELLS], "", CHATS),
+    ("json.txt", JSONL, "workload.output_tokens=4", COUNTED),
+    ("cells.csv", [{"prompt": json.dumps(row), "output_tokens": row["output_tokens"]} for row in COUNTED], "", COUNTED),
+    ("none.csv", "messages,prompt,output_tokens\nnull,x,4\n", "", X),
+    ("nan.csv", "prompt,output_tokens\nx,4\nNaN,4\n", "workload.skip_unsendable=true", X),
+    ("capitals.csv", BURST.replace("Timestamp", "TIMESTAMP").replace(",0", ",9"), RECORDED, BURST.replace(",0", ",9")),
+    ("unit.csv", "timestamp_ms,input_tokens,output_tokens\n0,48,8\n500,48,8\n", RECORDED, HALF_SECOND),
+    (
+        "late.jsonl",
+        [{"version": 1}, *json.loads(HALF_SECOND)],
+        f"{RECORDED} workload.skip_unsendable=true",
+        HALF_SECOND,
+    ),
+    (
+        "holes.csv",
+        "chat_id,parent_chat_id,timestamp,input_length,output_length,hash_ids\n7,,0,16,8,[1]\n8,7.0,0.5,16,8,[1]\n",
+        RECORDED,
+        "".join(f"{json.dumps(row)}\n" for row in SESSION),
+    ),
+    ("chats.json", {"data": [{"id": 0}, *USABLE]}, TALKS, "".join(f"{json.dumps(row)}\n" for row in USABLE)),
 ]
 
 
@@ -104,15 +149,21 @@ def test_a_flawed_file_is_planned_as_the_clean_one(
     tmp_path: Path, capsys: Any, name: str, content: Any, typed: str, clean: Any
 ) -> None:
     status, _, requests = plan(tmp_path, capsys, name, content, typed)
-    clean_name = f"clean{Path(name).suffix}" if isinstance(clean, str) else "clean.jsonl"
-    typed = typed.replace("workload.column=q", "").replace("workload.skip_unsendable=true", "")
+    kind = ".json" if clean == HALF_SECOND else ".csv" if isinstance(clean, str) and clean[0] != "{" else ".jsonl"
+    clean_name = f"clean{kind}"
+    typed = re.sub("workload.column=.", "", typed).replace("workload.skip_unsendable=true", "")
     assert (status, requests) == (0, plan(tmp_path, capsys, clean_name, clean, typed)[2])
 
 
 @pytest.mark.parametrize(
     ("name", "content", "typed", "message"),
     [
-        ("sharegpt.jsonl", CONVERSATIONS, "", "8 of 10 rows skipped: no question before the first answer (4), no out"),
+        (
+            "sharegpt.jsonl",
+            CONVERSATIONS,
+            "",
+            "8 of 10 rows skipped: conversations: no question before the first answer (4), no",
+        ),
         ("sharegpt.jsonl", CONVERSATIONS, "workload.output_tokens=3", ANSWERED),
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true", "1 of 3 rows skipped: Response tokens='0'"),
         ("bailian.jsonl", trace(0.0, 0.5, 9.5, parent_chat_id=-1), f"{ARRIVALS} workload.num_requests=3", "after 9.5"),
@@ -149,19 +200,29 @@ ONE = '{"prompt": "a"}\n'
             "no such file; expected a file ending in .txt, .jsonl, .ndjson, .json, .csv, .tsv, .parquet",
         ),
         ("p.docx", "x", "", "the ending .docx is unknown; expected a file ending in .txt, .jsonl"),
-        ("p.txt", "a\n", "", "none of 1 rows can be sent: row 1: no output_tokens and no answer; set workload.output_"),
+        (
+            "p.txt",
+            "a\n",
+            "",
+            "none of 1 rows can be sent: row 1: no output_tokens and no turn with an answer; set workl",
+        ),
         ("p.csv", COUNTED, "workload.column=body", "has no such column; expected: prompt, output_tokens"),
-        ("p.jsonl", "\n", "", "is empty; expected at least one line"),
+        ("p.jsonl", "\n", "", "has no rows; expected at least one"),
         ("p.jsonl", [{**COUNTED[0], "output_tokens": 0}, COUNTED[1]], "", "row 1: output_tokens=0; expected a whole n"),
         ("p.csv", "prompt,output_tokens\na,4.5\nb,4\n", "", "row 1: output_tokens='4.5'; expected a whole number of"),
-        ("p.csv", "prompt,output_tokens\na,4\nb,\n", "", "row 2: no output_tokens and no answer; set workload.output_"),
+        ("p.csv", "prompt,output_tokens\na,4\nb,\n", "", "row 2: no output_tokens and no turn with an answer; set w"),
         ("p.csv", "prompt,output_tokens\na,4\n,5\n,6\n", "", "2 of 3 rows cannot be sent; workload.skip_unsendable=tr"),
-        ("p.jsonl", [{"prompt": "half \ud83d", "output_tokens": 1}], "", "row 1: its prompt contains a lone surrogate"),
+        (
+            "p.jsonl",
+            [{"prompt": "half \ud83d", "output_tokens": 1}],
+            "",
+            "row 1: prompt: a lone surrogate in the prompt",
+        ),
         ("p.csv", [{"messages": "[1", "output_tokens": 1}], "", "row 1: messages is not a list of turns; expected"),
         ("p.jsonl", ONE + "nonsense\n", "", "line 2 is not a JSON object"),
-        ("p.jsonl", ONE + '{"prompt": ""}\n', "workload.output_tokens=1", "row 2: no prompt; expected text in prompt,"),
+        ("p.jsonl", ONE + '{"prompt": ""}\n', "workload.output_tokens=1", "row 2: prompt=''; expected text in prompt,"),
         ("p.jsonl", '{"prompt": "caf\u00e9"}\n'.encode("latin-1"), "", "at byte 15; expected UTF-8"),
-        ("p.json", {"prompt": "a"}, "", "not a list; expected a list of mappings"),
+        ("p.json", {"prompt": "a"}, "", "0 lists of mappings in an object with the keys prompt; expected a list"),
         ("p.json", "[", "", "not JSON"),
         ("p.parquet", "no parquet", "", "arquet"),
         ("p.jsonl", [{"prompt": "a", "output_tokens": 10**30}], "", "row 1: output_tokens=1000"),
@@ -192,14 +253,19 @@ ONE = '{"prompt": "a"}\n'
             "m.jsonl",
             [{"messages": [{"role": "user", "content": PICTURE}]}],
             "",
-            "row 1: a part of type image_url; expec",
+            "row 1: messages: a part of type image_url; e",
         ),
         ("l.csv", "timestamp,input_tokens,output_tokens\n0,99999999999999,5\n", RECORDED, "row 1: input_tokens='99999"),
-        ("m.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}], "", "row 1: a turn of tool; expected user, hu"),
-        ("m.jsonl", [{"messages": ["x"]}], "", "row 1: a turn is not a mapping; expected {role, content}"),
-        ("s.json", CONVERSATIONS[1:3], "", "none of 2 rows can be sent: row 1: no question"),
+        (
+            "m.jsonl",
+            [{"messages": [{"role": "tool", "content": "x"}]}],
+            "",
+            "row 1: messages: a turn of tool; expected us",
+        ),
+        ("m.jsonl", [{"messages": ["x"]}], "", "row 1: messages: a turn is not a mapping; expected {role"),
+        ("s.json", CONVERSATIONS[1:3], "", "none of 2 rows can be sent: row 1: conversations: no que"),
         ("p.jsonl", COUNTED, "workload.name=qa", "qa is the name of a bundled task; use workload=prompts workload.fil"),
-        ("l.jsonl", [{"input_tokens": 3}], RECORDED, "no columns with lengths; expected input_tokens, output"),
+        ("l.jsonl", [{"input_tokens": 3}], RECORDED, "no columns with lengths or conversations among input_t"),
         ("burst.csv", BURST, RECORDED, "row 2: Response tokens='0'; expected a whole number of at least 1; 1 of 3 row"),
         ("half.csv", BURST.replace(",0", ",2.5"), RECORDED, "row 2: Response tokens='2.5'; expected a whole number"),
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true load.skip_unsendable=false", "expected True,"),
@@ -221,7 +287,7 @@ ONE = '{"prompt": "a"}\n'
         ),
         ("epoch.txt", "1700000000000\n1700000000500\n", ARRIVALS, "its unit is uncertain; set load.unit"),
         ("t.txt", "# nothing\n", ARRIVALS, "contains no arrival times"),
-        ("t.txt", "2\n1\n", ARRIVALS, "row 2: expected times in ascending order"),
+        ("t.txt", "2\n1\n", ARRIVALS, "row 2: time: expected times in ascending order"),
         ("t.txt", "1\nnan\n", ARRIVALS, "row 2: time='nan'; expected finite times"),
         ("t.txt", "1\nsoon\n", ARRIVALS, "row 2: time='soon'; expected a number or an ISO 8601 time"),
         ("t.csv", "timestamp,x\n1.0,a\n,b\n", ARRIVALS, "row 2: timestamp=''; expected a number or an ISO 8601 time"),
@@ -229,6 +295,15 @@ ONE = '{"prompt": "a"}\n'
         ("t.csv", "timestamp\n1\n2\n", f"{ARRIVALS} load.column=at", "load.column=at: no such column in"),
         ("t.csv", "timestamp\n1\n2\n", f"{ARRIVALS} workload.num_requests=3", "may be at most 2"),
         ("t.jsonl", '{"timestamp": 1}\n[2.0]\n', ARRIVALS, "line 2 is not a JSON object"),
+        ("p.csv", "body,id\na,4\n", "", "row 1: no prompt among body, id; expected text in prompt, text,"),
+        ("p.csv", ",body\n0,a\n", "workload.output_tokens=4", "row 1: no prompt among , body; expected text"),
+        ("p.jsonl", '{"\\ud83d": 1}', "", "row 1: no prompt among \\ud83d; expected text"),
+        ("p.jsonl", [{"prompt": 5, "output_tokens": 4}], "", "row 1: prompt=5; expected text in prompt, text,"),
+        ("p.json", {"a": COUNTED, "b": COUNTED}, "", "2 lists of mappings in an object with the keys a, b; expected"),
+        ("p.csv", "prompt,output_tokens\na,4\n".encode("utf-16-le"), "", "UTF-16 without a byte order mark; expected"),
+        ("p.json", "7", "", "not a list; expected a list of mappings"),
+        ("m.jsonl", [{"messages": [{"who": "user"}]}], "", "row 1: messages: a turn has the keys who; expected role"),
+        ("l.csv", "at,in,out\n0,5,6\n", RECORDED, "no columns with lengths or conversations among at, in, out; exp"),
         ("none.txt", None, ARRIVALS, "no such file"),
     ],
 )

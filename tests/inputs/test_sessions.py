@@ -78,6 +78,42 @@ def test_a_conversation_is_sent_turn_by_turn_with_its_roles(tmp_path: Path, caps
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("api", [CHAT_API, "backend.api=completions"])
+def test_live_answers_stand_in_the_history(tmp_path: Path, capsys: Any, api: str) -> None:
+    """The simulated engine answers with words of its own, as many as tokens, and reports what it was sent."""
+    longer = [*CHAT, {"role": "user", "content": "Any more?"}, {"role": "assistant", "content": "Green and yellow."}]
+    file = write(tmp_path / "chats.jsonl", [{"messages": longer}, {"messages": longer[1:]}])
+    line = [
+        *QUICK,
+        "workload=recorded",
+        f"workload.file={file}",
+        "workload.num_requests=6",
+        *api.split(),
+        "load=closed",
+    ]
+    rows = {}
+    for answers in ("live", "recorded"):
+        out = tmp_path / answers
+        row = measure(*line, "load.concurrency=2", f"workload.answers={answers}", f"out={out}")
+        assert not alarms(row.dropna().to_dict())
+        assert (row["replay_exact_turns"], row["replay_exact_lengths"], row["sessions_cut"]) == (1, 1, 0)
+        assert row["earliest_turn"] >= -1e-6
+        rows[answers] = row, analysis.requests(str(out), row["trial_id"]).query("phase == 'measured'")
+    row, sent = rows["live"]
+    assert row["replay_unchecked"].startswith("prefix hits and prompts' lengths")
+    assert row[["sent_prefix_hit_rate", "recorded_prefix_hit_rate", "replay_hit_error"]].isna().all()
+    asked = [len(turn["content"].split()) for turn in longer if turn["role"] == "user"]
+    for session in (0, 1):
+        inputs, outputs = (
+            sent.query(f"session == {session}")[f"{what}_tokens"].tolist() for what in ("input", "output")
+        )
+        assert inputs[1] - inputs[0] == outputs[0] + asked[1]  # in words, which are the simulated engine's tokens
+        assert inputs[2] - inputs[1] == outputs[1] + asked[2]
+        of_recorded = rows["recorded"][1].query(f"session == {session}")["input_tokens"].iloc[1]
+        assert of_recorded - inputs[0] == len(CHAT[2]["content"].split()) + asked[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cells", "load"),
     [
@@ -243,6 +279,8 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
             "load=recorded",
             "conversations have no recorded times; expected load=closed",
         ),
+        (pair(), "workload.answers=live", "t.jsonl has no conversations turn by turn; expected recorded"),
+        ([{"messages": CHAT}], "workload.answers=live workload.started=1", "earlier answers are unknown"),
         ([{"messages": CHAT[1:2] * 2 + CHAT[2:]}], "", "two user messages in a row"),
         ([{"messages": CHAT[1:3] + CHAT[:1]}], "", "a system message that is not the first message"),
     ],

@@ -6,10 +6,10 @@ import json
 import math
 import os
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -433,12 +433,9 @@ def test_a_reference_is_made_once(monkeypatch, tmp_path, tokenizer):
 
     monkeypatch.setattr(agreement, "_compute", compute)
     its = run_of(Backend(name="x"), tokenizer, cache_dir=str(tmp_path))
-    threads = [threading.Thread(target=agreement.reference, args=(its, launch(tmp_path), print)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert agreement.reference(its, launch(tmp_path), print) == EXPECTED
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: agreement.reference(its, launch(tmp_path), print), range(4)))
+    assert found == [EXPECTED] * 4
     assert made == [1]
 
 

@@ -13,9 +13,10 @@ from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead
 from analysis.load import Run, open_run
 from analysis.report.page_data import page_data
-from analysis.report.terminal import Summary, doubts
+from analysis.report.terminal import Summary
 from analysis.results import RunResults
 from analysis.summary import summarise
+from analysis.warnings import grouped
 from sweep.__main__ import main
 from tests.explain.test_explain import factorial
 from tests.support.results import printed, report_of, rows_of, run_of, trial
@@ -27,6 +28,23 @@ WIDTHS = range(60, 201)
 def main_job(folder: Path) -> Run:
     """Two engines at eight points, and one that this host cannot run at four more."""
     return open_run(make_run(folder, replicates=3, batches=(1, 8), workloads=("qa", "reasoning")).out)
+
+
+def doubtful(folder: Path) -> Run:
+    """Two engines with long names on four tasks, with more warnings than a screen has room for."""
+    doubts = {"foreign_cpu_share": 0.8, "foreign_processes": "x", "cpu_throttled_share": 0.9}
+    doubts |= {"num_requests": 24, "ttft_p99": 0.2}
+    rows = [
+        trial(name, size, n, size * (speed + n), launch=f"{name}{n}", workload=task, tpot_p50=1 / speed, **doubts)
+        for task in ("qa", "reasoning")
+        for size in (1, 4)
+        for name, speed in (("simulated, mean=0.008", 80.0), ("simulated, mean=0.004", 100.0))
+        for n in range(3)
+    ]
+    for number, row in enumerate(rows):
+        more = {"memory_peak_bytes": 2.0**30 + number * 2.0**24, "ttft_p50": 0.1 + number / 1000}
+        row |= {"trial_id": str(number), "cost_per_million_tokens": 100 / row["output_throughput"], **more}
+    return run_of(folder, rows)
 
 
 def ladder(folder: Path) -> Run:
@@ -58,7 +76,7 @@ def screen(results: RunResults, width: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [main_job, ladder, many])
+@pytest.mark.parametrize("make", [main_job, doubtful, ladder, many])
 def test_the_end_of_a_run_fits_every_width_and_24_lines_of_80(
     make: Callable[[Path], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +105,8 @@ def test_the_screen_answers_each_task_and_says_what_is_equal_and_doubtful(
     assert lines[0].rstrip() == "throughput_bound  tiny-llama  NVIDIA L4  24 of 36 trials ok  60 s on 2026-11-20"
     assert re.search(r"^qa, batch size 1 +vllm +tie with transformers +18\.3 \([\d.–]+\)$", text, re.MULTILINE)
     assert re.search(r"^qa, batch size 8 +vllm +1\.63× \(1\.62–1\.64\) +106 \([\d.–]+\)$", text, re.MULTILINE)
+    shown = re.findall(r"^(\w+) +(\w+) +(\d) +\d", text, re.MULTILINE)
+    assert shown[:3] == [("vllm", *task) for task in (("qa", "1"), ("qa", "8"), ("reasoning", "1"))], "winners first"
     warnings = [line for line in lines if line.startswith("! ")]
     assert warnings == [
         "! 12 trials without a result: tgi: unavailable",
@@ -98,7 +118,22 @@ def test_the_screen_answers_each_task_and_says_what_is_equal_and_doubtful(
     assert "in all rows: task qa, TTFT p50 100 ms" in ladder_text
     assert ladder_text.count("vllm, step ") == 12, "ten steps, and two in the sentence"
     assert "more: --table" not in ladder_text
+    assert "\ngain: sweep explain ladder" in ladder_text
+    assert "\ngain: sweep explain factorial" in combined
+    assert "sweep explain" not in text, "no setting varies"
     assert re.search(r"19\d more: --table", "\n".join(screen(RunResults(many(Path("many"))), 120)))
+
+
+def test_a_full_screen_keeps_the_memory_and_each_tasks_winner(tmp_path: Path) -> None:
+    """It once had 25 lines, and the intervals took the place of the memory."""
+    results = RunResults(doubtful(tmp_path / "run"))
+    lines = screen(results, 80)
+    text = "\n".join(lines)
+    assert "GiB" in text
+    shown = re.findall(r"^(simulated, mean=\S+) +(\w+) +(\d) +\d", text, re.MULTILINE)
+    assert shown[:3] == [("simulated, mean=0.004", *task) for task in (("qa", "1"), ("qa", "4"), ("reasoning", "1"))]
+    left_out = len(grouped(results.warnings)) - sum(line.startswith("! ") for line in lines)
+    assert f"--all ({left_out} more warnings, remedies)" in " ".join(text.split())
 
 
 @pytest.mark.slow
@@ -170,7 +205,7 @@ def test_a_failure_leaves_room_for_its_log_and_counts_its_kind(tmp_path: Path) -
         for batch in range(1, times + 1)
     ]
     results = RunResults(run_of(tmp_path, [trial("a", 1, 0, 10.0), *rows]))
-    first, *_ = map(str, doubts(results, 80))
+    first, *_ = map(str, Summary(results).screen.doubtful(80))
     assert "5 trials without a result: w: oom_load (4 of them): no memory left" in first
 
 

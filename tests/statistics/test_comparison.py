@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from analysis.statistics.comparison import PRIOR_FREEDOM, BlockModel, Trials, comparison_blocks, contest, fit
-from analysis.statistics.standings import Standing
+from analysis.statistics.contests import Standing
 from analysis.summary import summarise
 from benchmarks import winners
 from tests.support.results import printed, run_of, trial, warnings_of

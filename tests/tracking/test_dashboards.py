@@ -60,6 +60,16 @@ def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_p
     out = tmp_path / "run"
     run_of(out, rows(), trials=17, replicates=2)
     claims_in(out, *(claim_record(10, 12, f"vllm {number}") for number in range(15)))
+    asked = {
+        "best": "vllm qa",
+        "value": "9 tokens/s",
+        "within": 0.05,
+        "sure": 0.95,
+        "launch_noise": 0.01,
+        "launches": 5,
+    }
+    asked |= {"launches_of_grid": 9, "lines": ["best: vllm qa"], "measured": {"vllm qa": 9.0}, "predicted": {}}
+    RunPaths(out).asked.write_text(json.dumps({"best x": asked | {"dropped": {"tgi qa": "failed: oom_load"}}}))
     with_telemetry = RunPaths(out).trial("vllm", "1", rows()[0]["trial_id"])
     run_files.write_telemetry(with_telemetry, [Sample(0.5, "kv_cache_usage", 0.25)])
     with wandb_stub.server() as (address, kept):
@@ -79,6 +89,8 @@ def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_p
     assert "vllm is the fastest" in whole["summary"]["answer"]
     assert (whole["summary"]["capacity_lower"], whole["summary"]["capacity_upper 9"]) == (10, 12)
     assert len([key for key in whole["summary"] if key.startswith("capacity")]) == 30
+    assert (whole["summary"]["question_best"], whole["summary"]["question_answer"]) == ("vllm qa", ["best: vllm qa"])
+    assert whole["summary"]["question"]["nrows"] == 2
     assert len([key for key in whole["summary"] if "/" not in key and key[0] != "_"]) <= 40
     _check_table_and_artifacts(kept, token, out)
     _check_history(kept, token)

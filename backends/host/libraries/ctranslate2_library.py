@@ -35,8 +35,6 @@ def load(settings: LibrarySettings) -> "CTranslate2":
 
 
 class CTranslate2:
-    """A loaded model."""
-
     version: str = ctranslate2.__version__
 
     def __init__(self, generator: Any, vocabulary: Sequence[str]) -> None:

@@ -64,8 +64,6 @@ class RowsDone(StoppingCriteria):  # type: ignore[misc]
 
 
 class Transformers:
-    """A loaded model."""
-
     version = transformers.__version__
 
     def __init__(self, model: Any) -> None:

@@ -27,8 +27,6 @@ def load(settings: LibrarySettings) -> "VLLMOffline":
 
 
 class VLLMOffline:
-    """A running engine."""
-
     version = vllm.__version__
     adds_any_time = False
 

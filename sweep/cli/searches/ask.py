@@ -8,28 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from sweep.base.config import PERCENTILES, ConfigError, did_you_mean, split_bound
+from sweep.base.config import split_bound
 from sweep.base.records import UNMEASURED, Outcome
 from sweep.base.wording import count, duration_text, number
-from sweep.cli.searches.race import PRICED
+from sweep.cli.searches.race import check_objective, rankable
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan, write_whole
-from sweep.numbers.quantity import PERFORMANCE, Statistic, columns, percentile_name
-from sweep.plan.axes import LADDER_AXES
+from sweep.numbers.quantity import PERFORMANCE, columns, percentile_name
 from sweep.plan.compose import Composition
 from sweep.plan.estimate import Expected
 from sweep.plan.packing import Need
 from sweep.plan.pending import PendingWork
-from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
-from sweep.search.ask import BestQuestion, BestSearch, ObjectiveScale, Result, longest
+from sweep.plan.plan import Deployment, Plan, Trial
+from sweep.search.ask import BestQuestion, BestSearch, ObjectiveScale, Proposer, Result, longest
 from sweep.search.model import Space
+from sweep.search.tpe import TpeSearch, has_optuna, usual_launches
 
+USUAL_START, USUAL_TRIAL = 60.0, 30.0  # s; until durations are known
 REPEATS = 8  # launches of one configuration, at most
 MOST_POINTS = 4000  # whose joint distribution the model draws from
 SHOWN_NOISE = 0.03  # between launches, up to which docs/measurements/ask.md shows how often the answer is right
 USUAL_LAUNCHES = (1.6, 2.6)  # launches / √configurations of the searches there, at a noise of 2 and 5%
 PER_GPU, THROUGHPUT = "output_throughput_per_gpu", "output_throughput"  # the first is no column
-NEEDS_SLO = {"goodput", "steady_goodput", "goodput_share"}
+NO_CERTAINTY = "unknown, since Optuna states no certainty (docs/ask.md)"
+UNCHOSEN = "Optuna did not choose them"
+CHARTED = 30  # points whose predicted bands are kept
 
 
 def grid_of(composition: Composition, replicates: int = 1) -> Composition:
@@ -55,25 +58,34 @@ class PlannedAsk:
         self.ledger, self.paths, self.command, self.expect = ledger, paths, command, expect
         self.launches_of_grid = launches_of_grid
         self.deployments = [deployment for deployment in full.deployments if not deployment.unavailable]
-        points = [(c, trials) for c, deployment in enumerate(self.deployments) for trials in deployment.points()]
+        points = [(place, trials) for place, each in enumerate(self.deployments) for trials in each.points()]
         self.points = [{trial.replicate: trial for trial in trials} for _, trials in points]
-        self.configuration = np.array([c for c, _ in points], np.int64)
-        self.places = {t.trial_id: (point, t.replicate) for point, of in enumerate(self.points) for t in of.values()}
+        self.configuration = np.array([configuration for configuration, _ in points], np.int64)
+        self.places = {
+            trial.trial_id: (point, replicate)
+            for point, trials in enumerate(self.points)
+            for replicate, trial in trials.items()
+        }
         self.plan = replace(grid, deployments=[])
         assert full.settings.ask is not None
         self.best = full.settings.ask.best
         self.question, self.names = question_of(full, self.deployments, points)
+        self.unit = columns(full.settings.percentiles)[self.names[0]].quantity.unit
         needs = self.expect(grid.launches)
-        known = [needs.launches.get(each.launch_key) for each in grid.launches]
-        launch = [seconds for seconds in known if seconds is not None]
-        trial = list(needs.trials.values())
-        seconds = (float(np.median(launch)) if launch else 60.0, float(np.median(trial)) if trial else 30.0)
-        self.search = BestSearch(
-            space_of(self.deployments, points), self.question, seconds, longest(len(self.deployments))
+        starts = [needs.launches.get(launch.launch_key) for launch in grid.launches]
+        start_seconds = [seconds for seconds in starts if seconds is not None]
+        trial_seconds = list(needs.trials.values())
+        seconds = (
+            float(np.median(start_seconds)) if start_seconds else USUAL_START,
+            float(np.median(trial_seconds)) if trial_seconds else USUAL_TRIAL,
         )
+        search = TpeSearch if full.settings.ask.search == "optuna" else BestSearch
+        space = space_of(self.deployments, points)
+        self.search: Proposer = search(space, self.question, seconds, longest(len(self.deployments)))
         self.awaited: dict[int, set[str]] = {}  # by point: trials of launches that have not ended
         self.used: set[tuple[int, int]] = set()  # (configuration, replicate) that were launched
         self.told: dict[str, str] = {}  # trial -> the outcome that the search knows
+        self.planned: tuple[Any, list[Need]] = None, []  # the needs of the next launches, and what they depend on
         self.last = ""
         for trial_id in [trial_id for trial_id in ledger.rows if trial_id in self.places]:
             if ledger.valid_row(trial_id) is not None:
@@ -95,6 +107,18 @@ class PlannedAsk:
         """Return the next launch that there is room for, with its expected durations; None if none is wanted now."""
         return self._next([point for point, trials in self.awaited.items() if trials], has_room, begin=True)
 
+    def wanted(self, most: int) -> list[Need]:
+        """Return what the next launches need, at most so many: an autoscaler adds nodes for them."""
+        pending = [point for point, trials in self.awaited.items() if trials]
+        state = len(self.search.results), tuple(pending)
+        if self.planned[0] != state:
+            needs: list[Need] = []
+            while len(needs) < most and (launch := self.search.ask(pending)):
+                needs.append(self._need(launch.configuration))
+                pending += launch.points
+            self.planned = state, needs
+        return self.planned[1]
+
     def settle(self, trial_ids: Iterable[str]) -> str | None:
         """Use the rows of trials that ended; return a line about the leader if it is new."""
         for trial_id in trial_ids:
@@ -104,16 +128,18 @@ class PlannedAsk:
         standing = self.search.standing()
         if standing.leader is None:
             return None
-        sure = f"sure to {standing.probability:.0%}; {count(standing.open, 'point')} may be best"
-        line = f"so far {self.name(standing.leader)}: {self._value(standing.leader)}, {sure}"
+        sure = f"after {count(self.search.launches, 'launch')}"
+        if standing.probability is not None:
+            sure = f"sure to {standing.probability:.0%}; {count(standing.open or 0, 'point')} may be best"
+        line = f"so far {self.name(standing.leader)}: {self._figure_text(standing.leader)}, {sure}"
         before, self.last = self.last, line
         return line if line != before else None
 
     def _next(
         self, pending: list[int], has_room: Callable[[Need], bool], begin: bool = False
     ) -> tuple[Deployment, Expected] | None:
-        full = [c for c in range(len(self.deployments)) if self._replicate(c) is None]
-        self.search.excluded = {int(p) for c in full for p in np.flatnonzero(self.configuration == c)}
+        used_up = [number for number in range(len(self.deployments)) if self._replicate(number) is None]
+        self.search.excluded = set(map(int, np.flatnonzero(np.isin(self.configuration, used_up))))
         rooms: dict[tuple[Any, ...], bool] = {}
 
         def fits(configuration: int) -> bool:
@@ -149,18 +175,19 @@ class PlannedAsk:
     def _replicate(self, configuration: int) -> int | None:
         """Return the next replicate of a configuration; None if it was launched as often as it may be."""
         replicates = sorted({trial.replicate for trial in self.deployments[configuration].trials})
-        return next((each for each in replicates if (configuration, each) not in self.used), None)
+        return next((replicate for replicate in replicates if (configuration, replicate) not in self.used), None)
 
     def _add_to_plan(self, trial_id: str) -> None:
         """Add a trial to what was asked, which is the plan of the run's files."""
         point, replicate = self.places[trial_id]
         source = self.deployments[self.configuration[point]]
-        held = [each for each in self.plan.deployments if each.deployment_id == source.deployment_id]
-        if not held:
-            held = [replace(source, trials=[])]
-            self.plan.deployments.append(held[0])
-        if all(trial.trial_id != trial_id for trial in held[0].trials):
-            held[0].trials.append(self.points[point][replicate])
+        planned = {deployment.deployment_id: deployment for deployment in self.plan.deployments}
+        held = planned.get(source.deployment_id)
+        if held is None:
+            held = replace(source, trials=[])
+            self.plan.deployments.append(held)
+        if all(trial.trial_id != trial_id for trial in held.trials):
+            held.trials.append(self.points[point][replicate])
 
     def _tell(self, trial_id: str) -> None:
         row, (point, replicate) = self.ledger.rows[trial_id], self.places[trial_id]
@@ -170,17 +197,17 @@ class PlannedAsk:
         if self.told.get(trial_id) == outcome or outcome in (*UNMEASURED, Outcome.DISTURBED):
             return
         self.told[trial_id] = outcome
-        values = tuple(self._figure(row, name) for name in self.names) if outcome == Outcome.OK else (None,)
-        if self.best == PER_GPU and values[0] is not None:
-            values = (values[0] / self.search.space.gpus[configuration], *values[1:])
-        whole = tuple(value for value in values if value is not None and value > 0)
+        figures = tuple(self._figure(row, name) for name in self.names) if outcome == Outcome.OK else (None,)
+        if self.best == PER_GPU and figures[0] is not None:
+            figures = (figures[0] / self.search.space.gpus[configuration], *figures[1:])
+        positive = tuple(figure for figure in figures if figure is not None and figure > 0)
         launch = configuration * REPEATS + replicate
-        self.search.tell([Result(point, launch, whole if len(whole) == len(self.names) else None)])
+        self.search.tell([Result(point, launch, positive if len(positive) == len(self.names) else None)])
 
     @staticmethod
     def _figure(row: Mapping[str, Any], name: str) -> float | None:
-        value = row.get(name)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        figure = row.get(name)
+        return float(figure) if isinstance(figure, int | float) and math.isfinite(figure) else None
 
     # The answer ------------------------------------------------------------------------------------------------------
 
@@ -188,43 +215,52 @@ class PlannedAsk:
         trial = next(iter(self.points[point].values()))
         return f"{self.deployments[self.configuration[point]].describe()} {trial.describe_point()}"
 
-    def _value(self, point: int) -> str:
+    def _mean(self, point: int) -> float:
         """Return the mean of what was measured at a point."""
-        values = [each.values[0] for each in self.search.results if each.point == point and each.values]
-        unit = columns(self.plan.settings.percentiles)[self.names[0]].quantity.unit
-        return f"{self.best} {number(float(np.mean(values)))} {unit}".strip()
+        return float(np.mean([told.values[0] for told in self.search.results if told.point == point and told.values]))
+
+    def _figure_text(self, point: int) -> str:
+        return f"{self.best} {number(self._mean(point))} {self.unit}".strip()
 
     def answer(self) -> dict[str, Any]:
         """Return what is known, with `lines` that say it."""
         search, question = self.search, self.question
         standing, noise = search.standing(), search.launch_noise
-        launches = search.launches
         measured = {result.point for result in search.results if result.values}
         failed = {result.point for result in search.results} - measured
-        tried = {int(self.configuration[point]) for point in measured | failed}
-        reasons = {self.name(point): f"failed: {self._reason(point)}" for point in sorted(failed)}
-        left = [c for c in range(len(self.deployments)) if c not in tried]
-        least = f"not launched: with a probability of less than {1 - question.sure:.0%} the best one is not the answer"
-        sure = standing.done and (standing.probability >= search.enough or standing.leader is None)
-        shown = noise is not None and noise <= SHOWN_NOISE
-        best = None if standing.leader is None else self.name(standing.leader)
-        lines = list(self._lines(best, sure, shown, noise))
-        whole = f"the grid has {count(len(self.points), 'point')} in {count(self.launches_of_grid, 'launch')}"
-        what = f"measured: {count(len(measured), 'point')} in {count(launches, 'launch')}; {whole}"
-        what += f"; {count(len(failed), 'point')} failed" if failed else ""
-        lines += [what]
+        dropped = {self.name(point): f"failed: {self._reason(point)}" for point in sorted(failed)}
+        sure = standing.done and standing.sure
+        stated = sure and noise is not None and noise <= SHOWN_NOISE
+        leader = None if standing.leader is None else self.name(standing.leader)
+        lines = list(self._lines(leader, sure, stated, noise))
+        in_grid = f"the grid has {count(len(self.points), 'point')} in {count(self.launches_of_grid, 'launch')}"
+        failures = f"; {count(len(failed), 'point')} failed" if failed else ""
+        lines += [
+            f"measured: {count(len(measured), 'point')} in {count(search.launches, 'launch')}; {in_grid}{failures}"
+        ]
+        launched = {int(self.configuration[point]) for point in measured | failed}
+        others = [each.describe() for place, each in enumerate(self.deployments) if place not in launched]
+        if others and (sure or standing.probability is None):
+            unlikely = f"with a probability of less than {1 - question.sure:.0%} the best one is not the answer"
+            reason = f"not launched: {UNCHOSEN if standing.probability is None else unlikely}"
+            dropped |= dict.fromkeys(others, reason)
+            lines += [f"dropped:  {count(len(others), 'configuration')} {reason}"]
         return {
-            "best": best,
+            "best": leader,
             "quantity": self.best,
-            "value": None if best is None else self._value(standing.leader or 0),
+            "unit": self.unit,
+            "value": None if standing.leader is None else self._figure_text(standing.leader),
             "within": question.within,
-            "sure": question.sure if sure and shown else None,
-            "probability": round(standing.probability, 3),
+            "sure": question.sure if stated else None,
+            "probability": None if standing.probability is None else round(standing.probability, 3),
             "open": standing.open,
             "launch_noise": None if noise is None else round(noise, 4),
-            "measured": [self.name(point) for point in sorted(measured)],
-            "dropped": reasons | {self.deployments[c].describe(): least for c in left if sure},
-            "launches": launches,
+            "measured": {self.name(point): self._mean(point) for point in sorted(measured)},
+            "dropped": dropped,
+            "predicted": {
+                self.name(point): [float(f"{end:.4g}") for end in ends] for point, ends in search.bands(CHARTED)
+            },
+            "launches": search.launches,
             "launches_of_grid": self.launches_of_grid,
             "lines": lines,
         }
@@ -233,24 +269,28 @@ class PlannedAsk:
         rows = [self.ledger.rows.get(trial.trial_id) for trial in self.points[point].values()]
         return next((f"{row['outcome']}: {row.get('reason')}" for row in rows if row), "no row")
 
-    def _lines(self, best: str | None, sure: bool, shown: bool, noise: float | None) -> Iterable[str]:
+    def _lines(self, leader: str | None, sure: bool, stated: bool, noise: float | None) -> Iterable[str]:
         standing, question = self.search.standing(), self.question
         spread = "launch noise unknown" if noise is None else f"launches of a configuration differ by {noise:.1%}"
-        if best is None:
-            fits = "no point meets the bounds" if self.search.results and sure else "no point has a result yet"
-            yield f"best:     {fits}"
-            yield f"how sure: {standing.none_fits:.0%} by the model; {spread}"
+        if leader is None:
+            measured = any(result.values for result in self.search.results)
+            yield f"best:     {'no point meets the bounds' if measured else 'no point has a result yet'}"
+            known = f"{standing.none_fits:.0%} by the model" if standing.none_fits is not None else NO_CERTAINTY
+            yield f"how sure: {known}; {spread}"
             return
-        yield f"best:     {best}: {self._value(standing.leader or 0)}"
+        yield f"best:     {leader}: {self._figure_text(standing.leader or 0)}"
         within = f"within {question.within:.0%} of the best of {count(len(self.points), 'point')}"
-        if sure and shown:
+        if standing.probability is None:
+            ended = "" if standing.done else "the search ended early; "
+            yield f"how sure: {ended}{NO_CERTAINTY}; {spread}"
+        elif stated:
             yield f"how sure: {within}, {question.sure:.0%} sure; {spread}"
         elif sure:
             doubt = f"shown for a launch noise up to {SHOWN_NOISE:.0%} only (docs/ask.md)"
             yield f"how sure: {within} by the model ({standing.probability:.0%}), {doubt}; {spread}"
         else:
             ended = "ended early" if not standing.done else "spent its launches"
-            others = f"{count(standing.open, 'point')} may be best"
+            others = f"{count(standing.open or 0, 'point')} may be best"
             unsure = f"not sure, the search {ended}: {within} with a probability of {standing.probability:.0%}"
             yield f"how sure: {unsure}; {others}; {spread}"
 
@@ -265,18 +305,19 @@ def space_of(deployments: list[Deployment], points: list[tuple[int, list[Trial]]
     """Return the points of a plan with the levels of the settings that vary between its deployments."""
     loads = [_load(trials[0]) for _, trials in points]
     keys = sorted({key for _, trials in points for key in trials[0].coordinates if not key.startswith("load")})
-    first = {c: trials[0] for c, trials in reversed(points)}
-    columns_, ordered = [], []
+    first = {configuration: trials[0] for configuration, trials in reversed(points)}
+    levels, ordered = [], []
     for key in keys:
-        values = [first[c].coordinates.get(key) for c in range(len(deployments))]
-        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        names: list[Any] = values if numeric else [repr(value) for value in values]
-        levels = sorted(set(names))
-        columns_.append([levels.index(name) for name in names])
-        ordered.append(numeric and len(levels) > 2)
-    levels_of = np.array(columns_, np.int64).T.reshape(len(deployments), len(keys))
+        chosen = [first[configuration].coordinates.get(key) for configuration in range(len(deployments))]
+        numeric = all(isinstance(setting, int | float) and not isinstance(setting, bool) for setting in chosen)
+        names: list[Any] = chosen if numeric else [repr(setting) for setting in chosen]
+        different = sorted(set(names))
+        levels.append([different.index(name) for name in names])
+        ordered.append(numeric and len(different) > 2)
+    by_configuration = np.array(levels, np.int64).T.reshape(len(deployments), len(keys))
     gpus = np.array([max(1, deployment.gpu_count) for deployment in deployments], float)
-    return Space(levels_of, tuple(ordered), np.array([c for c, _ in points]), np.array(loads), gpus)
+    places = np.array([configuration for configuration, _ in points])
+    return Space(by_configuration, tuple(ordered), places, np.array(loads), gpus)
 
 
 def _load(trial: Trial) -> float:
@@ -295,7 +336,7 @@ def question_of(
     column = THROUGHPUT if asked.best == PER_GPU else asked.best
     statistic = columns(settings.percentiles)[column]
     load = np.log([_load(trials[0]) for _, trials in points])
-    gpus = np.log([max(1, deployments[c].gpu_count) for c, _ in points])
+    gpus = np.log([max(1, deployments[configuration].gpu_count) for configuration, _ in points])
     sign = -1 if statistic.quantity.better == "higher" else 1
     offset = np.zeros(len(points))
     if statistic.quantity.kind == "cost":
@@ -312,7 +353,7 @@ def question_of(
 
 def usual_percentile(plan: Plan) -> float:
     """Return the percentile of a bound without one, as the summary chooses it."""
-    from analysis.answers.task_answer import bounded_percentile  # imports pandas, which other runs do not need
+    from analysis.answers.slo_bounds import bounded_percentile  # imports pandas, which other runs do not need
 
     return bounded_percentile(min(trial.num_requests for trial in plan.trials), plan.settings.percentiles)
 
@@ -322,39 +363,31 @@ def check_ask(plan: Plan, relaunch: str) -> None:
     settings = plan.settings
     asked = settings.ask
     assert asked is not None
-    declared = {name for name, each in columns(settings.percentiles).items() if _can_be_asked(each)} | {PER_GPU}
-    usual = {name for name, each in columns(PERCENTILES).items() if each.quantity.headline} & declared
-    backends = [deployment.backend for deployment in plan.deployments]
-    prices = [hourly_price(backend, settings.hardware) or backend.price_per_million_tokens for backend in backends]
+    declared = {
+        name for name, statistic in rankable(settings.percentiles).items() if statistic.quantity.kind in PERFORMANCE
+    } | {PER_GPU}
     points = [trials[0] for deployment in plan.deployments for trials in deployment.points()]
     percentiles = [split_bound(name)[1] for name in settings.slo or {}]
     problems = {
-        f"expected a quantity with a better direction; {did_you_mean(asked.best, usual)}": asked.best not in declared,
-        "expected a price, e.g. hardware.price_per_hour=4": asked.best == PRICED and None in prices,
         "expected no race, which measures a grid": settings.race is not None,
-        "expected no capacity, which is a search of its own": settings.capacity is not None,
-        "expected no ladder; the shares of its steps need all of them": LADDER_AXES[0] in plan.axes,
         "expected an axis, e.g. backend.flags.max-num-seqs=64,128": len(points) < 2,
         "expected one workload; the best of one may not be the best of another": _kinds(points, "workload") > 1,
         "expected one kind of load; its size may be an axis": len({trial.load.name for trial in points}) > 1,
-        f"expected at most {MOST_POINTS:,} points; the grid has {len(points):,}": len(points) > MOST_POINTS,
+        f"expected at most {MOST_POINTS:,} points, or ask.search=optuna; the grid has {len(points):,}": (
+            asked.search == "model" and len(points) > MOST_POINTS
+        ),
+        "expected Optuna for ask.search=optuna; pip install optuna": asked.search == "optuna" and not has_optuna(),
         "expected relaunch=per_replicate, since a question needs repeated launches": relaunch == "once",
         f"slo: expected a percentile of {', '.join(f'p{each:g}' for each in settings.percentiles)}": any(
             percentile not in (None, *settings.percentiles) for percentile in percentiles
         ),
     }
-    for problem, applies in problems.items():
-        if applies:
-            raise ConfigError(f"ask.best={asked.best}: {problem}")
+    expected = "expected a quantity with a better direction"
+    check_objective(plan, ("ask.best", asked.best), expected, declared, problems)
 
 
 def _kinds(points: list[Trial], part: str) -> int:
     return len({json.dumps(trial.config[part], sort_keys=True, default=str) for trial in points})
-
-
-def _can_be_asked(statistic: Statistic) -> bool:
-    quantity = statistic.quantity
-    return quantity.better is not None and quantity.kind in PERFORMANCE and quantity.name not in NEEDS_SLO
 
 
 def ask_line(plan: Plan) -> str:
@@ -362,6 +395,8 @@ def ask_line(plan: Plan) -> str:
     asked = plan.settings.ask
     assert asked is not None
     bounds = " within the SLO" if plan.settings.slo else ""
+    if asked.search == "optuna":
+        return f"ask: the best {asked.best}{bounds}, by Optuna's TPE, which states no certainty"
     return f"ask: the best {asked.best}{bounds}, within {asked.within:.0%}, {asked.sure:.0%} sure"
 
 
@@ -369,9 +404,15 @@ def expected_launches(plan: Plan, replicates: int, pending: PendingWork) -> list
     """Return how many launches a question is expected to take, and how long, in two lines."""
     configurations = sum(not deployment.unavailable for deployment in plan.deployments)
     most = longest(configurations)
-    low, high = (min(most, max(3, round(usual * math.sqrt(configurations)))) for usual in USUAL_LAUNCHES)
     launches = configurations * replicates
     each = pending.estimate.seconds / len(pending.launches) if pending.estimate.seconds else None
+    if plan.settings.ask and plan.settings.ask.search == "optuna":
+        few = usual_launches(configurations)
+        time = f" ({duration_text(each * few)})" if each else ""
+        return [
+            f"{count(few, 'launch')}{time}, and those that repeat the leader; the grid has {count(launches, 'launch')}"
+        ]
+    low, high = (min(most, max(3, round(usual * math.sqrt(configurations)))) for usual in USUAL_LAUNCHES)
     share = [f" ({duration_text(each * number)})" if each else "" for number in (low, high, most)]
     usual = f"{low}{share[0]} to {high}{share[1]} launches, at most {most}{share[2]}"
     noise = "for launches that differ by 2 to 5%; at 10% it takes three times as many, and the answer is less sure"

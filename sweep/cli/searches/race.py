@@ -1,13 +1,13 @@
 """A race within an ordinary run: its points, and how their rows are compared."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 
 from sweep.base.config import PERCENTILES, ConfigError, did_you_mean
 from sweep.base.wording import count, number
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, trials_table
 from sweep.drive.row_writer import TableRows
-from sweep.numbers.quantity import columns
+from sweep.numbers.quantity import Statistic, columns
 from sweep.numbers.warnings import AS_OFFERED
 from sweep.plan.axes import LADDER_AXES
 from sweep.plan.pending import pending_launches
@@ -15,6 +15,7 @@ from sweep.plan.plan import Plan, hourly_price, launched_per_replicate
 from sweep.search.race import FEWEST_BLOCKS, Race
 
 PRICED = "cost_per_million_tokens"  # the quantity that needs prices
+NEEDS_SLO = {"goodput", "steady_goodput", "goodput_share"}
 ADVISED = 8  # deployments from which a plan with enough replicates mentions the race
 
 
@@ -85,24 +86,13 @@ def race_lines(plan: Plan) -> list[str]:
         fits &= not _is_factorial(plan)
         most = f"up to {launches - 2 * len(plan.deployments)} of {count(launches, 'launch')}"
         return [f"advice: race=true would save {most}, if few configurations are near the best"] if fits else []
-    declared = {name for name, statistic in columns(settings.percentiles).items() if statistic.quantity.better}
-    declared -= {"goodput", "steady_goodput", "goodput_share"}  # they need an SLO
-    usual = {name for name, statistic in columns(PERCENTILES).items() if statistic.quantity.headline}
-    names = did_you_mean(settings.race, usual & declared)
-    backends = [deployment.backend for deployment in plan.deployments]
-    prices = [hourly_price(backend, settings.hardware) or backend.price_per_million_tokens for backend in backends]
     problems = {
-        f"expected true, or a quantity by which configurations can be ranked; {names}": settings.race not in declared,
-        "expected a price, e.g. hardware.price_per_hour=4": settings.race == PRICED and None in prices,
-        "expected no capacity, which is a search of its own": settings.capacity is not None,
         "expected slo=null; a configuration that loses at one load may be best within an SLO": settings.slo is not None,
-        "expected no ladder; the shares of its steps need all of them": LADDER_AXES[0] in plan.axes,
         f"expected replicates={FEWEST_BLOCKS} or more": settings.replicates < FEWEST_BLOCKS,
         "expected several deployments, and a launch for each replicate": not separate,
     }
-    for problem, applies in problems.items():
-        if applies:
-            raise ConfigError(f"race={settings.race}: {problem}")
+    expected = "expected true, or a quantity by which configurations can be ranked"
+    check_objective(plan, ("race", settings.race), expected, rankable(settings.percentiles).keys(), problems)
     last = f" to {settings.replicates - 1}" if settings.replicates > FEWEST_BLOCKS else ""
     between = f"{2 * len(plan.deployments)} to {count(launches, 'launch')}"
     drops = f"after 2{last} replicates, points that are surely not the best by {settings.race} are dropped"
@@ -110,3 +100,34 @@ def race_lines(plan: Plan) -> list[str]:
     if settings.race in AS_OFFERED and any(trial.load.open_loop for trial in plan.trials):
         lines.append(f"advice: no point is dropped if an open loop sets {settings.race}; try a latency: race=ttft_p50")
     return lines
+
+
+def rankable(percentiles: Sequence[float]) -> dict[str, Statistic]:
+    """Return the columns that rank configurations without an SLO."""
+    return {
+        name: statistic
+        for name, statistic in columns(percentiles).items()
+        if statistic.quantity.better and statistic.quantity.name not in NEEDS_SLO
+    }
+
+
+def check_objective(
+    plan: Plan, typed: tuple[str, str], expected: str, declared: Set[str], problems: dict[str, bool]
+) -> None:
+    """Raise ConfigError if the typed (key, quantity) is not declared, if its price is missing, or if a problem applies.
+
+    A search of its own and a ladder are problems of every objective.
+    """
+    settings, (key, quantity) = plan.settings, typed
+    usual = {name for name, statistic in columns(PERCENTILES).items() if statistic.quantity.headline} & declared
+    backends = [deployment.backend for deployment in plan.deployments]
+    prices = [hourly_price(backend, settings.hardware) or backend.price_per_million_tokens for backend in backends]
+    shared = {
+        f"{expected}; {did_you_mean(quantity, usual)}": quantity not in declared,
+        "expected a price, e.g. hardware.price_per_hour=4": quantity == PRICED and None in prices,
+        "expected no capacity, which is a search of its own": settings.capacity is not None,
+        "expected no ladder; the shares of its steps need all of them": LADDER_AXES[0] in plan.axes,
+    }
+    for problem, applies in (shared | problems).items():
+        if applies:
+            raise ConfigError(f"{key}={quantity}: {problem}")

@@ -21,8 +21,9 @@ class TypedDialect:
     """One protocol: where a request goes, what it contains, and how its answer is read."""
 
     path: str
-    body: Callable[[str, list[dict[str, str]], int], dict[str, Any]]  # from a model, messages and a number of tokens
+    body: Callable[[str, list[dict[str, Any]], int], dict[str, Any]]  # from a model, a chat's messages and the tokens
     read: Callable[[dict[str, Any]], TypedEvent]
+    tool: Callable[[dict[str, Any]], dict[str, Any]]  # a tool's definition, from its name, description and parameters
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

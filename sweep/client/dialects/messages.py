@@ -1,5 +1,6 @@
 """Anthropic's Messages API (https://docs.anthropic.com/en/docs/build-with-claude/streaming)."""
 
+import json
 from typing import Any
 
 from sweep.client.dialects.event import TypedDialect, TypedEvent, usage_of
@@ -9,12 +10,43 @@ TEXT_KEYS = ("text", "thinking", "partial_json", "name")  # of a delta or a bloc
 CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
-def messages_body(model: str, messages: list[dict[str, str]], limit: int) -> dict[str, Any]:
+def messages_body(model: str, messages: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     """Return a request for a conversation; its system messages have a separate field."""
     system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
-    turns = [message for message in messages if message["role"] != "system"]
+    turns = list[dict[str, Any]]()
+    for message in messages:
+        turn = _turn(message)
+        if message["role"] == "tool" and turns and turns[-1]["role"] == "user":  # results of one answer's calls
+            turns[-1]["content"] += turn["content"]
+        elif message["role"] != "system":
+            turns.append(turn)
     body = {"model": model, "max_tokens": limit, "temperature": 0, "stream": True, "messages": turns}
     return {**body, "system": system} if system else body
+
+
+def _turn(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a chat's message with its calls of tools, or a tool's result, as blocks."""
+    if message["role"] == "tool":
+        result = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": message["content"]}
+        return {"role": "user", "content": [result]}
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {
+            "type": "tool_use",
+            "id": call["id"],
+            "name": call["function"]["name"],
+            "input": json.loads(call["function"]["arguments"] or "{}"),
+        }
+        for call in message["tool_calls"]
+    ]
+    text = [{"type": "text", "text": message["content"]}] if message["content"] else []
+    return {"role": "assistant", "content": [*text, *calls]}
+
+
+def _tool(definition: dict[str, Any]) -> dict[str, Any]:
+    schema = {"input_schema": definition.get("parameters") or {"type": "object"}}
+    return {key: definition[key] for key in ("name", "description") if key in definition} | schema
 
 
 def read_messages(content: dict[str, Any]) -> TypedEvent:
@@ -44,4 +76,6 @@ def _prompt_usage(usage: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-MESSAGES = TypedDialect("/v1/messages", messages_body, read_messages, headers={"anthropic-version": "2023-06-01"})
+MESSAGES = TypedDialect(
+    "/v1/messages", messages_body, read_messages, _tool, headers={"anthropic-version": "2023-06-01"}
+)

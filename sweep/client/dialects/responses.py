@@ -7,17 +7,32 @@ from sweep.client.dialects.event import TypedDialect, TypedEvent, usage_of
 RESPONSES_REASONS = {"max_output_tokens": "length"}
 
 
-def responses_body(model: str, messages: list[dict[str, str]], limit: int) -> dict[str, Any]:
+def responses_body(model: str, messages: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     """Return a request that the server does not store; a single user message is sent as text."""
     alone = len(messages) == 1 and messages[0]["role"] == "user"
     return {
         "model": model,
-        "input": messages[0]["content"] if alone else messages,
+        "input": messages[0]["content"] if alone else [item for message in messages for item in _items(message)],
         "max_output_tokens": limit,
         "temperature": 0,
         "stream": True,
         "store": False,
     }
+
+
+def _items(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a chat's message; each call of a tool, and its result, is an item."""
+    if message["role"] == "tool":
+        result = {"call_id": message.get("tool_call_id"), "output": message["content"]}
+        return [{"type": "function_call_output"} | result]
+    calls = [
+        {"type": "function_call", "call_id": call["id"], **call["function"]} for call in message.get("tool_calls", ())
+    ]
+    return [*([{"role": message["role"], "content": message["content"]}] if message["content"] else []), *calls]
+
+
+def _tool(definition: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function"} | definition
 
 
 def read_responses(content: dict[str, Any]) -> TypedEvent:
@@ -49,4 +64,4 @@ def _usage(response: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-RESPONSES = TypedDialect("/v1/responses", responses_body, read_responses)
+RESPONSES = TypedDialect("/v1/responses", responses_body, read_responses, _tool)

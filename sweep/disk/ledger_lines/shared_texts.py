@@ -12,17 +12,11 @@ from typing import Any
 from sweep.disk.ledger_lines.compact_row import dict_of_row
 
 SHORTEST_TEXT = 200  # characters; shorter texts stay in their row
-TEXT_ENTRY = {"column": str, "digest": str, "text": str}  # the fields of a text's entry
 
 
 def digest_of(text: str) -> str:
     """Return the digest that rows use to refer to a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
-
-
-def is_stored(cell: Mapping[str, Any]) -> bool:
-    """Return whether a cell of a stored row is a reference to a text."""
-    return cell.keys() == {"text"} and isinstance(cell["text"], str)
 
 
 class Texts:

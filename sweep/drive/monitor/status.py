@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from sweep.base.config import ConfigError
+from sweep.base.config import ConfigError, run_folder
 from sweep.base.records import TrialProgress
 from sweep.base.time_factor import scaled
 from sweep.base.whole_file import read_bounded
@@ -135,7 +135,7 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
     Raises DamagedFile if the file has been changed.
     """
     try:
-        content, _ = unsealed(read_bounded(paths.status))
+        content = unsealed(read_bounded(paths.status))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -242,7 +242,7 @@ def _driver(status: Status) -> str:
 def find(run: str) -> Status:
     """Return the status of a run given by its folder, its name under results/, or the URL of an object store."""
     if not object_store.is_url(run):
-        return read(run_files.run_folder(run))
+        return read(run_folder(run))
     with tempfile.TemporaryDirectory() as folder:
         object_store.copy(run, Path(folder), only=lambda name: name in ("plan.jsonl", "status.json"))
         return read(Path(folder))._replace(log=f"{run}/deployments")

@@ -134,7 +134,6 @@ class AnswerCache:
                 del self._contexts[entry.key.context]
 
     def clear(self) -> None:
-        """Remove all answers."""
         self._entries.clear()
         self._size = 0
         self._contexts.clear()

@@ -60,6 +60,5 @@ class AnswerSource:
         return flight, False
 
     def clear(self) -> None:
-        """Remove all answers."""
         self._cache.clear()
         self.metrics.entries.set(0)

@@ -6,17 +6,8 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from sweep.base.records import UNKNOWN, Message
-from sweep.inputs.prompts import (
-    ANSWERING,
-    ASKING,
-    CONVERSATIONS,
-    INSTRUCTING,
-    Unusable,
-    speaker_of,
-    text_of_turn,
-    turns_of,
-)
-from sweep.inputs.rows import FileRow, check_faults, read_rows
+from sweep.inputs.prompts import ANSWERING, ASKING, INSTRUCTING, Unusable, speaker_of, text_of_turn, turns_of
+from sweep.inputs.rows import CONVERSATIONS, FileRow, check_faults, read_rows
 from sweep.inputs.sessions.turns import Turn
 
 
@@ -68,32 +59,36 @@ def exchanges(row: FileRow) -> list[tuple[tuple[Message, ...], str]]:
     content = turns_of(content) if isinstance(content, str) else content
     if not isinstance(content, list):
         raise Unusable(f"{column} is not a list of turns; expected {{role, content}} or {{from, value}}")
+
+    def unusable(reason: str) -> Unusable:
+        return Unusable(f"{column}: {reason}", of_conversation=True)
+
     pairs: list[tuple[tuple[Message, ...], str]] = []
     new: list[Message] = []
     for turn in content:
-        speaker, text = speaker_of(turn), text_of_turn(turn)
+        speaker, text = speaker_of(turn, column), text_of_turn(turn, column)
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Unusable("half a surrogate pair; expected Unicode", of_conversation=True) from None
+            raise unusable("a lone surrogate in a turn; expected valid Unicode") from None
         if speaker in ANSWERING:
             if not new or new[-1].role != "user":
-                raise Unusable("an answer without a question before it", of_conversation=True)
+                raise unusable("an answer without a question before it")
             if not text:
-                raise Unusable("an answer without text", of_conversation=True)
+                raise unusable("an answer without text")
             pairs.append((tuple(new), text))
             new = []
         elif not text:
-            raise Unusable(f"a message from {speaker} without text", of_conversation=True)
+            raise unusable(f"a message from {speaker} without text")
         elif speaker in ASKING:
             if new and new[-1].role == "user":
-                raise Unusable("two user messages in a row", of_conversation=True)
+                raise unusable("two user messages in a row")
             new.append(Message("user", text))
         else:
             assert speaker in INSTRUCTING
             if pairs or new:
-                raise Unusable("a system message that is not the first message", of_conversation=True)
+                raise unusable("a system message that is not the first message")
             new.append(Message("system", text))
     if not pairs:
-        raise Unusable("no answered question", of_conversation=True)
+        raise unusable("no answered question")
     return pairs

@@ -48,7 +48,6 @@ class Conversations(SessionWorkload):
         ]
 
     def most_turns(self) -> int:
-        """Return the most turns of a session."""
         return max(around(self.turns, self.spread, [1 - 1e-9]))
 
     def most_begun(self) -> int:

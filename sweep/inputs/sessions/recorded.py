@@ -11,13 +11,14 @@ from tokenizers import Tokenizer
 from sweep.base.config import ConfigError
 from sweep.base.records import Request, SessionPlaces
 from sweep.base.wording import count as counted
-from sweep.inputs.rows import FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
+from sweep.inputs.rows import FIRST_ROWS, OTEL, FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
 from sweep.inputs.sessions.conversations import (
     ConversationRows,
     conversation_column,
     conversation_turns,
     read_conversations,
 )
+from sweep.inputs.sessions.spans import BRANCH, span_turns
 from sweep.inputs.sessions.traces import HASHES, PARENT, orphans, trace_turns
 from sweep.inputs.sessions.turns import SessionWorkload, Turn, repetitions, replay_note
 from sweep.inputs.workload import Draw, ExactLengths, content_digest
@@ -34,6 +35,8 @@ class Recorded(SessionWorkload, ExactLengths):
     skip_unsendable: bool = False  # leave out rows without lengths, e.g. failed requests; false: reject the file
     prefixes: bool = True  # a trace's hash_ids are replayed; false: only its lengths
     block_tokens: PositiveInt | None = None  # tokens that one of hash_ids stands for; null: 512, or Bailian's 16
+    answers: Literal["recorded", "live"] = "recorded"  # of conversations, in the history of later turns; live: the
+    # engine's own, so each engine gets other prompts
     recorded_tpot: NonNegativeFloat = 0.0  # s per output token that the recorded engine took. It is taken off the times
     # between two turns of a trace, which include the answer, to get their gaps
     speed: PositiveFloat = 1.0  # at 2, times and gaps are half as long
@@ -43,13 +46,30 @@ class Recorded(SessionWorkload, ExactLengths):
     def replays(self) -> bool:
         if not self.prefixes or self._is_conversation():
             return self._is_conversation()
-        return any(not row.keys().isdisjoint((HASHES, PARENT)) for row in self._rows())
+        return any(not row.keys().isdisjoint((HASHES, PARENT, BRANCH)) for row in self._rows())
 
     @property
     def needs_token_ids(self) -> bool:
-        return self.replays and not self._is_conversation()
+        return self.replays and not (self._is_conversation() or self.is_timed)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the file has conversations with their times."""
+        return BRANCH in self._rows()[0]
+
+    @property
+    def live(self) -> bool:
+        return self.answers == "live"
 
     def check(self) -> None:
+        if self.live:
+            problem = (
+                f"{self.file} has no conversations turn by turn" * (not self._is_conversation())
+                or "workload.started: earlier answers are unknown" * (self.started > 0)
+                or "workload.truncate: an answer's length is unknown" * (self.truncate is not None)
+            )
+            if problem:
+                raise ConfigError(f"workload.answers=live: {problem}; expected recorded")
         if not self.replays:
             self._trace()
             return
@@ -103,8 +123,8 @@ class Recorded(SessionWorkload, ExactLengths):
         return read_rows(self.path, f"workload.file={self.file}")
 
     def _is_conversation(self) -> bool:
-        row = self._rows()[0]
-        return trace_columns(row) is None and conversation_column(row) is not None
+        rows = self._rows()
+        return trace_columns(rows) is None and any(conversation_column(row) for row in rows[:FIRST_ROWS])
 
     def _conversations(self) -> ConversationRows:
         return read_conversations(self.path, f"workload.file={self.file}")
@@ -128,4 +148,5 @@ class Recorded(SessionWorkload, ExactLengths):
 
 @lru_cache(maxsize=4)
 def _turns_of_trace(path: Path, key: str, changed: int, skip: bool, block: int | None, tpot: float) -> list[Turn]:
-    return trace_turns(read_trace(path, key, skip), block, tpot, key)
+    trace = read_trace(path, key, skip)
+    return span_turns(trace.rows, trace.lengths, key) if trace.columns == OTEL else trace_turns(trace, block, tpot, key)

@@ -13,7 +13,8 @@ from sweep.inputs.sessions.turns import Piece, Turn
 
 HASHES = "hash_ids"
 CHAT, PARENT = "chat_id", "parent_chat_id"
-ROOTS = (-1, "-1", None, "")  # the parents of turns that begin a session
+ROOTS = ("-1", "", "nan")  # the parents of turns that begin a session
+LARGEST_EXACT = 2**53  # a float holds every whole number below
 LENGTHS_ALONE = "workload.prefixes=false replays only the lengths"
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # tokens that one hash stands for
 
@@ -29,10 +30,10 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
     for number, row in rows:
         if odd := next((name for name in (CHAT, PARENT) if not isinstance(row.get(name), Hashable)), None):
             raise ConfigError(f"{key}: row {number}: {odd}={shortened(repr(row[odd]))}; expected a number or text")
-    chats = {row[CHAT] for _, row in rows if CHAT in row}
+    chats = {_identifier(row[CHAT]) for _, row in rows if CHAT in row}
     for index, (number, row) in enumerate(rows):
         where = f"{key}: row {number}"
-        chat, parent = row.get(CHAT), row.get(PARENT, -1)
+        chat, parent = _identifier(row.get(CHAT)), _identifier(row.get(PARENT))
         before = indices.get(parent, UNKNOWN)
         if before == UNKNOWN and parent in chats:
             raise ConfigError(f"{where}: {PARENT}={parent}: that turn comes later; expected an earlier one")
@@ -53,8 +54,19 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
 
 def orphans(trace: TraceRows) -> int:
     """Return how many turns lack their parent (missing or skipped); each of them begins a session."""
-    chats = {*ROOTS, *(row[CHAT] for row in trace.rows.values() if CHAT in row)}
-    return sum(row.get(PARENT) not in chats for row in trace.rows.values())
+    chats = {None, *(_identifier(row[CHAT]) for row in trace.rows.values() if CHAT in row)}
+    return sum(_identifier(row.get(PARENT)) not in chats for row in trace.rows.values())
+
+
+def _identifier(cell: Any) -> str | None:
+    """Return the name of a turn: "7" for 7, 7.0 and "7.0", since tables turn numbers beside holes into floats.
+
+    Return None for the parent of a turn that begins a session.
+    """
+    text = "" if cell is None or cell != cell else str(cell).strip()
+    with suppress(ValueError, OverflowError):
+        text = str(int(float(text))) if float(text).is_integer() and abs(float(text)) < LARGEST_EXACT else text
+    return None if text in ROOTS else text
 
 
 def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, ...]:

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
-from sweep.base.records import UNKNOWN, Message, Phase, Prompt, Request, SessionPlaces, most_at_once, prompt_text
+from sweep.base.records import (
+    UNKNOWN,
+    Message,
+    Phase,
+    Prompt,
+    Request,
+    SessionPlaces,
+    live_answer,
+    most_at_once,
+    prompt_text,
+)
 from sweep.base.wording import count as counted
 from sweep.inputs.workload import HEADER_WORDS, Draw, Workload, header_words
 
@@ -42,6 +52,8 @@ class Turn(NamedTuple):
     gap: float = 0.0  # s from the last byte of that answer, until this turn is due
     pieces: tuple[Piece, ...] = ()  # of the whole prompt
     messages: tuple[Message, ...] = ()  # the new ones, instead of pieces
+    whole: bool = False  # whether the messages are the whole prompt
+    tools: str = ""  # definitions of tools, as of a Request
     answer: str = ""  # the recorded one, which the turns that follow have in their history
     kept: int = 0  # leading pieces that are never left out: a system prompt
     repetition: int = 0  # of the file, if it is repeated
@@ -93,10 +105,12 @@ def session_requests(
     salt: str,
     models: Sequence[str | None],
     fit: "ContextFit | None" = None,
+    live: bool = False,
 ) -> list[Request]:
     """Return the requests of these turns; parents come first, and all turns of a session go to its first model.
 
-    Raises ValueError for a conversation that does not fit.
+    If answers are `live`, those in the history are the engine's own, which the client fills in. Raises ValueError for a
+    conversation that does not fit.
     """
     texts = PieceTexts(tokenizer, seed, phase, salt)
     histories: dict[int, tuple[Message, ...]] = {}
@@ -107,17 +121,27 @@ def session_requests(
             prompt: Prompt = texts.prompt(turn.pieces)
         else:
             header = texts.header(turn.repetition)
-            messages = histories.get(turn.parent, ()) + turn.messages
+            messages = (() if turn.whole else histories.get(turn.parent, ())) + turn.messages
             histories[number] = (*messages, Message("assistant", turn.answer))
             fitting = messages if fit is None else fit.messages(messages, turn, header, tokenizer)
             truncated = len(fitting) < len(messages)
-            prompt = with_header(fitting, header)
-        tokens = UNKNOWN if tokenizer is None else len(sent_ids(prompt, tokenizer))
+            prompt = with_header(_with_live_answers(fitting, turns, number) if live else fitting, header)
+        is_open = tokenizer is None or (live and turn.parent != UNKNOWN)
+        tokens = UNKNOWN if is_open else len(sent_ids(prompt, tokenizer))
         model = models[number] if turn.parent == UNKNOWN else requests[turn.parent].model
         request_id = f"{phase}-{seed:x}-{number}"
-        place = turn.parent, turn.gap, truncated
+        place = turn.parent, turn.gap, truncated, turn.tools
         requests.append(Request(request_id, prompt, turn.output_tokens, tokens, phase, model, *place))
     return requests
+
+
+def _with_live_answers(messages: tuple[Message, ...], turns: Sequence[Turn], number: int) -> tuple[Message, ...]:
+    """Return the messages of a turn's whole conversation, with marks for the answers in its history."""
+    sent, end = list(messages), len(messages)
+    while (turn := turns[number]).parent != UNKNOWN:
+        end, number = end - len(turn.messages) - 1, turn.parent
+        sent[end] = Message("assistant", live_answer(number))
+    return tuple(sent)
 
 
 def with_header(messages: tuple[Message, ...], header: str) -> tuple[Message, ...]:
@@ -145,7 +169,7 @@ class ContextFit(NamedTuple):
 
     def too_long(self, messages: Sequence[Message], turn: Turn, header: str, tokenizer: Tokenizer) -> bool:
         """Return whether a conversation and its answer, with what a template may add, do not fit."""
-        text = "\n\n".join([header, *(message.content for message in messages)])
+        text = "\n\n".join([header, *(message.text for message in messages), turn.tools])
         return len(tokenizer.encode(text).ids) + MESSAGE_TOKENS * len(messages) + turn.output_tokens > self.context
 
     def messages(
@@ -200,7 +224,7 @@ def under_way(turns: Sequence[Turn], sessions: int, seed: int) -> UnderWay:
     left: list[Turn] = []
     for index, (turn, session) in enumerate(zip(turns, places.session, strict=True)):
         passed[session] += 1
-        if turn.parent != UNKNOWN and turn.messages:
+        if turn.parent != UNKNOWN and turn.messages and not turn.whole:
             said = (*whole[turn.parent].messages, Message("assistant", turns[turn.parent].answer))
             whole[index] = turn._replace(messages=(*said, *turn.messages))
         if session < sessions and passed[session] <= int(shares[session] * places.turns[session]):
@@ -233,6 +257,11 @@ class SessionWorkload(Workload):
     @property
     def needs_token_ids(self) -> bool:
         return self.replays
+
+    @property
+    def live(self) -> bool:
+        """Whether the engine's own answers stand in the history."""
+        return False
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
         """Return the first turns, at most `count`; each turn's parent precedes it."""
@@ -280,7 +309,7 @@ class SessionWorkload(Workload):
         if phase == "warmup":  # nobody waits for its gaps
             turns = [turns[i % len(turns)]._replace(parent=UNKNOWN, gap=0.0) for i in range(count)]
         models = self._models(Draw(seed, phase, len(turns)))
-        return session_requests(turns, tokenizer, seed, phase, salt, models, self.fit)
+        return session_requests(turns, tokenizer, seed, phase, salt, models, self.fit, self.live)
 
     def priming(self, tokenizer: Tokenizer | None, count: int, seed: int, salt: str = "") -> list[Request]:
         if not (self.primed and self.replays):
@@ -323,10 +352,10 @@ def recorded_texts(turns: Sequence[Turn], header: Callable[[int], str]) -> list[
     for turn in turns:
         before = (
             header(turn.repetition)
-            if turn.parent == UNKNOWN
+            if turn.whole or turn.parent == UNKNOWN
             else f"{texts[turn.parent]}\n\n{turns[turn.parent].answer}"
         )
-        texts.append("\n\n".join([before, *(message.content for message in turn.messages)]))
+        texts.append("\n\n".join([before, *(message.text for message in turn.messages)]))
     return texts
 
 

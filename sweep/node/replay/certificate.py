@@ -12,10 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sweep.base.exits import Cause, Exit
-from sweep.base.records import UNKNOWN, Outcome, Records, Request, prompt_text
+from sweep.base.records import UNKNOWN, Outcome, Prompt, Records, Request, live_answer, prompt_text
 from sweep.disk.row import Verdict
 from sweep.inputs.load import Trace
-from sweep.inputs.rows import FileRow, TraceColumns, faults_of, read_rows, seconds_of, trace_columns
+from sweep.inputs.rows import FileRow, TraceColumns, faults_of, read_rows, seconds_of, time_unit, trace_columns
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.sessions.turns import (
     CACHE_BLOCK,
@@ -33,7 +33,7 @@ from sweep.inputs.sessions.turns import (
     under_way,
 )
 from sweep.node.work import Work
-from sweep.numbers.quantities.sessions import ReplayProof
+from sweep.numbers.quantities.sessions import ReplayHits, ReplayProof
 from sweep.numbers.selection import measured, succeeded, was_sent
 from sweep.plan.plan import Trial
 
@@ -55,17 +55,19 @@ def replay_inputs(
     try:
         if isinstance(workload, Recorded) and workload.needs_token_ids:
             turns = recorded_turns(workload, len(requests), trial.seed)
-            if isinstance(trial.load, Trace) and trial.load.path == workload.file:
-                arrivals = recorded_arrivals(workload, len(requests), trial.load)
         else:
             turns = workload.begun(len(requests), trial.seed, tokenizer).turns
+        if workload.live:
+            turns = [turn._replace(answer=live_answer(number)) for number, turn in enumerate(turns)]
+        if isinstance(workload, Recorded) and isinstance(trial.load, Trace) and trial.load.path == workload.file:
+            arrivals = recorded_arrivals(workload, len(requests), trial.load)
     except UNREADABLE as error:
         return {"uncertified": f"{type(error).__name__} {error}".strip()}
     header = PieceTexts(tokenizer, trial.seed, "measured", salt).header
     primed = [each.prompt for each in workload.priming(tokenizer, len(requests), trial.seed, salt)]
     before = workload.begun(len(requests), trial.seed, tokenizer).before if primed else []
     cache = InfiniteCache(cache_block(facts), before, [sent_ids(prompt, tokenizer) for prompt in primed])
-    proof = certificate(turns, requests, records, tokenizer, header, cache, workload.fit)
+    proof = certificate(turns, requests, records, tokenizer, header, cache, workload.fit, workload.live)
     if arrivals:
         proof = proof._replace(schedule_error=_schedule_error(arrivals, requests, records))
     return {"certificate": proof}
@@ -95,7 +97,7 @@ def cache_block(facts: Mapping[str, Any]) -> int:
 
 def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], inputs: Mapping[str, Any]) -> Verdict:
     """Return the verdict, or `invalid` for a replay without a certificate."""
-    certified = columns.get("recorded_prefix_hit_rate") is not None
+    certified = columns.get("sessions_not_begun") is not None
     if verdict.outcome is not Outcome.OK or not trial.workload.replays or certified:
         return verdict
     problem = inputs.get("uncertified", "nothing to replay")
@@ -105,7 +107,7 @@ def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], i
 
 def _sendable_rows(workload: Recorded) -> tuple[list[FileRow], TraceColumns]:
     rows = read_rows(workload.path, f"workload.file={workload.file}")
-    columns = trace_columns(rows[0])
+    columns = trace_columns(rows)
     if columns is None:
         raise ValueError("no columns with lengths")
     faults = faults_of(rows, columns)
@@ -115,7 +117,7 @@ def _sendable_rows(workload: Recorded) -> tuple[list[FileRow], TraceColumns]:
 def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float]:
     """Return the times of a trace's first turns since the first of all, in s, as its load reads them."""
     rows, columns = _sendable_rows(workload)
-    column, unit = (load.column, "s") if load.column else (columns.time, columns.unit)
+    column, unit = (load.column, time_unit(load.column, "s")) if load.column else (columns.time, columns.unit)
     times = [seconds_of(row[column], load.unit or unit) for row in rows]
     again = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
     rounds = (times[i % len(times)] - times[0] + again * (i // len(times)) for i in range(count))
@@ -132,8 +134,8 @@ def recorded_turns(workload: Recorded, count: int, seed: int = 0) -> list[Turn]:
 def _turns_of(rows: list[FileRow], columns: TraceColumns, workload: Recorded, repetition: int) -> list[Turn]:
     turns, chats, first = list[Turn](), dict[Any, int](), repetition * len(rows)
     for number, row in enumerate(rows):
-        parent = chats.get(row.get("parent_chat_id"), UNKNOWN)
-        chats[row.get("chat_id", (number,))] = number
+        parent = chats.get(str(row.get("parent_chat_id")).removesuffix(".0"), UNKNOWN)  # floats beside an empty cell
+        chats[str(row.get("chat_id", (number,))).removesuffix(".0")] = number
         inputs, outputs = int(float(row[columns.input_tokens])), int(float(row[columns.output_tokens]))
         hashes = row["hash_ids"]
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes
@@ -149,6 +151,15 @@ def _turns_of(rows: list[FileRow], columns: TraceColumns, workload: Recorded, re
     return turns
 
 
+class _Recorded(NamedTuple):
+    """The file's prompts of the turns that were sent, in that order. Each list has shape (turns sent,)."""
+
+    lengths: list[int]  # tokens
+    hits: list[int]  # tokens that the infinite cache holds
+    alike: list[bool]  # whether the prompt as sent is that of the file
+    cut: list[bool]  # whether it does not fit
+
+
 def certificate(
     turns: Sequence[Turn],
     requests: Sequence[Request],
@@ -157,10 +168,12 @@ def certificate(
     header: Callable[[int], str],
     cache: InfiniteCache,
     fit: ContextFit | None = None,
+    live: bool = False,
 ) -> ReplayProof:
     """Compare the prompts, in the order of sending, with the file's turns, both in an infinite cache of such blocks.
 
-    Turns that did not fit, and were cut, are compared as cut, and their lengths and content are not judged.
+    Turns that did not fit, and were cut, are compared as cut, and their lengths and content are not judged. If answers
+    are `live`, what a prompt has in the cache is unknown.
     """
     numbers = {request.request_id: number for number, request in enumerate(requests)}
     rows = np.flatnonzero(measured(records) & was_sent(records))
@@ -168,31 +181,12 @@ def certificate(
     order = [numbers[records.request_id[row]] for row in rows]
     sent = [sent_ids(requests[number].prompt, tokenizer) for number in order]
     if any(turn.messages for turn in turns):
-        texts = recorded_texts(turns, header)
-        alike = [prompt_text(requests[number].prompt) == texts[number] for number in order]
-        whole = [
-            ids if same else sent_ids(texts[number], tokenizer)
-            for ids, same, number in zip(sent, alike, order, strict=True)
-        ]
-        margins = list[int]()  # tokens that a template may add to each turn's messages
-        for turn in turns:
-            before = 0 if turn.parent == UNKNOWN else margins[turn.parent] + MESSAGE_TOKENS
-            margins.append(before + MESSAGE_TOKENS * len(turn.messages))
-        cut = [
-            fit is not None and len(ids) + turns[n].output_tokens + margins[n] > fit.context
-            for ids, n in zip(whole, order, strict=True)
-        ]
-        recorded = [ids if short else full for ids, full, short in zip(sent, whole, cut, strict=True)]
-        lengths = [len(ids) for ids in recorded]
-        recorded_hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in recorded), recorded=False)
+        recorded = _recorded_messages(
+            turns, [(n, requests[n].prompt) for n in order], sent, tokenizer, header, cache, fit
+        )
     else:
-        fitting = [turns[number] if fit is None else fit.pieces(turns[number]) for number in order]
-        cut = [turn.truncated for turn in fitting]
-        lengths = [turn.input_tokens for turn in fitting]
-        blocks = ((turn.input_tokens, blocks_of_turn(turn, cache.block)) for turn in fitting)
-        recorded_hits = cache.hits(blocks, recorded=True)
-        alike = _same_pieces(fitting, sent)
-    cut = [short and requests[number].truncated for short, number in zip(cut, order, strict=True)]
+        recorded = _recorded_blocks([turns[number] for number in order], sent, cache, fit)
+    cut = [short and requests[number].truncated for short, number in zip(recorded.cut, order, strict=True)]
     sent_hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in sent), recorded=False)
     judged, answered = ~np.asarray(cut, np.bool_), succeeded(records)[rows]
     answered &= judged
@@ -200,11 +194,11 @@ def certificate(
         records.output_tokens[row] == turns[number].output_tokens
         and length == len(ids)
         and (bool(turns[number].messages) or records.input_tokens[row] in (UNKNOWN, length))
-        for row, number, length, ids in zip(rows, order, lengths, sent, strict=True)
+        for row, number, length, ids in zip(rows, order, recorded.lengths, sent, strict=True)
     ]
     recorded_turn = [
         same and requests[i].parent == turns[i].parent and abs(requests[i].gap - turns[i].gap) < SAME_GAP
-        for same, i in zip(alike, order, strict=True)
+        for same, i in zip(recorded.alike, order, strict=True)
     ]
     later = [
         (hits, len(ids)) for n, hits, ids in zip(order, sent_hits, sent, strict=True) if turns[n].parent != UNKNOWN
@@ -212,17 +206,60 @@ def certificate(
     later_hits, later_tokens = (sum(column) for column in zip(*later, strict=True)) if later else (0, 0)
     return ReplayProof(
         sessions=sum(turn.parent == UNKNOWN for turn in turns),
-        recorded_tokens=sum(lengths),
-        recorded_hits=sum(recorded_hits),
-        sent_tokens=sum(map(len, sent)),
-        sent_hits=sum(sent_hits),
-        misplaced=sum(abs(a - b) for a, b in zip(sent_hits, recorded_hits, strict=True)),
+        hits=None
+        if live
+        else ReplayHits(
+            recorded_tokens=sum(recorded.lengths),
+            recorded=sum(recorded.hits),
+            sent_tokens=sum(map(len, sent)),
+            sent=sum(sent_hits),
+            misplaced=sum(abs(a - b) for a, b in zip(sent_hits, recorded.hits, strict=True)),
+            later=later_hits / later_tokens if later_tokens else None,
+        ),
         exact_turns=float(np.mean(np.asarray(recorded_turn)[judged])) if judged.any() else None,
         exact_lengths=float(np.mean(np.asarray(exact)[answered])) if answered.any() else None,
-        later_hits=later_hits / later_tokens if later_tokens else None,
         truncated=None if fit is None or fit.truncate is None else sum(cut),
         earliest=_earliest(turns, {number: int(row) for row, number in zip(rows, order, strict=True)}, records),
     )
+
+
+def _recorded_messages(
+    turns: Sequence[Turn],
+    prompts: Sequence[tuple[int, Prompt]],
+    sent: Sequence[Sequence[int]],
+    tokenizer: Tokenizer | None,
+    header: Callable[[int], str],
+    cache: InfiniteCache,
+    fit: ContextFit | None,
+) -> _Recorded:
+    """Return the file's conversations for prompts with the numbers of their turns; `sent` has the prompts' tokens."""
+    texts = recorded_texts(turns, header)
+    alike = [prompt_text(prompt) == texts[number] for number, prompt in prompts]
+    whole = [
+        ids if same else sent_ids(texts[number], tokenizer)
+        for ids, same, (number, _) in zip(sent, alike, prompts, strict=True)
+    ]
+    margins = list[int]()  # tokens that a template may add to each turn's messages
+    for turn in turns:
+        before = 0 if turn.whole or turn.parent == UNKNOWN else margins[turn.parent] + MESSAGE_TOKENS
+        margins.append(before + MESSAGE_TOKENS * len(turn.messages))
+    cut = [
+        fit is not None and len(ids) + turns[number].output_tokens + margins[number] > fit.context
+        for ids, (number, _) in zip(whole, prompts, strict=True)
+    ]
+    recorded = [ids if short else full for ids, full, short in zip(sent, whole, cut, strict=True)]
+    hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in recorded), recorded=False)
+    return _Recorded([len(ids) for ids in recorded], hits, alike, cut)
+
+
+def _recorded_blocks(
+    turns: Sequence[Turn], sent: Sequence[Sequence[int]], cache: InfiniteCache, fit: ContextFit | None
+) -> _Recorded:
+    """Return the file's blocks for these turns, as far as they fit."""
+    fitting = list(turns) if fit is None else [fit.pieces(turn) for turn in turns]
+    hits = cache.hits(((turn.input_tokens, blocks_of_turn(turn, cache.block)) for turn in fitting), recorded=True)
+    lengths, cut = [turn.input_tokens for turn in fitting], [turn.truncated for turn in fitting]
+    return _Recorded(lengths, hits, _same_pieces(fitting, sent), cut)
 
 
 def _same_pieces(turns: Sequence[Turn], prompts: Sequence[Sequence[int]]) -> list[bool]:

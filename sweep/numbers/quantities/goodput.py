@@ -49,8 +49,7 @@ def within_bounds(records: Records, mask: Mask, slo: Bounds) -> Mask | None:
     """Return the requests in the mask that met every bound. Return None if there is no bound, if a bound is on a tpot
     that is null, or if no request succeeded.
 
-    Raises:
-        ValueError: for a bound on any other quantity.
+    Raises ValueError for a bound on any other quantity.
     """
     good = mask & succeeded(records)
     if not slo or not good.any() or (any(name.startswith("tpot") for name in slo) and not _has_tpot(records, good)):

@@ -12,22 +12,26 @@ from sweep.numbers.quantities.latency import e2el, tpot, ttft
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import per_second, succeeded, total_tokens, with_failures
 
-TURN_LATENCY = {"unit": "s", "kind": "latency", "better": "lower"}
+
+class ReplayHits(NamedTuple):
+    """A replay's prompts, as sent and as recorded, both in an infinite prefix cache."""
+
+    recorded_tokens: int  # of the prompts that were sent, as the file states them
+    recorded: int  # tokens of these with which an earlier prompt began
+    sent_tokens: int
+    sent: int
+    misplaced: int  # tokens: Σ over turns of |hits as sent − hits as recorded|
+    later: float | None = None  # share of the input of later turns, as sent, that is in the cache
 
 
 class ReplayProof(NamedTuple):
-    """A replay's prompts, as sent and as recorded, both in an infinite prefix cache."""
+    """How a replay compares with its recording."""
 
     sessions: int  # in the file's part that was to be replayed
-    recorded_tokens: int  # of the prompts that were sent, as the file states them
-    recorded_hits: int  # tokens of these with which an earlier prompt began
-    sent_tokens: int
-    sent_hits: int
-    misplaced: int  # tokens: Σ over turns of |hits as sent − hits as recorded|
+    hits: ReplayHits | None  # None: prompts contain the engine's own answers, so no file has them
     exact_lengths: float | None  # share of the answered turns
     exact_turns: float | None  # share of the turns that were sent
     earliest: float | None  # s
-    later_hits: float | None = None  # share of the input of later turns, as sent, that is in the cache
     truncated: int | None = None  # turns sent without their oldest part; None: a longer turn is refused
     schedule_error: float | None = None  # s
 
@@ -89,46 +93,33 @@ def sessions_cut(records: Records, mask: Mask) -> int | None:
     return int(cut.sum()) if cut.size else None
 
 
-def _by_turn(
-    latency: Callable[[Records], Floats], records: Records, mask: Mask, later: bool, probability: float
-) -> float | None:
-    turns = np.asarray(records.turn)
-    if not np.any(turns[mask] > 0):
-        return None
-    chosen = mask & ((turns > 0) if later else (turns == 0)) & (np.asarray(records.session_turns) > 1)
-    values = with_failures(latency(records), ~succeeded(records))[chosen]
-    figure = quantile(values[~np.isnan(values)], probability) if np.any(~np.isnan(values)) else np.inf
-    return float(figure) if np.isfinite(figure) else None
+def _by_turn(latency: Callable[[Records], Floats], later: bool, probability: float) -> None:
+    """Declare a latency of the first or the later turns of sessions, as a quantile."""
+    name, turn = latency.__name__, "later" if later else "first"
+    statistic = "median" if probability == 0.5 else f"p{probability * 100:.0f}"
+    which = "all turns but the first" if later else "the first turns of sessions with several turns"
+    since = ", counted from the end of the gap" if later and latency is ttft else ""
+
+    def figure(records: Records, mask: Mask) -> float | None:
+        turns = np.asarray(records.turn)
+        if not np.any(turns[mask] > 0):
+            return None
+        chosen = mask & ((turns > 0) if later else (turns == 0)) & (np.asarray(records.session_turns) > 1)
+        values = with_failures(latency(records), ~succeeded(records))[chosen]
+        found = quantile(values[~np.isnan(values)], probability) if np.any(~np.isnan(values)) else np.inf
+        return float(found) if np.isfinite(found) else None
+
+    column = f"p{probability * 100:.0f}"
+    figure.__name__ = f"{turn}_turn_{name}_{column}"
+    figure.__doc__ = f"{statistic} {name} of {which}{since}; a failed turn counts as infinite."
+    quantity(unit="s", kind="latency", better="lower", label=f"{name.upper()} of {turn} turns {column}")(figure)
 
 
-@quantity(**TURN_LATENCY, label="TTFT of first turns p50")
-def first_turn_ttft_p50(records: Records, mask: Mask) -> float | None:
-    """median ttft of the first turns of sessions with several turns; a failed turn counts as infinite."""
-    return _by_turn(ttft, records, mask, later=False, probability=0.5)
-
-
-@quantity(**TURN_LATENCY, label="TTFT of later turns p50")
-def later_turn_ttft_p50(records: Records, mask: Mask) -> float | None:
-    """median ttft of all turns but the first, counted from the end of the gap; a failed turn counts as infinite."""
-    return _by_turn(ttft, records, mask, later=True, probability=0.5)
-
-
-@quantity(**TURN_LATENCY, label="TTFT of later turns p99")
-def later_turn_ttft_p99(records: Records, mask: Mask) -> float | None:
-    """p99 of the ttft of all turns but the first, counted from the end of the gap; a failed turn counts as infinite."""
-    return _by_turn(ttft, records, mask, later=True, probability=0.99)
-
-
-@quantity(**TURN_LATENCY, label="TPOT of first turns p50")
-def first_turn_tpot_p50(records: Records, mask: Mask) -> float | None:
-    """median tpot of the first turns of sessions with several turns; a failed turn counts as infinite."""
-    return _by_turn(tpot, records, mask, later=False, probability=0.5)
-
-
-@quantity(**TURN_LATENCY, label="TPOT of later turns p50")
-def later_turn_tpot_p50(records: Records, mask: Mask) -> float | None:
-    """median tpot of all turns but the first; a failed turn counts as infinite."""
-    return _by_turn(tpot, records, mask, later=True, probability=0.5)
+for _latency, _later, _probability in (
+    *((ttft, False, 0.5), (ttft, True, 0.5), (ttft, True, 0.99)),
+    *((tpot, False, 0.5), (tpot, True, 0.5)),
+):
+    _by_turn(_latency, _later, _probability)
 
 
 @quantity(unit="share", kind="validity", label="Cached input of later turns")
@@ -143,45 +134,53 @@ def later_turn_cached_share(records: Records, mask: Mask) -> float | None:
 
 
 @quantity(unit="share", kind="validity", label="Recorded prefix hits")
-def recorded_prefix_hit_rate(certificate: ReplayProof) -> float:
+def recorded_prefix_hit_rate(certificate: ReplayProof) -> float | None:
     """share of the sent turns' input that an infinite prefix cache would hold, by the file's blocks or messages; null
-    unless the workload replays recorded prompts. The cache has the engine's block size, else 16 tokens.
+    unless the workload replays recorded prompts, and for live answers. The cache has the engine's block size, else 16
+    tokens.
     """
-    return certificate.recorded_hits / max(1, certificate.recorded_tokens)
+    hits = certificate.hits
+    return hits and hits.recorded / max(1, hits.recorded_tokens)
 
 
 @quantity(unit="share", kind="validity", label="Prefix hits as sent")
-def sent_prefix_hit_rate(certificate: ReplayProof) -> float:
-    """share of the sent turns' input that an infinite prefix cache would hold, by the prompts as sent."""
-    return certificate.sent_hits / max(1, certificate.sent_tokens)
+def sent_prefix_hit_rate(certificate: ReplayProof) -> float | None:
+    """share of the sent turns' input that an infinite prefix cache would hold, by the prompts as sent; null for live
+    answers, which only the engine's own tokens could tell.
+    """
+    hits = certificate.hits
+    return hits and hits.sent / max(1, hits.sent_tokens)
 
 
 @quantity(unit="share", kind="validity", label="Prefix hits of later turns as sent")
 def later_turn_sent_hit_rate(certificate: ReplayProof) -> float | None:
     """share of the input of later turns that such a cache would have: the most that later_turn_cached_share can be."""
-    return certificate.later_hits
+    return certificate.hits and certificate.hits.later
 
 
 @quantity(unit="share", kind="validity", better="lower", label="Misplaced prefixes")
-def replay_hit_error(certificate: ReplayProof) -> float:
+def replay_hit_error(certificate: ReplayProof) -> float | None:
     """Σ over turns of |tokens in an infinite prefix cache: as sent − as recorded| / input tokens as recorded."""
-    return certificate.misplaced / max(1, certificate.recorded_tokens)
+    hits = certificate.hits
+    return hits and hits.misplaced / max(1, hits.recorded_tokens)
 
 
 @quantity(unit="share", kind="validity", label="Prefix hits above the ideal")
 def cache_hit_difference(
-    sent_prefix_hit_rate: float, cached_share: float | None, prefix_hit_rate: float | None
+    sent_prefix_hit_rate: float | None, cached_share: float | None, prefix_hit_rate: float | None
 ) -> float | None:
     """cached_share (prefix_hit_rate if no usage reports the cached tokens) − sent_prefix_hit_rate. Negative: the
     engine's cache held less than an infinite cache. Positive: it had seen prompts before. null if no hits are counted.
     """
     counted = prefix_hit_rate if cached_share is None else cached_share
-    return None if counted is None else counted - sent_prefix_hit_rate
+    return None if counted is None or sent_prefix_hit_rate is None else counted - sent_prefix_hit_rate
 
 
 @quantity(unit="share", kind="validity", better="higher", label="Exact lengths")
 def replay_exact_lengths(certificate: ReplayProof) -> float | None:
-    """share of the answered turns whose prompt and answer have exactly the recorded tokens."""
+    """share of the answered turns whose prompt and answer have exactly the recorded tokens; with live answers, whose
+    answer has.
+    """
     return certificate.exact_lengths
 
 
@@ -189,6 +188,12 @@ def replay_exact_lengths(certificate: ReplayProof) -> float | None:
 def replay_exact_turns(certificate: ReplayProof) -> float | None:
     """share of the sent turns that equal the recorded turns in their blocks or words, parent and gap."""
     return certificate.exact_turns
+
+
+@quantity(unit="", kind="validity", type=str, label="Not certified")
+def replay_unchecked(certificate: ReplayProof) -> str | None:
+    """what the certificate cannot check, and why; null if it checks everything."""
+    return None if certificate.hits else "prefix hits and prompts' lengths: prompts contain the engine's own answers"
 
 
 @quantity(unit="s", kind="validity", label="Earliest turn")

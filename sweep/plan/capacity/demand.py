@@ -1,7 +1,7 @@
 """The resources that one point needs: peak memory in bytes, and the minimum duration by the roofline model.
 
 The roofline follows S. Williams et al. (2009). Each step reads the weights and the running sequences' KV cache once, at
-the memory's bandwidth, and computes two operations per weight and token, at the peak rate of its number format. No
+the memory's bandwidth. It computes two operations per weight and token, at the peak rate of its number format. No
 engine is faster. Speculation may yield several tokens per step, which the bound takes into account.
 """
 

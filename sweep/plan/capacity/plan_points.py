@@ -16,8 +16,6 @@ LEAST_BATCHES = 2  # per point, over all its replicates
 
 
 class PlanPoint(NamedTuple):
-    """A point of a plan with all its replicates."""
-
     deployment: Deployment
     trials: list[Trial]
     demand: Demand

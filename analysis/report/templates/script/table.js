@@ -1,6 +1,6 @@
 // The table of points, or of one answer for each configuration: columns, order, and its copy as CSV.
 
-const ROWS_AT_ONCE = matchMedia("(max-width: 40rem)").matches ? 6 : 12; // a phone has a card for each
+const ROWS_AT_ONCE = matchMedia("(max-width: 40rem)").matches ? 6 : 10; // a phone has a card for each
 const MOST_COLUMNS = 6; // quantities that are shown unless others are chosen
 const MORE_ROWS = 1000;
 let rowsShown = ROWS_AT_ONCE;

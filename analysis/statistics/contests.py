@@ -43,7 +43,6 @@ def question_columns(points: pd.DataFrame) -> list[str]:
 
 
 def question_numbers(points: pd.DataFrame) -> Positions:
-    """Return the number of each point's question."""
     return np.asarray(points.groupby(question_columns(points), dropna=False, sort=False).ngroup(), np.int64)
 
 

@@ -1,19 +1,12 @@
-"""Finds, styles and saves charts. Every chart is a module in `analysis.figures`, so no list is needed.
+"""The look of all charts: colours, markers, sizes and fonts; small multiples and their legend.
 
-A chart's module has a docstring whose first line is its caption, a POSITION in the report's order, and `draw(run,
-layout) -> Figure | None` (None if the run has no data for it). The colours are Okabe and Ito's, which people with any
-kind of colour vision can distinguish; markers differ as well.
+The colours are Okabe and Ito's, which people with any kind of colour vision can distinguish; markers differ as well.
 """
 
-import importlib
-import io
 import math
-import pkgutil
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import matplotlib as mpl
@@ -22,10 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import figures
-from analysis.load import Run
 from analysis.point_names import Layout
-from sweep.disk import run_files
 
 INK, MUTED, GRID = "#1f2329", "#69707a", "#e3e5e8"  # the report replaces these three colours in dark mode
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
@@ -62,49 +52,9 @@ _STYLE = {
 }
 
 
-@dataclass(frozen=True)
-class SavedFigure:
-    name: str
-    caption: str
-    svg: str
-    finding: str  # the finding, if established, else the chart's label
-
-
-def draw_all(run: Run, layout: Layout, target: run_files.RunPaths | None = None) -> list[SavedFigure]:
-    """Draw and save every chart that has data in this run, in its folder or another. Remove stale charts."""
-    paths = target or run.paths
-    saved: list[SavedFigure] = []
-    with style():
-        for name, module in _modules():
-            figure = module.draw(run, layout)
-            if figure is None:
-                for suffix in ("svg", "png"):
-                    (paths.figures / f"{name}.{suffix}").unlink(missing_ok=True)
-            else:
-                caption = (module.__doc__ or name).strip().splitlines()[0]
-                saved.append(SavedFigure(name, caption, _save(paths, name, figure), str(figure.get_label())))
-    return saved
-
-
-def _modules() -> list[tuple[str, ModuleType]]:
-    names = [module.name for module in pkgutil.iter_modules(figures.__path__)]
-    modules = [(name, importlib.import_module(f"{figures.__name__}.{name}")) for name in names]
-    return sorted(modules, key=lambda item: (item[1].POSITION, item[0]))
-
-
 def style() -> AbstractContextManager[None]:
     """Return the style of all charts, independent of the user's matplotlibrc."""
     return mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": "agg"})
-
-
-def _save(paths: run_files.RunPaths, name: str, figure: Figure) -> str:
-    """Write NAME.svg and NAME.png; return the SVG's text."""
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=200, facecolor="white")
-    run_files.write_whole(paths, paths.figures / f"{name}.svg", svg.getvalue())
-    run_files.write_whole(paths, paths.figures / f"{name}.png", png.getvalue())
-    return svg.getvalue()
 
 
 # Small multiples -----------------------------------------------------------------------------------------------------
@@ -151,7 +101,6 @@ def panels(
 
 
 def legend_entry(layout: Layout, line: str, **other: Any) -> Line2D:
-    """Return the legend entry of a coloured line."""
     return Line2D([], [], **{**line_style(layout, line), "label": line, **other})
 
 

@@ -1,0 +1,223 @@
+"""OpenTelemetry's spans, through the whole command: their calls are sent as turns, with their gaps and sub-agents."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import analysis
+from benchmarks.replay import alarms
+from sweep.__main__ import main
+from sweep.client import wire
+from sweep.inputs.sessions.recorded import Recorded
+from tests.inputs.test_prompts import QUICK, measure, write
+
+BEGIN = 1_790_000_000_000_000_000  # ns
+SYSTEM = {"gen_ai.system_instructions": [{"type": "text", "content": "You may use tools. " * 12}]}
+Attributes = dict[str, Any]
+
+
+def value(content: Any) -> dict[str, Any]:
+    """Encode an attribute as OTLP does; lists as JSON text, as most instrumentations do."""
+    return (
+        {"intValue": str(content)}
+        if isinstance(content, int)
+        else {"stringValue": content if isinstance(content, str) else json.dumps(content)}
+    )
+
+
+def span(name: str, parent: str, begin: float, end: float, trace: str = "t", **attributes: Any) -> dict[str, Any]:
+    """Return a span with times in s since BEGIN."""
+    times = {f"{key}TimeUnixNano": str(BEGIN + round(s * 1e9)) for key, s in (("start", begin), ("end", end))}
+    keys = [{"key": key, "value": value(content)} for key, content in attributes.items()]
+    return {"traceId": trace, "spanId": name, "parentSpanId": parent, "name": name, **times, "attributes": keys}
+
+
+def said(*texts: str) -> list[dict[str, Any]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "parts": [{"type": "text", "content": text}]} for n, text in enumerate(texts)]
+
+
+def call(
+    name: str, parent: str, begin: float, end: float, *texts: str, trace: str = "t", **more: Any
+) -> dict[str, Any]:
+    counts = {"gen_ai.usage.input_tokens": 30, "gen_ai.usage.output_tokens": 4}
+    prompt = {"gen_ai.operation.name": "chat", "gen_ai.input.messages": said(*(texts or (name,)))}
+    return span(name, parent, begin, end, trace, **(SYSTEM | counts | prompt | more))
+
+
+def export(*spans: dict[str, Any]) -> dict[str, Any]:
+    return {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {"name": "x"}, "spans": list(spans)}]}]}
+
+
+CALLED = {"type": "tool_call", "id": "c1", "name": "find", "arguments": {"what": "a"}}
+RESULT = {"type": "tool_call_response", "id": "c1", "response": {"found": 3}}
+WITH_TOOLS = {
+    "gen_ai.input.messages": [
+        *said("Go."),
+        {"role": "assistant", "parts": [{"type": "text", "content": "Wait."}, CALLED]},
+        {"role": "tool", "parts": [RESULT]},
+    ],
+    "gen_ai.tool.definitions": [{"type": "function", "name": "find", "parameters": {"type": "object"}}],
+}
+AGENT = {"gen_ai.operation.name": "invoke_agent"}
+JOB = [  # exported as spans end: a main agent, which starts two sub-agents at once and continues after the longer one
+    call("plan", "main", 0.0, 0.1, "Go."),
+    call("a1", "a", 0.2, 0.3, "Find a."),
+    call("b1", "b", 0.2, 0.4, "Find b."),
+    call("a2", "a", 0.35, 0.5, "Find a.", "Where?", "Here."),
+    span("a", "main", 0.15, 0.6, **AGENT),
+    span("b", "main", 0.15, 0.45, **AGENT),
+    call("sum", "main", 0.7, 0.8, **WITH_TOOLS),
+    span("main", "", 0.0, 0.9, **AGENT),
+]
+FOLLOWS = {"plan": None, "a1": "plan", "b1": "plan", "a2": "a1", "sum": "a2", "next": "sum", "other": None}
+GAPS = {"plan": 0, "a1": 0.1, "b1": 0.1, "a2": 0.05, "sum": 0.2, "next": 0.2, "other": 0}
+NEXT = [call("next", "", 1.0, 1.1, "And c?", trace="u", **{"gen_ai.conversation.id": "c"})]
+NAMED = [
+    each if each["name"] != "main" else span("main", "", 0.0, 0.9, **AGENT, **{"gen_ai.conversation.id": "c"})
+    for each in JOB
+]
+OTHER = [call("other", "gone", 0.3, 1.2, "Hello.", trace="v")]
+
+
+def order(*spans: dict[str, Any]) -> list[str]:
+    return [
+        each["name"]
+        for each in sorted(spans, key=lambda each: (each["startTimeUnixNano"], each["spanId"]))
+        if each["name"] in FOLLOWS
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", ["recorded", "closed load.concurrency=2"])
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_spans_are_replayed_as_sessions_of_agents_and_sub_agents(tmp_path: Path, load: str, ending: str) -> None:
+    exports = [export(*NAMED), export(*NEXT, *OTHER)]
+    file = tmp_path / f"spans.{ending}"
+    file.write_text(
+        json.dumps(export(*NAMED, *NEXT, *OTHER)) if ending == "json" else "\n".join(map(json.dumps, exports))
+    )
+    line = [*QUICK, "backend.prefix_block=16", "workload=recorded", f"workload.file={file}", "workload.num_requests=7"]
+    line += [f"load={load.split()[0]}", *load.split()[1:], "backend.api=chat", "backend.batch_form=streams"]
+    row = measure(*line, f"out={tmp_path / 'out'}")
+    assert alarms(row.dropna().to_dict()) <= {"unrecorded-hits"}  # the simulated engine counts words, not tokens
+    assert (row["replay_exact_turns"], row["replay_exact_lengths"]) == (1, 1)
+    assert row["earliest_turn"] >= -1e-6
+    names = order(*NAMED, *NEXT, *OTHER)
+    requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
+    sent = {names[int(each["request_id"].rpartition("-")[2])]: each for _, each in requests.iterrows()}
+    parents = {sent[name]["request_id"]: name for name in names}
+    assert {name: parents.get(each["parent"]) for name, each in sent.items()} == FOLLOWS
+    assert {name: pytest.approx(each["gap"] or 0) for name, each in sent.items() if each["gap"] == each["gap"]} == {
+        name: gap for name, gap in GAPS.items() if FOLLOWS[name]
+    }
+    assert sent["next"]["session"] == sent["plan"]["session"] != sent["other"]["session"]
+    assert set(requests["output_tokens"]) == {4}
+    if load == "recorded":
+        assert [sent["plan"]["scheduled"], sent["other"]["scheduled"]] == pytest.approx([0, 0.3])
+        assert row["replay_schedule_error"] < 1e-6
+
+
+def test_tools_are_sent_as_each_protocol_has_them(tmp_path: Path) -> None:
+    file = write(tmp_path / "s.json", "")
+    file.write_text(json.dumps(export(call("x", "", 0, 1, **WITH_TOOLS))))
+    (request,) = Recorded(name="r", file=str(file), num_requests=1).requests(None, 1, 1)
+    chat, responses, messages = (
+        json.loads(wire.call(wire.Target("http://h", "m", api=api), [request]).partition(b"\r\n\r\n")[2])
+        for api in ("chat", "responses", "messages")
+    )
+    arguments, schema = json.dumps({"what": "a"}), {"type": "object"}
+    called = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": arguments}}
+    found = json.dumps({"found": 3})
+    assert chat["messages"][2:] == [
+        {"role": "assistant", "content": "Wait.", "tool_calls": [called]},
+        {"role": "tool", "content": found, "tool_call_id": "c1"},
+    ]
+    assert chat["tools"] == [{"type": "function", "function": {"name": "find", "parameters": schema}}]
+    assert responses["input"][2:] == [
+        {"role": "assistant", "content": "Wait."},
+        {"type": "function_call", "call_id": "c1", "name": "find", "arguments": arguments},
+        {"type": "function_call_output", "call_id": "c1", "output": found},
+    ]
+    assert responses["tools"] == [{"type": "function", "name": "find", "parameters": schema}]
+    use = {"type": "tool_use", "id": "c1", "name": "find", "input": {"what": "a"}}
+    assert messages["messages"][1:] == [
+        {"role": "assistant", "content": [{"type": "text", "text": "Wait."}, use]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": found}]},
+    ]
+    assert messages["tools"] == [{"name": "find", "input_schema": schema}]
+    assert messages["system"].endswith("tools. ")
+
+
+def test_spans_without_content_give_only_lengths(tmp_path: Path, capsys: Any) -> None:
+    bare = [call(name, "", begin, begin + 0.1, **{"gen_ai.input.messages": ""}) for name, begin in (("x", 0), ("y", 1))]
+    file = write(tmp_path / "s.json", "")
+    file.write_text(json.dumps(export(*bare)))
+    line = [*QUICK, "workload=recorded", f"workload.file={file}", "workload.num_requests=2", "load=recorded"]
+    assert main([*line, "dry_run=true", f"out={tmp_path / 'out'}"]) == 2
+    assert (
+        "row 1: gen_ai.input.messages=''; expected JSON; workload.prefixes=false replays only"
+        in capsys.readouterr().err
+    )
+    requests = Recorded(name="r", file=str(file), prefixes=False, num_requests=2).requests(None, 2, 1)
+    assert [(request.parent, request.output_tokens) for request in requests] == [(-1, 4), (-1, 4)]
+
+
+FAILED = {"gen_ai.usage.output_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([call("x", "", 0, 1), call("x", "", 2, 3)], "span t/x appears twice"),
+        ([call("x", "y", 0, 1), span("y", "z", 0, 1), span("z", "y", 0, 1)], "span t/y: is among its own parents"),
+        ([call("x", "y", 0, 1), call("y", "", 0, 2)], "span t/x: is inside the call t/y; expected one span for each"),
+        ([call("x", "", 1, 0.5)], "expected ns since 1970, and a later end"),
+        ([call("x", "", 0, 1) | {"startTimeUnixNano": "1790000000000"}], "startTimeUnixNano=1790000000000, "),
+        ([span("y", "", 0, 1)], "no span of a call; expected gen_ai.operation.name to be one of chat, "),
+        (
+            [call(name, "", 0, 1, **{"gen_ai.conversation.id": name}) for name in "xy"],
+            "trace t has two values of gen_ai.conversation.id",
+        ),
+        ([call("x", "", 0, 1, **FAILED)], "gen_ai.usage.output_tokens=0; expected a whole number of at least 1"),
+        ([call("x", "", 0, 1, "Hi.", "Hello.")], "row 1: gen_ai.input.messages="),
+        ([call("x", "", 0, 1, **{"gen_ai.input.messages": said("a")[:1] * 2})], "a user message after a user message"),
+        (
+            [call("x", "", 0, 1, **{"gen_ai.input.messages": [{"role": "user", "parts": [{"type": "blob"}]}]})],
+            "has a part of type blob; expected text",
+        ),
+        (
+            [call("x", "", 0, 1, **{"gen_ai.tool.definitions": [{"type": "web_search", "name": "w"}]})],
+            "expected functions with names",
+        ),
+        (
+            [
+                call(
+                    "x",
+                    "",
+                    0,
+                    1,
+                    **{
+                        "gen_ai.input.messages": [
+                            *said("a"),
+                            {"role": "assistant", "parts": [CALLED | {"arguments": "{"}]},
+                        ]
+                    },
+                )
+            ],
+            "expected id, name and an object as arguments",
+        ),
+        ([call("x", "", 0, 1) | {"attributes": 7}], "export 1: expected resourceSpans as OTLP's JSON has them"),
+        ([{"spanId": "x"}], "export 1: a span without traceId and spanId; expected both"),
+    ],
+)
+def test_spans_of_no_clear_order_or_unit_are_refused(tmp_path: Path, capsys: Any, spans: Any, message: str) -> None:
+    file = tmp_path / "s.json"
+    file.write_text(json.dumps(export(*spans)))
+    line = [*QUICK, "workload=recorded", f"workload.file={file}", "workload.num_requests=1", "load=closed"]
+    assert main([*line, "dry_run=true", f"out={tmp_path / 'out'}"]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert message in printed
+    assert len(printed.splitlines()) == 1
