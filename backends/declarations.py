@@ -157,8 +157,11 @@ class LogReading:
         return RANK.sub("", re.sub(self.prefix, "", COLOUR.sub("", line).strip(), count=1).strip())
 
     def ran_out_of_memory(self, log: str) -> bool:
-        pattern = re.compile("|".join((*cause_table().out_of_memory, *self.out_of_memory)), re.IGNORECASE)
-        return any(not HARMLESS.search(line) and pattern.search(line) for line in log.splitlines())
+        """Return whether a log reports running out of memory, in a line without another cause."""
+        table = cause_table()
+        pattern = re.compile("|".join((*table.out_of_memory, *self.out_of_memory)), re.IGNORECASE)
+        lines = [line for line in log.splitlines() if pattern.search(line) and not HARMLESS.search(line)]
+        return any((cause := table.find(line)) is None or cause.whose == "memory" for line in lines)
 
     def known_cause(self, message: str) -> KnownCause | None:
         """Return the known cause of failure that matches the engine's message, or None."""
@@ -184,6 +187,7 @@ class LogReading:
             for i, line in enumerate(lines)
             if not HARMLESS.search(raw[i]) and (cause := self.known_cause(line))
         }
+        causes = {i: cause for i, cause in causes.items() if not cause.summary} or causes
         if causes:
             first, *_, last = *causes, *causes
             return lines[last if causes[first].whose == "memory" == causes[last].whose else first]

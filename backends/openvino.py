@@ -20,7 +20,9 @@ class OpenVINO(Hosted):
     """`flags` are fields of GenAI's `SchedulerConfig`, `properties` are OpenVINO's device properties."""
 
     flag_rules = FlagRules(tables=("openvino",), set_by={"properties": "backend.properties"})
-    log = LogReading(out_of_memory=(r"Requested cache size is larger than available memory",))
+    log = LogReading(
+        out_of_memory=(r"Requested cache size is larger than available memory", r"Exceeded max size of memory")
+    )
     wire = replace(Hosted.wire, log_probabilities="host")
     traits = Traits(
         distribution="openvino-genai",

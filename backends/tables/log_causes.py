@@ -20,6 +20,7 @@ class KnownCause(Strict):
     words: str  # a regular expression
     whose: Literal["engine", "itself", "user", "node", "outage", "memory"] = "engine"
     remedy: str
+    summary: bool = False  # whether other lines may name a more specific cause
 
 
 class CauseTable(Strict):

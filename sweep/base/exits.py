@@ -38,6 +38,7 @@ class Cause(StrEnum):
     ENDPOINT = "requests to an endpoint"  # also covers the network to it
     PORT = "port"  # the port is in use or not permitted
     GPU_MEMORY = "GPU memory in use"
+    LEASED = "GPUs leased"  # by another sweep
     NO_TOKENIZER = "no tokenizer"
     CLIENT = "client"
     GATEWAY = "gateway"

@@ -41,7 +41,7 @@ class InlineExecutor:
         """Return False: this process is the only node."""
         return False
 
-    def request_capacity(self, needs: Sequence[Need]) -> None:
+    def request_capacity(self, needs: Sequence[Need], left: Sequence[Node]) -> None:
         """Do nothing: no node can be added."""
 
     def export_metrics(self, row: LedgerRow) -> None:

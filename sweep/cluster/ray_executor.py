@@ -44,7 +44,7 @@ from sweep.node.events import Beat, Completed, End, Event, Lost, Measuring, NotS
 from sweep.node.spread.partners import NodeLost, NodeShare, SpreadNodes
 from sweep.node.spread.share import stream_share
 from sweep.node.work import Work
-from sweep.plan.packing import Need, Node
+from sweep.plan.packing import Need, Node, can_run
 
 RESULT_POLL = 0.5  # s
 HEARTBEAT = scaled(5.0)  # s
@@ -302,10 +302,12 @@ class _RayPartner:
         self.stream, self.ended = task.remote(work, session, share, self.key), threading.Event()
 
     def events(self) -> Iterator[PartnerEvent]:
+        within = START_TIMEOUT
         try:
-            while ray.wait([self.stream], timeout=HEARTBEAT_TIMEOUT, fetch_local=False)[0]:
+            while ray.wait([self.stream], timeout=within, fetch_local=False)[0]:
                 yield ray.get(next(self.stream), timeout=HEARTBEAT_TIMEOUT)
-            raise NodeLost(self.address, f"no heartbeat for {HEARTBEAT_TIMEOUT:.0f} s")
+                within = HEARTBEAT_TIMEOUT
+            raise NodeLost(self.address, f"no heartbeat for {within:.0f} s")
         except StopIteration:
             return
         except RayTaskError as error:
@@ -452,9 +454,10 @@ class RayExecutor:
         return [node for node in self.nodes if node.node_id not in excluded]
 
     @_halting()
-    def request_capacity(self, needs: Sequence[Need]) -> None:
+    def request_capacity(self, needs: Sequence[Need], left: Sequence[Node]) -> None:
         """Ask an autoscaler for nodes, with placeholder tasks that can run only on nodes that do not exist yet.
 
+        Of a launch on several nodes, only the shares that fit on no existing node (`left`: its unused GPUs) count.
         Unlike `request_resources`, placeholders end with this driver, however it ends: nobody pays for unused nodes.
         """
         if time.monotonic() - self.requested_at < HEARTBEAT or not self.autoscaling:
@@ -462,8 +465,12 @@ class RayExecutor:
         self.requested_at = time.monotonic()
         requested: Counter[tuple[int, str | None]] = Counter()
         startable = [*startable_nodes(self.cluster), *self.nodes]
-        for need in needs:  # a slot for each part
-            requested[need.gpus // need.parts(startable), need.accelerator] += need.parts(startable)
+        for need in needs:
+            parts = need.parts(startable)
+            share = need.gpus // parts
+            here = [node for node in left if parts > 1 and can_run(node, need, parts)][:parts]
+            left = [node._replace(gpus=node.gpus - share) if node in here else node for node in left]
+            requested[share, need.accelerator] += parts - len(here)
         for kind in {**requested, **self.placeholders}:  # in the order of the needs
             tasks = self.placeholders.get(kind, [])
             if tasks:

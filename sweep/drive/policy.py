@@ -16,6 +16,7 @@ RULES defines what follows from an outcome; an Exit decides whose fault a failur
 | a full disk | – | waited for in a build; else no more launches on that node |
 | a Cause of SURROUNDINGS | surroundings | waited for if it is OUTAGE or UNREACHABLE |
 | an endpoint is gone; a port or GPU memory is in use | surroundings | its launch is waited for (`is_unavailable`) |
+| another sweep has leased a partner's GPUs | – | its launch is waited for, without a limit (`NodeBusy`) |
 | any other Cause | engine | an answer |
 | HTTP 401, 403 of a hub or registry | surroundings | an answer |
 
@@ -85,8 +86,9 @@ NODE_FAULTS = frozenset(outcome for outcome, rule in RULES.items() if rule.of_no
 
 SURROUNDINGS = frozenset(
     {
-        *(Cause.SUPERVISOR, Cause.UNREACHABLE, Cause.ENDPOINT, Cause.PORT, Cause.GPU_MEMORY, Cause.NO_TOKENIZER),
-        *(Cause.CLIENT, Cause.GATEWAY, Cause.CLOCK, Cause.CONTRADICTION, Cause.OUTAGE, Cause.LOST, Cause.NO_NODE),
+        *(Cause.SUPERVISOR, Cause.UNREACHABLE, Cause.ENDPOINT, Cause.PORT, Cause.GPU_MEMORY, Cause.LEASED),
+        *(Cause.NO_TOKENIZER, Cause.CLIENT, Cause.GATEWAY, Cause.CLOCK, Cause.CONTRADICTION, Cause.OUTAGE),
+        *(Cause.LOST, Cause.NO_NODE),
     }
 )
 OUTAGE_ERRORS = {

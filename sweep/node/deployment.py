@@ -19,7 +19,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ from sweep.node.machine import gpu_memory, lease
 from sweep.node.machine.cores import split_cores
 from sweep.node.machine.sharing import sharing_name
 from sweep.node.rows import engine_facts, unmeasured_row
-from sweep.node.spread.partners import RemoteEngine, SpreadNodes, launched_elsewhere
+from sweep.node.spread.partners import NodeBusy, RemoteEngine, SpreadNodes, launched_elsewhere
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.plan.pending import unresolved
@@ -183,8 +183,9 @@ def run_deployment(
     failures: list[Failure] = []
 
     def launch() -> Failure | None:
-        with _lease(work, gpus, pending, emit) as leased:
-            return _one_launch(work, node, pending, emit, spread) if leased else None
+        while True:
+            with suppress(NodeBusy), _lease(work, gpus, pending, emit) as leased:
+                return _one_launch(work, node, pending, emit, spread) if leased else None
 
     while pending.next():
         try:

@@ -99,6 +99,10 @@ class HeldEngine(NamedTuple):
     ended: EngineEnd | None = None
 
 
+class Leased(NamedTuple):
+    """A partner holds the lease on its GPUs."""
+
+
 class Held(NamedTuple):
     """A partner's report to its leader: its engines, and its GPUs' telemetry as (series, device, value)."""
 
@@ -131,5 +135,5 @@ Event = (
     Placed | State | Measuring | Note | Stalled | Prepared | Unprepared | Finished | Files | Beat | Proposed | Claimed
 )
 End = Completed | Lost | NotStarted
-PartnerEvent = Event | Held | Failure  # of a partner: a Failure is its last
+PartnerEvent = Event | Leased | Held | Failure  # of a partner: a Failure is its last
 Emit = Callable[[Event], None]

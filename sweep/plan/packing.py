@@ -181,12 +181,16 @@ class Packer:
     def _free_nodes(self, need: Need, nodes: Sequence[Node]) -> Sequence[Node]:
         """Return the fitting nodes with the fewest free GPUs (best fit), which keeps room for large launches."""
         if need.gpus:
-            parts, free = need.parts(nodes), {node.node_id: node.gpus - self.used[node.node_id] for node in nodes}
-            candidates = [n for n in nodes if free[n.node_id] * parts >= need.gpus and can_run(n, need, parts)]
-            fullest = sorted(candidates, key=lambda node: free[node.node_id])
+            parts = need.parts(nodes)
+            candidates = [node for node in self.left(nodes) if can_run(node, need, parts)]
+            fullest = sorted(candidates, key=lambda node: node.gpus)
             return fullest[:parts] if len(fullest) >= parts else []
         cpu_nodes = [node for node in nodes if not node.gpus] or nodes
         return [node for node in cpu_nodes if not self.tenants[node.node_id] and can_run(node, need)][:1]
+
+    def left(self, nodes: Iterable[Node]) -> list[Node]:
+        """Return the nodes with only the GPUs that no running launch uses."""
+        return [node._replace(gpus=node.gpus - self.used[node.node_id]) for node in nodes]
 
     def add(self, need: Need) -> None:
         """Queue a launch that was not planned, after all others."""

@@ -177,7 +177,7 @@ def test_free_nodes_are_used_at_once(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_an_autoscaler_adds_nodes_for_the_next_launches(tmp_path, capsys, monkeypatch):
-    def add_node(executor, needs):
+    def add_node(executor, needs, left):
         nodes = executor.schedulable_nodes
         if needs and len(nodes) < 3:
             nodes.append(nodes[0]._replace(node_id=f"added-{len(nodes)}"))

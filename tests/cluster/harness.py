@@ -20,6 +20,11 @@ from types import MappingProxyType
 from typing import Any
 
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
+)
 
 from backends.launch import supervisor
 from sweep.base.config import ROOT
@@ -44,6 +49,13 @@ SIMULATED = (
     *("backend=simulated", "model=tiny-llama", "workload=qa", "workload.output_tokens=8", "workload.num_requests=4"),
     *("tracking=none", "report=false", "backend.ttft.mean=0.02"),
 )
+
+
+# Ray's provider of nodes that are processes of this machine, and what its head must know to be recognized.
+AUTOSCALER = {
+    **dict.fromkeys(("AUTOSCALER_UPDATE_INTERVAL_S", "RAY_FAKE_CLUSTER", "RAY_enable_autoscaler_v2"), "1"),
+    **dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), FAKE_HEAD_NODE_ID),
+}
 
 
 class Node:
@@ -84,9 +96,13 @@ class Node:
         with contextlib.suppress(psutil.NoSuchProcess):
             if self.last_raylet is not None and self.last_raylet.status() != psutil.STATUS_ZOMBIE:
                 return self.last_raylet
-        named = (process for process in self.below() if process.name() == "raylet")
-        self.last_raylet = next((process for process in named if process.status() != psutil.STATUS_ZOMBIE), None)
+        self.last_raylet = next(iter(self.raylets()), None)
         return self.last_raylet
+
+    def raylets(self) -> list[psutil.Process]:
+        """Return its raylet, and those of the nodes that its autoscaler has started."""
+        named = (process for process in self.below() if process.name() == "raylet")
+        return [process for process in named if process.status() != psutil.STATUS_ZOMBIE]
 
     def joined(self) -> bool:
         return b"Ray runtime started" in Path(self.log.name).read_bytes()
@@ -105,32 +121,56 @@ class RayCluster:
 
     def __init__(
         self,
-        nodes: int = 3,
+        nodes: int | Sequence[int] = 3,
         network: "Network | None" = None,
         each: tuple[str, ...] = ("--num-cpus=1",),
         prefixes: Sequence[Sequence[str]] = (),
         environments: Sequence[Mapping[str, str]] = (),
+        grows: Mapping[str, Any] | None = None,
     ) -> None:
-        """`prefixes` stand before each node's command, `environments` are added to its environment."""
+        """Start as many nodes, or those with these numbers in the network.
+
+        `prefixes` stand before each node's command, `environments` are added to its environment. Nodes of the type
+        `grows` are started by Ray's autoscaler, on this machine.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
         self.environment = {**os.environ, **ENVIRONMENT}
         self.port = free_port()
         subnet = network.subnet if network else SUBNET
-        prefixes = prefixes or (network.prefixes() if network else [[]] * nodes)
-        environments = environments or [{}] * nodes
+        numbers = range(nodes) if isinstance(nodes, int) else nodes
+        prefixes = prefixes or [network.prefixes()[number] if network else [] for number in numbers]
+        environments = environments or [{}] * len(numbers)
         head = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
-        self.nodes: list[Node] = []
-        self.head = Node(self, f"{subnet}.1", head)
         self.address = f"{subnet}.1:{self.port}"
+        if grows is not None:
+            head.append(f"--autoscaling-config={self._autoscaling(grows)}")
+        self.nodes: list[Node] = []
+        self.head = Node(self, f"{subnet}.1", head, environment=AUTOSCALER if grows is not None else {})
         joins = [f"--address={self.address}", *each]
         try:
             wait_until(self.head.joined, JOINS_WITHIN, "Ray's head")
-            for index, (prefix, environment) in enumerate(zip(prefixes, environments, strict=True)):
-                self.nodes.append(Node(self, f"{subnet}.{index + 2}", joins, prefix, environment))
+            for number, prefix, environment in zip(numbers, prefixes, environments, strict=True):
+                self.nodes.append(Node(self, f"{subnet}.{number + 2}", joins, prefix, environment))
             self.wait()
         except BaseException:
             self.stop()
             raise
+
+    def _autoscaling(self, kind: Mapping[str, Any]) -> Path:
+        """Write the configuration of an autoscaler that starts nodes of this kind, and return its path."""
+        external = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"
+        provider = {"type": "external", "module": external, "gcs_address": self.address, "launch_multiple": True}
+        provider |= {"head_node_id": FAKE_HEAD_NODE_ID, "disable_node_updaters": True}
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        kinds = {FAKE_HEAD_NODE_TYPE: head, "kind": {"node_config": {}, **kind}}
+        config = {"cluster_name": "growing", "provider": provider, "max_workers": 8, "idle_timeout_minutes": 60}
+        config |= {"available_node_types": kinds, "head_node_type": FAKE_HEAD_NODE_TYPE, "file_mounts": {}}
+        config |= {"cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": []}
+        for commands in ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray", "initialization"):
+            config[f"{commands}_commands"] = []
+        path = self.folder / "autoscaling.json"
+        path.write_text(json.dumps(config))
+        return path
 
     def __enter__(self) -> "RayCluster":
         return self

@@ -192,15 +192,28 @@ def test_placeholders_follow_the_requested_capacity_by_kind(executor, clock, mon
     monkeypatch.setattr(executor, "_placeholder", lambda gpus, accelerator: f"{gpus} x {accelerator}")
     executor.autoscaling = True
     narrow, wide = Need("a", 1, "L4", 1.0), Need("b", 4, "L4", 1.0)
-    executor.request_capacity([narrow, narrow])
+    executor.request_capacity([narrow, narrow], [])
     clock.now += ray_executor.HEARTBEAT
-    executor.request_capacity([wide, narrow])
+    executor.request_capacity([wide, narrow], [])
     assert executor.placeholders == {(4, "L4"): ["4 x L4"], (1, "L4"): ["1 x L4"]}
     assert ray_executor.ray.cancelled == ["1 x L4"]
     ray_executor.ray.done.add("4 x L4")  # its node has come
     clock.now += ray_executor.HEARTBEAT
-    executor.request_capacity([narrow])
+    executor.request_capacity([narrow], [])
     assert executor.placeholders == {(4, "L4"): [], (1, "L4"): ["1 x L4"]}
+
+
+def test_an_autoscaler_adds_nodes_only_for_the_shares_that_no_node_can_take(executor, monkeypatch):
+    monkeypatch.setattr(executor, "_placeholder", lambda gpus, accelerator: gpus)
+    executor.autoscaling, executor.nodes = True, [Node("here", 8, 16, (), "here")]
+    divided = Need("a", 16, None, 1.0, replicas=16)
+    for left, missing in ((8, 1), (7, 2)):
+        executor.requested_at = 0.0
+        executor.request_capacity([divided], [Node("here", left, 16, (), "here")])
+        assert executor.placeholders == {(8, None): [8] * missing}
+    executor.requested_at = 0.0
+    executor.request_capacity([divided, divided], [Node("here", 8, 16, (), "here")])
+    assert executor.placeholders == {(8, None): [8] * 3}, "the node takes one share of one of them"
 
 
 def test_results_are_not_sent_to_nodes_as_code(tmp_path):

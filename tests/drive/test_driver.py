@@ -99,7 +99,7 @@ class Scripted:
     def export_metrics(self, row):
         pass
 
-    def request_capacity(self, needs):
+    def request_capacity(self, needs, left):
         self.requested = needs
 
     def drain(self):

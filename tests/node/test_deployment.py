@@ -1,5 +1,6 @@
 """What a deployment checks on its node before it launches anything."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from sweep.inputs.prompts import Prompts
 from sweep.inputs.workload import Workload
 from sweep.node import deployment
 from sweep.node.machine import cores as node_cores
+from sweep.node.spread.partners import NodeBusy
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Trial
 from tests.support.http_stub import Stub, serving
@@ -96,6 +98,39 @@ def test_an_engine_that_its_gpus_do_not_show_is_no_measurement_of_them(monkeypat
     failure = deployment._one_launch(run, place, None, lambda event: None)
     assert (failure.outcome, failure.log_tail) == (Outcome.INVALID, "loaded on the CPU")
     assert not deployment.policy.launches_again([failure], attempts=3)
+
+
+def test_a_launch_waits_as_long_as_a_partners_gpus_are_leased(monkeypatch):
+    """Without a limit, and without its own lease: the other sweep may wait for that."""
+    trials, ends, held = [SimpleNamespace(trial_id="1")], [NodeBusy("leased"), NodeBusy("leased"), None], []
+    work = SimpleNamespace(
+        deployment=SimpleNamespace(backend=SimpleNamespace(launches=True), trials=trials, describe=lambda: "d"),
+        patience=0.0,
+        deadline=None,
+        expected={},
+        settings=SimpleNamespace(attempts=1),
+    )
+
+    @contextlib.contextmanager
+    def one_lease(*arguments):
+        held.append("leased")
+        try:
+            yield True
+        finally:
+            held.append("released")
+
+    def launch(work, node, pending, emit, spread):
+        held.append("launch")
+        if (end := ends.pop(0)) is not None:
+            raise end
+        pending.trials.clear()
+
+    monkeypatch.setattr(deployment, "_lease", one_lease)
+    monkeypatch.setattr(deployment, "prepare_node", lambda *arguments: "node")
+    monkeypatch.setattr(deployment, "_end_contradicted", lambda *arguments: None)
+    monkeypatch.setattr(deployment, "_one_launch", launch)
+    deployment.run_deployment(work, ("0",), lambda event: None, threading.Event(), threading.Event())
+    assert held == ["leased", "launch", "released"] * 3
 
 
 def test_the_references_memory_is_free_before_the_engines_baseline_is_read(monkeypatch):

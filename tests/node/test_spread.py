@@ -1,5 +1,6 @@
 """What the leader makes of its partners' reports; their engines and nodes are stand-ins."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -14,10 +15,10 @@ from backends.launch.relay import TOKEN_HEADER
 from sweep.base.exits import Cause, Exit
 from sweep.base.records import Outcome
 from sweep.drive.policy import Failure, fault_of
-from sweep.node.events import EngineEnd, Files, Held, HeldEngine, State
-from sweep.node.machine import gpu_memory
+from sweep.node.events import Beat, EngineEnd, Files, Held, HeldEngine, Leased, State
+from sweep.node.machine import gpu_memory, lease
 from sweep.node.spread import share as partner_side
-from sweep.node.spread.partners import NodeLost, NodeShare, SpreadNodes, launched_elsewhere
+from sweep.node.spread.partners import NodeBusy, NodeLost, NodeShare, SpreadNodes, launched_elsewhere
 from sweep.node.telemetry import Gpus, Sampler
 from sweep.numbers.quantities.memory import memory_of
 from tests.backends.test_server import fake
@@ -30,6 +31,10 @@ NODE = SimpleNamespace(launch=Launch(model=Path("m"), served_name="m", workdir=P
 def held(memory=5.0, **state):
     engines = (HeldEngine("http://10.0.0.2:1", ["serve"], 3.0, 0.5, True)._replace(**state),) * 2
     return Held(engines, (("gpu_memory_bytes", "GPU-x", memory),))
+
+
+def is_no_state(event):
+    return not isinstance(event, State | Beat)
 
 
 class Scripted:
@@ -122,6 +127,15 @@ def test_a_partner_that_fails_or_is_lost_is_not_waited_for(partner):
         await_engines()
 
 
+def test_a_partner_whose_gpus_another_sweep_leases_makes_the_launch_wait(partner):
+    """No engine is launched. Two launches, each with the other's node as partner, would otherwise block each other."""
+    partner.reports.put(Failure(Outcome.LAUNCH_FAILED, "GPUs of node 10.0.0.2 are leased", Exit(Cause.LEASED)))
+    partner.reports.put(None)
+    with pytest.raises(NodeBusy, match=r"10\.0\.0\.2"), elsewhere(partner):
+        raise AssertionError("nothing may be launched here")
+    assert partner.stopped
+
+
 def test_the_memory_of_all_nodes_is_added_up(partner):
     partner.reports.put(held(memory=5.0))
     own = SimpleNamespace(read=lambda: [("gpu_memory_bytes", "GPU-y", 2.0)])
@@ -136,7 +150,7 @@ def test_a_partner_holds_its_share_until_it_is_stopped(tmp_path, monkeypatch):
     backend = fake().model_copy(update={"replicas": 4})
     launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path / "attempt")
     node = SimpleNamespace(launch=launch, client_cpus=set(), environment=SimpleNamespace(versions={}))
-    settings = SimpleNamespace(name="s", cluster=SimpleNamespace(shared_machine="test_spread"), stall_timeout=60)
+    settings = SimpleNamespace(name="s", cluster=SimpleNamespace(shared_machine="tests"), stall_timeout=60)
     marker = f"test_spread/{time.time_ns()}"
     work = SimpleNamespace(
         deployment=SimpleNamespace(backend=backend, describe=lambda: "d"), settings=settings, marker=marker
@@ -146,9 +160,17 @@ def test_a_partner_holds_its_share_until_it_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "wait_until_free", lambda gpus: None)
     stop = threading.Event()
     share = NodeShare(range(2, 4), "127.0.0.9", "token")
+    gpus = ("GPU-of-test-spread",)
+    with lease.leased(gpus, "other sweep", "other", print, lambda: False), monkeypatch.context() as at_once:
+        at_once.setattr(partner_side, "LEASE_WITHIN", 0.0)
+        said = list(partner_side.stream_share(work, gpus, share, stop, 5.0))
+    assert said[0].text.startswith(f"waiting for process {os.getpid()} (sweep other sweep), which measures on GPU-of-")
+    assert said[-1].exit == Exit(Cause.LEASED)
+    stop.clear()
+    monkeypatch.setattr(partner_side, "LEASE_WITHIN", 1e6)  # others may measure on this machine's CPU
     reports = partner_side.stream_share(work, (), share, stop, 5.0)
-    first = next(report for report in reports if isinstance(report, Held | Failure))
-    assert isinstance(first, Held), first
+    leased, first = (report for report, _ in zip(filter(is_no_state, reports), range(2), strict=False))
+    assert (type(leased), type(first)) == (Leased, Held), (leased, first)
     assert [engine.url.rpartition(":")[0] for engine in first.engines] == ["http://127.0.0.9"] * 2
     assert [engine.ended for engine in first.engines] == [None, None]
     running = server.supervisor.marked(lambda environ: environ[server.supervisor.MARKER].startswith(marker))

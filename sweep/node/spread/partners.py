@@ -12,7 +12,7 @@ from backends.launch.replicas import replica_launches
 from backends.launch.task import Stopped
 from sweep.base.exits import Cause, Exit
 from sweep.drive.policy import Failure
-from sweep.node.events import Emit, Files, Held, HeldEngine, PartnerEvent, State
+from sweep.node.events import Emit, Files, Held, HeldEngine, Leased, PartnerEvent, State
 from sweep.node.telemetry import Reading
 from sweep.node.work import PreparedNode, Work
 
@@ -29,6 +29,10 @@ class NodeLost(Exception):
 
     def __str__(self) -> str:
         return f"node {self.address} is lost: {self.reason}"
+
+
+class NodeBusy(Exception):
+    """Another sweep holds the lease on a partner's GPUs, so that this launch must release its own nodes, and wait."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Partner:
 
     def __init__(self, share: NodeShare, started: PartnerTask, emit: Emit) -> None:
         self.share, self._task, self._emit = share, started, emit
+        self.leased = False
         self.held: Held | None = None
         self.end: BaseException | Failure | None = None
         self._news = threading.Condition()
@@ -84,22 +89,23 @@ class Partner:
             self._news.notify_all()
 
     def _receive(self, event: PartnerEvent) -> None:
-        if isinstance(event, Held):
+        if isinstance(event, Leased | Held):
             with self._news:
-                self.held = event
+                self.leased, self.held = True, event if isinstance(event, Held) else self.held
                 self._news.notify_all()
         elif isinstance(event, State | Files):
             text = isinstance(event, State) and f"on {self.share.address}: {event.text}"
             with contextlib.suppress(Stopped):
                 self._emit(State(text) if text else event)
 
-    def ready(self) -> bool:
-        """Return whether its engines are ready. Raises LaunchError or NodeLost if it has ended."""
+    def check(self) -> None:
+        """Raise LaunchError, NodeBusy or NodeLost if it has ended."""
         if isinstance(self.end, Failure):
+            if self.end.exit.cause == Cause.LEASED:
+                raise NodeBusy(self.end.reason)
             raise server.LaunchError(self.end.outcome, self.end.reason, self.end.exit, self.end.log_tail or "")
         if self.end is not None:
             raise self.end
-        return self.held is not None
 
     def await_news(self) -> None:
         """Wait for the next report: what the engines have logged until now may not be in the last one."""
@@ -176,13 +182,19 @@ def launched_elsewhere(
 ) -> Iterator[Callable[[], tuple[RemoteEngine, ...]]]:
     """Have the other nodes launch their replicas, and end them after the block; yield a function that awaits them.
 
-    The function raises LaunchError or NodeLost. The block raises NodeLost at its end if a node was lost meanwhile.
+    Before the block, all nodes must lease their GPUs: raises NodeBusy. All raises LaunchError or NodeLost, the block at
+    its end if a node was lost meanwhile.
     """
     partners: list[Partner] = []
 
-    def await_engines() -> tuple[RemoteEngine, ...]:
-        while any([not partner.ready() for partner in partners]):  # noqa: C419 - ask every one: any may have ended
+    def wait_until_all(reached: Callable[[Partner], bool]) -> None:
+        while not all(map(reached, partners)):
             task.pause(PARTNER_POLL)
+            for partner in partners:
+                partner.check()
+
+    def await_engines() -> tuple[RemoteEngine, ...]:
+        wait_until_all(lambda partner: partner.held is not None)
         return tuple(
             RemoteEngine(partner, index, work, node)
             for partner in partners
@@ -197,6 +209,7 @@ def launched_elsewhere(
         for number, address in enumerate(spread.addresses[1:], start=1):
             share = NodeShare(spread.replicas(number, total), address, token)
             partners.append(Partner(share, spread.start(number, share), emit))
+        wait_until_all(lambda partner: partner.leased)
         yield await_engines
         if lost := next((each.end for each in partners if isinstance(each.end, NodeLost)), None):
             raise lost

@@ -1,5 +1,6 @@
 """A partner's work: it launches its share of a launch's replicas and holds them until the leader is done."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -13,7 +14,7 @@ from sweep.drive import policy
 from sweep.drive.policy import Failure
 from sweep.node import deployment
 from sweep.node.cold_start import measure_cold_start
-from sweep.node.events import EngineEnd, Held, HeldEngine, PartnerEvent, State
+from sweep.node.events import EngineEnd, Held, HeldEngine, Leased, PartnerEvent, State
 from sweep.node.machine import lease
 from sweep.node.machine.foreign_processes import ForeignGpu
 from sweep.node.machine.sharing import sharing_name
@@ -23,7 +24,7 @@ from sweep.node.work import PreparedNode, Work
 
 EmitHeld = Callable[[PartnerEvent], None]
 REPORT_EVERY = 1.0  # s
-LEASE_WITHIN = scaled(120.0)  # s; two launches that hold a node each and wait for the other's must give up
+LEASE_WITHIN = scaled(60.0)  # s; two launches that hold a node each and wait for the other's must give up
 
 
 def stream_share(
@@ -34,15 +35,16 @@ def stream_share(
 
 
 def _hold(work: Work, gpus: tuple[str, ...], share: NodeShare, emit: EmitHeld) -> None:
-    until = time.monotonic() + LEASE_WITHIN
     name, sharing = work.settings.name, sharing_name(work.settings.cluster)
     try:
         node = deployment.prepare_node(work, gpus, emit)
+        until = time.monotonic() + LEASE_WITHIN * random.uniform(0.8, 1.2)
         with lease.leased(gpus, name, sharing, lambda text: emit(State(text)), lambda: time.monotonic() > until) as own:
             if own:
+                emit(Leased())
                 _launch(work, node, share, emit)
-            busy = Exit(Cause.GPU_MEMORY)
-            emit(Failure(Outcome.LAUNCH_FAILED, f"GPUs of node {share.address} are in use by another sweep", busy))
+            reason = f"GPUs of node {share.address} are leased by another sweep"
+            emit(Failure(Outcome.LAUNCH_FAILED, reason, Exit(Cause.LEASED)))
     except server.LaunchError as error:
         emit(Failure(error.outcome, error.reason, error.exit, error.log_tail))
     except deployment.PREPARATION_FAULTS as error:
