@@ -20,9 +20,7 @@ class OpenVINO(Hosted):
     """`flags` are fields of GenAI's `SchedulerConfig`, `properties` are OpenVINO's device properties."""
 
     flag_rules = FlagRules(tables=("openvino",), set_by={"properties": "backend.properties"})
-    log = LogReading(
-        out_of_memory=(r"Requested cache size is larger than available memory", r"Exceeded max size of memory")
-    )
+    log = LogReading(out_of_memory=(r"Requested cache size is larger than available memory",))
     wire = replace(Hosted.wire, log_probabilities="host")
     traits = Traits(
         distribution="openvino-genai",

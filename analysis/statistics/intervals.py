@@ -446,14 +446,16 @@ def _few_arrivals(sent: FloatArray, latency: FloatArray) -> NDArray[np.bool_]:
     Users who send when an answer has ended are no arrivals: most of their requests find all others in flight.
     """
     n = np.isfinite(sent).sum(-1)
-    moment = SOON_AFTER * np.nanmedian(latency, (-2, -1))[..., None, None]
+    flat = latency.reshape(*latency.shape[:-2], -1)
+    moment = SOON_AFTER * _medians(flat, n.sum(-1))[..., None, None]
     order = np.argsort(np.concatenate([sent + latency - moment, sent], -1), -1, kind="stable")
     sends = order >= sent.shape[-1]
     in_flight = np.where(sends, np.cumsum(np.where(sends, 1, -1), -1), 0)
     most = in_flight.max(-1)
     users = (in_flight == most[..., None]).sum(-1) > (n - most) / 2
     gaps = np.diff(sent, axis=-1)
-    carriers = _carriers(np.nan_to_num(gaps - np.nanmean(gaps, (-2, -1), keepdims=True)))
+    mean = np.nansum(gaps, (-2, -1)) / np.maximum(np.isfinite(gaps).sum((-2, -1)), 1)
+    carriers = _carriers(np.nan_to_num(gaps - mean[..., None, None]))
     return np.asarray(~users.all(-1) & (carriers < FEWEST_CARRIERS))
 
 

@@ -44,8 +44,10 @@ def read_figures(path: Path) -> "RequestFigures | DamagedFile":
 def _add_group(
     file: TableFile, group: int, figures: RequestFigures, parts: dict[str, list[NDArray[np.float64]]]
 ) -> None:
+    """Add the requests of a row group; values are unknown in columns that an older version did not write."""
+    available = set(file.names)
     columns = written_columns(["phase", "error", "chunk_us", *SERIES])
-    if not file.smallest(group, "chunk_tokens"):  # some chunks may have 0 tokens
+    if "chunk_tokens" in available and not file.smallest(group, "chunk_tokens"):  # some chunks may have 0 tokens
         columns.append("chunk_tokens")
     table = file.group(group, columns, use_threads=False)
     measured = pc.equal(table["phase"], "measured")
@@ -53,11 +55,13 @@ def _add_group(
         table = table.filter(measured)
     failed = pc.is_valid(table["error"]).to_numpy()
     for series, trials in parts.items():
-        trials.append(np.where(failed, np.inf, table[series].fill_null(np.nan).to_numpy()))
+        latencies = table[series].fill_null(np.nan).to_numpy() if series in available else np.full(len(table), np.nan)
+        trials.append(np.where(failed, np.inf, latencies))
     figures.requests += len(table)
-    for index, chunk in enumerate(table["chunk_us"].chunks):
-        tokens = table["chunk_tokens"].chunks[index] if "chunk_tokens" in table.column_names else None
-        figures.gaps += _count(chunk, tokens)
+    if "chunk_us" in available:
+        for index, chunk in enumerate(table["chunk_us"].chunks):
+            tokens = table["chunk_tokens"].chunks[index] if "chunk_tokens" in table.column_names else None
+            figures.gaps += _count(chunk, tokens)
 
 
 def _count(stamps: pa.LargeListArray, tokens: pa.LargeListArray | None) -> Counts:

@@ -509,7 +509,7 @@ def test_how_often_a_node_launches_an_engine_again(monkeypatch, ends, attempts, 
             return None
         return failure_of(launched[-1])
 
-    monkeypatch.setattr(deployment, "prepare_node", lambda *arguments: SimpleNamespace())
+    monkeypatch.setattr(deployment, "prepare_node", lambda *arguments: SimpleNamespace(client_cpus={0}))
     monkeypatch.setattr(deployment, "_one_launch", launch)
     finished = run_on_node(work_of(trial("1"), trial("2"), attempts=int(attempts)))
     if outcome == "none":

@@ -167,7 +167,7 @@ def launch(name: str, trials: int) -> Any:
         SimpleNamespace(trial_id=f"{name}{index}", describe_point=lambda index=index: f"qa batch {index}")
         for index in range(trials)
     ]
-    return SimpleNamespace(launch_key=name, deployment_id=name, trials=parts)
+    return SimpleNamespace(launch_key=name, deployment_id=name, trials=parts, searched={})
 
 
 def forecast_of(launches: list[Any], **known: Any) -> tuple[Forecast, list[LaunchState]]:

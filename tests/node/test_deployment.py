@@ -104,7 +104,12 @@ def test_a_launch_waits_as_long_as_a_partners_gpus_are_leased(monkeypatch):
     """Without a limit, and without its own lease: the other sweep may wait for that."""
     trials, ends, held = [SimpleNamespace(trial_id="1")], [NodeBusy("leased"), NodeBusy("leased"), None], []
     work = SimpleNamespace(
-        deployment=SimpleNamespace(backend=SimpleNamespace(launches=True), trials=trials, describe=lambda: "d"),
+        deployment=SimpleNamespace(
+            backend=SimpleNamespace(launches=True, traits=SimpleNamespace(timed_inside=True)),
+            trials=trials,
+            searched={},
+            describe=lambda: "d",
+        ),
         patience=0.0,
         deadline=None,
         expected={},

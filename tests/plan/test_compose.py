@@ -254,7 +254,7 @@ def test_a_when_of_another_shape_is_refused(backend, when):
         ("client.timeouts.connect=5000", "client.timeouts={'connect': 5000, "),
         ("slo={foo: 1s}", "slo={'foo': '1s'}: foo: expected ttft, tpot or e2el, with a percentile as in ttft.p90"),
         ("slo=ttft=200,tpot=1s", "slo='ttft=200,tpot=1s': ttft=200: expected a unit: 200ms or 200s"),
-        ("slo=ttft:0.5", "slo='ttft:0.5': ttft:0.5: expected ttft, tpot or e2el"),
+        ("slo=ttft:0.5", "slo='ttft:0.5': ttft:0.5: expected bounds such as ttft=200ms,tpot.p90=0.05s"),
         (
             "cluster.simulate={nods: 2}",
             "cluster.simulate.nods=2: unknown key; did you mean nodes? expected: accelerator, capability, cpus,",
