@@ -123,7 +123,7 @@ def compose_run(
     points = [composer.point(request, assignments) for assignments in coordinates]
     if not points:
         raise ConfigError("exclude: drops every point of the experiment; at least one must remain")
-    _check_baseline(settings.baseline, line, coordinates, before)
+    settings = settings.model_copy(update={"baseline": _checked_baseline(settings.baseline, line, coordinates, before)})
     _refuse_values_of_none(line, plan, coordinates)
     _refuse_keys_of_some(line, plan, points)
     return Composition(settings, points, coordinates, request.replaced, composer.options, composer.origins)
@@ -376,22 +376,26 @@ def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, o
                         raise one_of(key, value, {str(other) for other in allowed})
 
 
-def _check_baseline(
+def _checked_baseline(
     baseline: Mapping[str, Any] | None, line: CommandLine, coordinates: Sequence[Assignments], before: PlanSpec
-) -> None:
-    """Check that each key of the baseline is an axis, and each value is on that axis.
+) -> Mapping[str, Any] | None:
+    """Return the baseline, after checking that each of its keys is an axis, and each value is on that axis.
 
-    A value in an experiment's baseline may be missing from this run (`backend=vllm`): then nothing is compared.
+    A value in an experiment's baseline may be missing from this run (`backend=vllm`): then nothing is compared. So may
+    an axis that is another engine's: then there is no baseline.
     """
     typed = any(key.split(".")[0] == "baseline" for key in line.scalars)
     axes = {axis for assignments in coordinates for axis in assignments}
     for key, value in (baseline or {}).items():
+        if key not in axes and not typed and key in before.values():
+            return None
         if key not in axes:
             expected = ", ".join(sorted(axes)) or "none"
             raise ConfigError(f"baseline.{key}: not an axis of this plan; expected: {expected}")
         values = [assignments[key] for assignments in coordinates if key in assignments]
         if value not in values + ([] if typed else before.values().get(key, [])):
             raise one_of(f"baseline.{key}", value, {str(other) for other in values})
+    return baseline
 
 
 def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:

@@ -298,6 +298,15 @@ def test_the_experiments_own_baseline_may_be_left_out_and_one_that_is_asked_for_
         composed("+experiment=latency_bound", "backend=vllm", "baseline.backend=transformers")
 
 
+@pytest.mark.parametrize("experiment", ["conversations", "agents"])
+def test_an_engine_has_the_prefix_caching_of_its_own_flags(experiment):
+    theirs = composed(f"+experiment={experiment}", "backend=llamacpp")
+    assert {each["backend.flags.no-cache-prompt"] for each in theirs.coordinates} == {True, False}
+    assert theirs.settings.baseline is None
+    with pytest.raises(ConfigError, match=r"baseline\.load\.slots: not an axis of this plan"):
+        composed(f"+experiment={experiment}", "backend=llamacpp", "baseline={load.slots: 1}")
+
+
 def test_ten_thousand_points_are_expanded_in_seconds():
     began = time.process_time()
     composition = composed("backend=vllm", "workload.num_requests=range(1,101)", "load.batch_size=range(1,101)")
