@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 20.0  # seconds allowed to reach the server
 CLOSE_TIMEOUT = 120.0  # seconds allowed for the remaining uploads
-MOST_KEYS = 50  # columns of a run's summary
+MOST_KEYS = 40  # columns of a run's summary
 OUTCOME = ("outcome", "reason", "warnings", "attempt", "num_requests", "num_failed", "duration", "client_stamp_source")
 OTHER_FIGURES = (
     *("total_throughput", "request_throughput", "goodput_share", "kv_cache_usage_max", "memory_peak_bytes"),
@@ -163,15 +163,16 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
         "job_type": row.get("backend"),
         "tags": [str(values[key]) for key in ("backend", "workload", "outcome") if key in values],
         "config": {**axes, **config},  # W&B groups and filters only by names of letters, digits and underscores
-        "summary": dict(_on_wandb(key, values[key]) for key in _summarised(percentiles) if key in values),
+        "summary": dict(_on_wandb(key, values[key]) for key in _summarised(percentiles, values)),
         "ok": row.get("outcome") == "ok",
     }
 
 
-def _summarised(percentiles: Sequence[float]) -> list[str]:
-    """Return the columns for a run's summary: columns that usually decide; trials.parquet has all."""
+def _summarised(percentiles: Sequence[float], values: Mapping[str, Any]) -> list[str]:
+    """Return the columns for a run's summary: those that usually decide and have a value; trials.parquet has all."""
     latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in percentiles]
-    return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *OTHER_FIGURES, *SESSION_FIGURES]))[:MOST_KEYS]
+    columns = dict.fromkeys([*OUTCOME, *HEADLINE, *SESSION_FIGURES, *latencies, *OTHER_FIGURES])
+    return [column for column in columns if column in values][:MOST_KEYS]
 
 
 def _on_wandb(column: str, value: Any) -> tuple[str, Any]:
