@@ -76,7 +76,9 @@ def test_the_interval_of_a_search_holds_the_capacity_and_the_command_goes_on(url
     assert list(open_results("run").claims.values()) == [again]
     capsys.readouterr()
     dispatch(["summary", "run"])
-    assert capsys.readouterr().out.splitlines()[-3:] == again["lines"]
+    *_, first, second, third, report = capsys.readouterr().out.splitlines()
+    assert [first, second, third] == again["lines"]
+    assert report.startswith("report: ")
 
 
 @pytest.mark.slow
