@@ -147,7 +147,7 @@ class PooledRequests:
         values = np.where(self.present, self.values, 0.0)
         value = values.sum((-2, -1)) / self.n
         enough = (self.n >= FEWEST_FOR_MEAN) & ~_rests_on_few(self.values, self.n, value * self.length)
-        enough &= _tail_index(self.values, self.n) >= LEAST_INDEX_OF_MEAN
+        enough &= _tail_index(self.sorted) >= LEAST_INDEX_OF_MEAN
         halves = (np.where(enough, half, np.nan) for half in self._halves(values))
         divisor = np.where(value == 0, np.nan, value)
         return _relative(value, (half / divisor for half in halves), self.effective_n)
@@ -399,7 +399,8 @@ def throughput(
     times = np.concatenate([start, ends], -1)
     duration = np.take_along_axis(times, lengths[..., None], -1)[..., 0] - start[..., 0]
     total, seconds = sums[..., -1].sum(-1), duration.sum(-1)
-    value, drain = total / seconds, _drain(sent, latency, lengths) * (replicates / seconds) ** 2
+    ordered = np.sort(latency.reshape(*latency.shape[:-2], -1), -1)
+    value, drain = total / seconds, _drain(sent, latency, ordered, lengths) * (replicates / seconds) ** 2
     variance, sound = np.zeros_like(value), np.ones(value.shape, np.bool_)
     for count in BATCHES[:2] if replicates >= FEWEST_REPLICATES else ():
         edges = lengths[..., None] * np.arange(count + 1) // count
@@ -415,28 +416,28 @@ def throughput(
     parts = (sums[..., -1] - duration * value[..., None]) / total[..., None]
     halves = (np.where(sound, each, np.nan) for each in _at_least(half, parts, launches, False))
     n = lengths.sum(-1)
-    usual = (_tail_index(latency, n) >= LEAST_INDEX_OF_RATE) & ~_few_arrivals(sent, latency)
+    usual = (_tail_index(ordered) >= LEAST_INDEX_OF_RATE) & ~_few_arrivals(sent, latency)
     usual &= (n >= FEWEST_IN_ALL) & (drain < LONGEST_DRAIN**2) & ~_rests_on_few(latency, n, seconds / replicates)
     enough = usual & (lengths.min(-1) >= BATCHES[0])
     figure = _relative(value, (np.where(enough, half, np.nan) for half in halves), n * 1.0)
     return _by_launches(figure, sums[..., -1] / duration, launches, usual & ~enough)
 
 
-def _tail_index(latency: FloatArray, n: NDArray[np.int64]) -> FloatArray:
-    """Return Hill's estimate of the tail index: the larger one of the longest 5% and 1% of the requests. Shape (...).
+def _tail_index(ordered: FloatArray) -> FloatArray:
+    """Return Hill's estimate of the tail index: the larger one of the longest 5% and 1% of the finite values.
 
     A power law has the same index in both (Hill, Annals of Statistics 3, 1975). A second mode of slow requests has a
-    low one in at most one of them, and a lognormal's grows.
+    low one in at most one of them, and a lognormal's grows. `ordered` is ascending, of shape (..., n). Shape (...).
     """
-    flat = latency.reshape(*latency.shape[:-2], -1)
-    longest = -np.sort(-np.where(np.isfinite(flat), flat, 0.0), -1)
-    largest = np.zeros(n.shape)
+    finite = np.isfinite(ordered).sum(-1)[..., None]
+    places, largest = np.arange(ordered.shape[-1]), np.zeros(ordered.shape[:-1])
     for share in TAILS:
-        count = np.minimum(np.maximum(np.ceil(share * n), FEWEST_OF_A_TAIL), flat.shape[-1] - 1).astype(np.int64)
-        bound = np.take_along_axis(longest, count[..., None], -1)
-        beyond = np.where(np.arange(flat.shape[-1]) < count[..., None], longest, bound)
+        count = np.minimum(np.maximum(np.ceil(share * finite), FEWEST_OF_A_TAIL), finite - 1).astype(np.int64)
+        bound = np.take_along_axis(ordered, np.maximum(finite - count - 1, 0), -1)
+        beyond = (places >= finite - count) & (places < finite)
         with np.errstate(invalid="ignore", divide="ignore"):
-            largest = np.fmax(largest, count / np.log(beyond / bound).sum(-1))
+            index = count[..., 0] / np.log(np.where(beyond, ordered, bound) / bound).sum(-1)
+        largest = np.fmax(largest, index)
     return largest
 
 
@@ -459,19 +460,18 @@ def _few_arrivals(sent: FloatArray, latency: FloatArray) -> NDArray[np.bool_]:
     return np.asarray(~users.all(-1) & (carriers < FEWEST_CARRIERS))
 
 
-def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
+def _drain(sent: FloatArray, latency: FloatArray, ordered: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
     """Return the variance of the time from a replicate's last sending to its end, in s².
 
     The drain ends with the last of c requests in flight. Where slow requests occur is random, which a few replicates do
     not reveal. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory). F is
-    the distribution of all latencies, c the mean number in flight when the last request is sent. Shape (...).
+    the distribution of all latencies (`ordered`), c the mean number in flight at the last sending. Shape (...).
     """
     last = np.take_along_axis(sent, lengths[..., None] - 1, -1)
     flying = (sent + latency > last).sum((-2, -1)) / sent.shape[-2]
-    flat = np.sort(latency.reshape(*latency.shape[:-2], -1), -1)
     n = lengths.sum(-1)[..., None]
-    places = np.arange(flat.shape[-1])
-    ends = np.where(places < n, flat, np.take_along_axis(flat, n - 1, -1))
+    places = np.arange(ordered.shape[-1])
+    ends = np.where(places < n, ordered, np.take_along_axis(ordered, n - 1, -1))
     steps = np.diff(ends, axis=-1, prepend=0.0)
     remaining = np.clip(1 - places / n, 0, 1) * steps
     finished = np.clip(np.cumsum(remaining, -1) / remaining.sum(-1, keepdims=True), 0, 1)
