@@ -17,7 +17,7 @@ from sweep.disk.run_files import RunPaths, write_plan, write_whole
 from sweep.numbers.quantity import PERFORMANCE, columns, percentile_name
 from sweep.plan.compose import Composition
 from sweep.plan.estimate import Expected
-from sweep.plan.packing import Need
+from sweep.plan.packing import Need, need_of
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.search.ask import BestQuestion, BestSearch, ObjectiveScale, Proposer, Result, longest
@@ -114,7 +114,7 @@ class PlannedAsk:
         if self.planned[0] != state:
             needs: list[Need] = []
             while len(needs) < most and (launch := self.search.ask(pending)):
-                needs.append(self._need(launch.configuration))
+                needs.append(need_of(self.deployments[launch.configuration]))
                 pending += launch.points
             self.planned = state, needs
         return self.planned[1]
@@ -146,7 +146,7 @@ class PlannedAsk:
         rooms: dict[tuple[Any, ...], bool] = {}
 
         def fits(configuration: int) -> bool:
-            need = self._need(configuration)
+            need = need_of(self.deployments[configuration])
             kind = (*need.kind, need.endpoint)
             if kind not in rooms:
                 rooms[kind] = has_room(need)
@@ -170,10 +170,6 @@ class PlannedAsk:
         return launch, self.expect([launch])
 
     # What is known ---------------------------------------------------------------------------------------------------
-
-    def _need(self, configuration: int) -> Need:
-        deployment = self.deployments[configuration]
-        return Need("", deployment.gpu_count, deployment.accelerator, 0.0, endpoint=deployment.backend.url)
 
     def _replicate(self, configuration: int) -> int | None:
         """Return the next replicate of a configuration; None if it was launched as often as it may be."""

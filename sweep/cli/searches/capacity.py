@@ -17,7 +17,7 @@ from sweep.drive import policy
 from sweep.node.events import Claimed, Proposed
 from sweep.plan.compose import Composition
 from sweep.plan.estimate import Expected
-from sweep.plan.packing import Need, Node
+from sweep.plan.packing import Need, Node, need_of
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.plan.simulate import simulate
@@ -143,7 +143,7 @@ class PlannedCapacity:
     def pending(self, of_grid: PendingWork, nodes: Sequence[Node]) -> PendingWork:
         """Return the work of a run that begins with no launch: the searches add them."""
         todo = [[state for state in states if not state.concluded] for states in self.groups.values()]
-        needs = [self._need(states).needs[0] for states in todo if states]
+        needs = [self._expected(states).needs[0] for states in todo if states]
         estimate = of_grid.estimate._replace(
             expected=Expected([], {}, {}, 0, 0), seconds=simulate(needs, nodes).makespan or None, messages=[]
         )
@@ -165,19 +165,18 @@ class PlannedCapacity:
             states = [state for state in states if not state.concluded]
             if not states or key in self.running:
                 continue
-            expected = self._need(states)
-            if has_room(expected.needs[0]):
+            if has_room(need_of(states[0].point.deployment)):
                 launch = self._launch(states)
                 for trial in launch.trials:
                     self._begin(launch, trial)
-                return launch, expected
+                return launch, self._expected(states)
         return None
 
     def wanted(self, most: int) -> list[Need]:
         """Return what the next launches need, for an autoscaler: at most so many."""
         waiting = [states for key, states in self.groups.items() if key not in self.running]
         todo = [[state for state in states if not state.concluded and state.search.next()] for states in waiting]
-        return [self._need(states).needs[0] for states in todo if states][:most]
+        return [need_of(states[0].point.deployment) for states in todo if states][:most]
 
     def _begin(self, launch: Deployment, trial: Trial) -> None:
         self.running.setdefault(launch.launch_key, []).append(trial.trial_id)
@@ -189,8 +188,8 @@ class PlannedCapacity:
         searched = {trial.trial_id: search for trial, search in trials}
         return replace(states[0].point.deployment, trials=[trial for trial, _ in trials], searched=searched)
 
-    def _need(self, states: list[PointState]) -> Expected:
-        """Return the expected durations of a launch: each of its searches spends its budget."""
+    def _expected(self, states: list[PointState]) -> Expected:
+        """Return what a launch needs, and its expected durations: each of its searches spends its budget."""
         launch = self._launch(states)
         expected = self.expect([launch])
         seconds = expected.launches.get(launch.launch_key, 0.0) + sum(state.search.budget for state in states)
@@ -307,12 +306,7 @@ def check_search(plan: Plan, nodes: Sequence[Node]) -> str:
         for trial in deployment.trials:
             proposer_of(trial, plan.settings, deployment.backend)
     budget, launches = plan.settings.capacity.budget, [each for each in plan.launches if not each.unavailable]
-    needs = [Need(each.launch_key, each.gpu_count, each.accelerator, budget * len(each.trials)) for each in launches]
-    needs = [
-        need._replace(endpoint=each.backend.url, replicas=each.backend.replicas)
-        for need, each in zip(needs, launches, strict=True)
-    ]
-    expected = simulate(needs, nodes).makespan
+    expected = simulate([need_of(each, budget * len(each.trials)) for each in launches], nodes).makespan
     launched = sum(each.backend.launches for each in launches)
     longest = f"about {duration_text(expected)}, at most {duration_text(OVERTIME * expected)}"
     within = f" in {count(launched, 'launch')}, whose time is added to" if launched else ","
