@@ -93,9 +93,8 @@ class PlannedAsk:
                 self._tell(trial_id)
 
     def pending(self, of_grid: PendingWork, nodes: object) -> PendingWork:
-        """Return the work of a run that begins with no launch: the search adds them."""
-        estimate = of_grid.estimate._replace(expected=Expected([], {}, {}, 0, 0), seconds=None, messages=[])
-        return replace(of_grid, launches=[], finished_trials=len(self.plan.trials), reasons={}, estimate=estimate)
+        """Return the work of a run whose search adds the launches."""
+        return of_grid.of_search(len(self.plan.trials), None)
 
     # The driver's interface ------------------------------------------------------------------------------------------
 
@@ -179,14 +178,7 @@ class PlannedAsk:
     def _add_to_plan(self, trial_id: str) -> None:
         """Add a trial to what was asked, which is the plan of the run's files."""
         point, replicate = self.places[trial_id]
-        source = self.deployments[self.configuration[point]]
-        planned = {deployment.deployment_id: deployment for deployment in self.plan.deployments}
-        held = planned.get(source.deployment_id)
-        if held is None:
-            held = replace(source, trials=[])
-            self.plan.deployments.append(held)
-        if all(trial.trial_id != trial_id for trial in held.trials):
-            held.trials.append(self.points[point][replicate])
+        self.plan.add(self.deployments[self.configuration[point]], self.points[point][replicate])
 
     def _tell(self, trial_id: str) -> None:
         row, (point, replicate) = self.ledger.rows[trial_id], self.places[trial_id]

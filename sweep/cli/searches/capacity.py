@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sweep.base.config import PERCENTILES, ConfigError, DamagedFile, read_slo, slo_in_units, split_bound
-from sweep.base.whole_file import write_whole
 from sweep.base.wording import count, duration_text
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.object_store import is_url
-from sweep.disk.run_files import RunPaths, read_claims, write_plan
+from sweep.disk.run_files import RunPaths, read_claims, write_plan, write_whole
 from sweep.drive import policy
 from sweep.node.events import Claimed, Proposed
 from sweep.plan.compose import Composition
@@ -114,7 +113,7 @@ class PlannedCapacity:
             if trial.trial_id != trial_id:
                 break
             trials.append(trial)
-            self._add_to_plan(point.deployment, trial)
+            self.plan.add(point.deployment, trial)
         return trials
 
     def _is_due(self, row: LedgerRow) -> bool:
@@ -132,22 +131,11 @@ class PlannedCapacity:
         state.launch += 1
         state.search = LaunchSearch(state.point, state.launch, self.paths)
 
-    def _add_to_plan(self, deployment: Deployment, trial: Trial) -> None:
-        held = [each for each in self.plan.deployments if each.deployment_id == deployment.deployment_id]
-        if not held:
-            held = [replace(deployment, trials=[], searched={}, replicate=None)]
-            self.plan.deployments.append(held[0])
-        if all(each.trial_id != trial.trial_id for each in held[0].trials):
-            held[0].trials.append(trial)
-
     def pending(self, of_grid: PendingWork, nodes: Sequence[Node]) -> PendingWork:
-        """Return the work of a run that begins with no launch: the searches add them."""
+        """Return the work of a run whose searches add the launches."""
         todo = [[state for state in states if not state.concluded] for states in self.groups.values()]
         needs = [self._expected(states).needs[0] for states in todo if states]
-        estimate = of_grid.estimate._replace(
-            expected=Expected([], {}, {}, 0, 0), seconds=simulate(needs, nodes).makespan or None, messages=[]
-        )
-        return replace(of_grid, launches=[], finished_trials=len(self.plan.trials), reasons={}, estimate=estimate)
+        return of_grid.of_search(len(self.plan.trials), simulate(needs, nodes).makespan or None)
 
     # The driver's interface ------------------------------------------------------------------------------------------
 
@@ -180,7 +168,7 @@ class PlannedCapacity:
 
     def _begin(self, launch: Deployment, trial: Trial) -> None:
         self.running.setdefault(launch.launch_key, []).append(trial.trial_id)
-        self._add_to_plan(launch, trial)
+        self.plan.add(launch, trial)
         write_plan(self.paths, self.plan.entries(self.command))
 
     def _launch(self, states: list[PointState]) -> Deployment:
@@ -267,7 +255,7 @@ class PlannedCapacity:
         return claims
 
     def _write_claims(self) -> None:
-        write_whole(self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
+        write_whole(self.paths, self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
 
     def write(self) -> dict[str, dict[str, Any]]:
         """Write the claims, also of searches that were stopped; return them by point."""
