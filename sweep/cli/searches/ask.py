@@ -58,6 +58,7 @@ class PlannedAsk:
         self.ledger, self.paths, self.command, self.expect = ledger, paths, command, expect
         self.launches_of_grid = launches_of_grid
         self.deployments = [deployment for deployment in full.deployments if not deployment.unavailable]
+        self.replicates = [sorted({trial.replicate for trial in each.trials}) for each in self.deployments]
         points = [(place, trials) for place, each in enumerate(self.deployments) for trials in each.points()]
         self.points = [{trial.replicate: trial for trial in trials} for _, trials in points]
         self.configuration = np.array([configuration for configuration, _ in points], np.int64)
@@ -140,7 +141,7 @@ class PlannedAsk:
     def _next(
         self, pending: list[int], has_room: Callable[[Need], bool], begin: bool = False
     ) -> tuple[Deployment, Expected] | None:
-        used_up = [number for number in range(len(self.deployments)) if self._replicate(number) is None]
+        used_up = [place for place in range(len(self.deployments)) if self._replicate(place) is None]
         self.search.excluded = set(map(int, np.flatnonzero(np.isin(self.configuration, used_up))))
         rooms: dict[tuple[Any, ...], bool] = {}
 
@@ -172,7 +173,7 @@ class PlannedAsk:
 
     def _replicate(self, configuration: int) -> int | None:
         """Return the next replicate of a configuration; None if it was launched as often as it may be."""
-        replicates = sorted({trial.replicate for trial in self.deployments[configuration].trials})
+        replicates = self.replicates[configuration]
         return next((replicate for replicate in replicates if (configuration, replicate) not in self.used), None)
 
     def _add_to_plan(self, trial_id: str) -> None:
@@ -396,15 +397,15 @@ def expected_launches(plan: Plan, replicates: int, pending: PendingWork) -> list
     configurations = sum(not deployment.unavailable for deployment in plan.deployments)
     most = longest(configurations)
     launches = configurations * replicates
-    each = pending.estimate.seconds / len(pending.launches) if pending.estimate.seconds else None
+    seconds = pending.estimate.seconds / len(pending.launches) if pending.estimate.seconds else None  # of a launch
     if plan.settings.ask and plan.settings.ask.search == "optuna":
         few = usual_launches(configurations)
-        time = f" ({duration_text(each * few)})" if each else ""
+        time = f" ({duration_text(seconds * few)})" if seconds else ""
         return [
             f"{count(few, 'launch')}{time}, and those that repeat the leader; the grid has {count(launches, 'launch')}"
         ]
     low, high = (min(most, max(3, round(usual * math.sqrt(configurations)))) for usual in USUAL_LAUNCHES)
-    share = [f" ({duration_text(each * number)})" if each else "" for number in (low, high, most)]
-    usual = f"{low}{share[0]} to {high}{share[1]} launches, at most {most}{share[2]}"
+    times = [f" ({duration_text(seconds * each)})" if seconds else "" for each in (low, high, most)]
+    usual = f"{low}{times[0]} to {high}{times[1]} launches, at most {most}{times[2]}"
     noise = "for launches that differ by 2 to 5%; at 10% it takes three times as many, and the answer is less sure"
     return [f"{usual}; the grid has {count(launches, 'launch')}", noise]

@@ -89,10 +89,10 @@ class PlannedCapacity:
             return state
         rows = [row for trial in trials if (row := self.ledger.valid_row(trial.trial_id)) is not None]
         record = earlier.get(point.name, {})
-        known = [row["trial_id"] for row in rows if is_evidence(row)]
-        asked: dict[str, Any] = {"slo": slo_in_units(self.settings.slo), "budget": state.search.budget, "trials": known}
+        evidence = [row["trial_id"] for row in rows if is_evidence(row)]
+        unchanged = {"slo": slo_in_units(self.settings.slo), "budget": state.search.budget, "trials": evidence}
         settled = not any(map(self._is_due, rows)) and len(rows) == len(trials) > 0
-        if settled and record.get("finished") and all(record.get(key) == value for key, value in asked.items()):
+        if settled and record.get("finished") and all(record.get(key) == value for key, value in unchanged.items()):
             state.record, state.concluded = record, True
             return state
         self._replay(state.search)
