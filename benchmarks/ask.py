@@ -88,15 +88,15 @@ def flag_space(seed: int) -> tuple[Floats, np.ndarray]:
             gpus = flag == 6
             effect = random.normal(size=levels) * (0.15 if gpus else 0.08) * (random.random() < (1 if gpus else 0.6))
         speed += effect[FLAGS[:, flag]]
-    for one, other in itertools.combinations(range(len(LEVELS)), 2):
+    for flag, other in itertools.combinations(range(len(LEVELS)), 2):
         if random.random() < 0.3:
-            speed += (random.normal(size=(LEVELS[one], LEVELS[other])) * 0.04)[FLAGS[:, one], FLAGS[:, other]]
+            speed += (random.normal(size=(LEVELS[flag], LEVELS[other])) * 0.04)[FLAGS[:, flag], FLAGS[:, other]]
     speed += random.normal(size=count) * 0.01
     fails = np.zeros(count, bool)
     while fails.mean() < 0.15:
-        one, other = random.choice(len(LEVELS), 2, replace=False)
-        of_one, of_other = random.integers(LEVELS[one]), random.integers(LEVELS[other])
-        fails |= (FLAGS[:, one] == of_one) & (FLAGS[:, other] == of_other)
+        flag, other = random.choice(len(LEVELS), 2, replace=False)
+        level, other_level = random.integers(LEVELS[flag]), random.integers(LEVELS[other])
+        fails |= (FLAGS[:, flag] == level) & (FLAGS[:, other] == other_level)
     return speed, fails
 
 
@@ -182,12 +182,12 @@ def search(
         free += 1
         ask.tell(results)
     standing = ask.standing()
-    seen = {result.point for result in ask.results}
-    whole = configurations * LAUNCH + space.size * TRIAL
+    measured = {result.point for result in ask.results}
+    grid_seconds = configurations * LAUNCH + space.size * TRIAL
     quality = 0.0 if standing.leader is None else problem.quality(standing.leader)
-    unmeasured = [point for point in range(space.size) if point not in seen]
+    unmeasured = [point for point in range(space.size) if point not in measured]
     cover = coverage(ask, problem, unmeasured) if isinstance(ask, BestSearch) else 1.0
-    shares = len(seen) / space.size, spent / whole
+    shares = len(measured) / space.size, spent / grid_seconds
     probability = standing.probability or 0.0
     return Searched(problem.name, number, *shares, now, spent, quality, probability, standing.sure, cover)
 
@@ -219,9 +219,9 @@ def baseline(rule: str, launches: int, seed: int, spread: float) -> float:
     if rule == "screening":  # main effects from half of the launches; then what they predict to be best
         columns = [np.eye(levels)[FLAGS[:, flag]][:, 1:] for flag, levels in enumerate(LEVELS)]
         design, values = np.column_stack([np.ones(count), *columns]), measured(points)
-        seen, found = points[np.isfinite(values)], values[np.isfinite(values)]
-        ridge = design[seen].T @ design[seen] + 0.05 * np.eye(design.shape[1])
-        order = np.argsort(-(design @ np.linalg.solve(ridge, design[seen].T @ found)))
+        working, speeds = points[np.isfinite(values)], values[np.isfinite(values)]
+        ridge = design[working].T @ design[working] + 0.05 * np.eye(design.shape[1])
+        order = np.argsort(-(design @ np.linalg.solve(ridge, design[working].T @ speeds)))
         more = order[~np.isin(order, points)][: launches - len(points)]
         return quality(np.append(points, more), np.append(values, measured(more)))
     return search(flag_problem(seed, 0.05), spread, 1, seed, TpeSearch, launches).quality
@@ -271,21 +271,21 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--launches", type=int, nargs="+", default=[60, 120], help="of the baselines")
     parser.add_argument("--state", type=Path)
     chosen = parser.parse_args(arguments)
-    kept, began = Kept(chosen.state), time.process_time()
-    rows, figures = (baseline_rows if chosen.study == "baselines" else searched_rows)(chosen, kept)
+    results, began = Kept(chosen.state), time.process_time()
+    rows, figures = (baseline_rows if chosen.study == "baselines" else searched_rows)(chosen, results)
     headings = BASELINE_HEADINGS if chosen.study == "baselines" else SEARCHED_HEADINGS
     publish(markdown_table(headings, rows))
     print(json.dumps([chosen.study, figures, {"cpu_seconds": time.process_time() - began}]))
 
 
-def baseline_rows(chosen: argparse.Namespace, kept: "Kept") -> tuple[list[list[str]], list[Any]]:
+def baseline_rows(chosen: argparse.Namespace, results: Kept) -> tuple[list[list[str]], list[Any]]:
     """Return the lines of the table about the rules without a model, and their figures."""
     rows, figures = [], []
     rules = [("grid", len(FLAGS))] + [(rule, most) for most in chosen.launches for rule in ("screening", "random")]
     rules += [("TPE", most) for most in chosen.launches] if has_optuna() else []
     for spread, (rule, launches) in itertools.product(chosen.noise, rules):
         qualities = [
-            kept.get(f"{rule} {launches} {spread} {seed}", functools.partial(baseline, rule, launches, seed, spread))
+            results.get(f"{rule} {launches} {spread} {seed}", functools.partial(baseline, rule, launches, seed, spread))
             for seed in range(chosen.first, chosen.first + chosen.problems)
         ]
         shares = [float(np.mean(np.array(qualities) >= least)) for least in (0.95, 0.9)]
@@ -295,14 +295,14 @@ def baseline_rows(chosen: argparse.Namespace, kept: "Kept") -> tuple[list[list[s
     return rows, figures
 
 
-def searched_rows(chosen: argparse.Namespace, kept: "Kept") -> tuple[list[list[str]], list[Any]]:
+def searched_rows(chosen: argparse.Namespace, results: Kept) -> tuple[list[list[str]], list[Any]]:
     """Return the lines of the table about the searches of a study, and their means."""
     rows, figures = [], []
     for spread, nodes in itertools.product(chosen.noise, chosen.nodes):
         ends = []
         for problem in problems_of(chosen):
             key = f"{chosen.study} {spread} {nodes} {chosen.within} {chosen.first} {problem.name}"
-            ends.append(Searched(*kept.get(key, functools.partial(search, problem, spread, nodes, chosen.first))))
+            ends.append(Searched(*results.get(key, functools.partial(search, problem, spread, nodes, chosen.first))))
             print(key, ends[-1], file=sys.stderr, flush=True)
         rows.append(row(f"{spread:.0%}, {nodes}", ends))
         rows[-1].append(
@@ -317,8 +317,8 @@ def searched_rows(chosen: argparse.Namespace, kept: "Kept") -> tuple[list[list[s
 def problems_of(chosen: argparse.Namespace) -> Iterable[Problem]:
     if chosen.study == "flags":
         return (flag_problem(seed, chosen.within) for seed in range(chosen.first, chosen.first + chosen.problems))
-    asked = itertools.product(read_families(chosen.table).items(), chosen.quartiles)
-    of_families = (silicon_problem(*family, quartile, chosen.first, chosen.within) for family, quartile in asked)
+    questions = itertools.product(read_families(chosen.table).items(), chosen.quartiles)
+    of_families = (silicon_problem(*family, quartile, chosen.first, chosen.within) for family, quartile in questions)
     return itertools.islice(of_families, chosen.problems)
 
 

@@ -22,7 +22,7 @@ from sweep.base.config import DamagedFile, Durations, Hardware
 from sweep.base.records import Outcome
 from sweep.base.wording import count, duration_text
 from sweep.disk.tables import read_table
-from sweep.plan.packing import Need, Node
+from sweep.plan.packing import Need, Node, need_of
 from sweep.plan.plan import Deployment, Plan, Trial, config_text, elsewhere, hourly_price
 from sweep.plan.simulate import SimulatedRun, simulate
 
@@ -184,10 +184,7 @@ def expect(
         total = expected.launches.get(launch.launch_key, assumed.launch_of(launch))
         total += sum(expected.trials.get(trial.trial_id, assumed.trial) for trial in launch.trials)
         place = random.Random(f"{seed}/{launch.launch_key}").random()
-        need = Need(launch.launch_key, launch.gpu_count, launch.accelerator, total, launch.replicate or 0, place)
-        backend = launch.backend
-        need = need._replace(endpoint=backend.url, gpu_keys=backend.gpu_keys, replicas=backend.replicas)
-        expected.needs.append(need)
+        expected.needs.append(need_of(launch, total, place))
     unknown_launches = len(expected.needs) - len(expected.launches)
     return expected._replace(unknown_trials=number - len(expected.trials), unknown_launches=unknown_launches)
 

@@ -19,6 +19,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 from backends.base import Host
+from sweep.plan.plan import Deployment
 
 SlotKind = tuple[int, str | None, int]  # GPUs of a slot, their type, and the parts that may be on different nodes
 
@@ -81,6 +82,13 @@ class Start(NamedTuple):
     key: str
     node_id: str
     partners: tuple[str, ...] = ()
+
+
+def need_of(launch: Deployment, seconds: float = 0.0, place: float = 0.0) -> Need:
+    """Return what a launch needs if it takes so many seconds; `place` is its position in its block."""
+    backend = launch.backend
+    need = Need(launch.launch_key, launch.gpu_count, launch.accelerator, seconds, launch.replicate or 0, place)
+    return need._replace(endpoint=backend.url, gpu_keys=backend.gpu_keys, replicas=backend.replicas)
 
 
 def can_run(node: Node, need: Need, parts: int = 1) -> bool:

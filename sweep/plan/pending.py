@@ -17,7 +17,7 @@ from sweep.base.setting_labels import dotted
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.drive.policy import needs_run
 from sweep.inputs.hub import COMMIT, resolve_outage
-from sweep.plan.estimate import UNKNOWN_LAUNCH, Assumed, History, RunEstimate, estimate_run
+from sweep.plan.estimate import UNKNOWN_LAUNCH, Assumed, Expected, History, RunEstimate, estimate_run
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
 
@@ -40,6 +40,11 @@ class PendingWork:
     def runnable(self) -> list[Deployment]:
         """The launches of deployments that are available."""
         return [launch for launch in self.launches if not launch.unavailable]
+
+    def of_search(self, finished_trials: int, seconds: float | None) -> "PendingWork":
+        """Return the work of a run that begins with no launch: a search adds them, expected to take so many seconds."""
+        estimate = self.estimate._replace(expected=Expected([], {}, {}, 0, 0), seconds=seconds, messages=[])
+        return replace(self, launches=[], finished_trials=finished_trials, reasons={}, estimate=estimate)
 
 
 def find_pending(

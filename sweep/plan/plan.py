@@ -141,6 +141,15 @@ class Plan:
         per_replicate = launched_per_replicate(self.settings, len(self.deployments))
         return [launch for deployment in self.deployments for launch in deployment.launches(per_replicate)]
 
+    def add(self, deployment: Deployment, trial: Trial) -> None:
+        """Add a trial of a deployment that is not in the plan yet: the plan of a search grows with its launches."""
+        planned = next((each for each in self.deployments if each.deployment_id == deployment.deployment_id), None)
+        if planned is None:
+            planned = replace(deployment, trials=[], searched={}, replicate=None)
+            self.deployments.append(planned)
+        if all(each.trial_id != trial.trial_id for each in planned.trials):
+            planned.trials.append(trial)
+
     @property
     def study_differences(self) -> dict[str, tuple[str, ...]]:
         """The plan's differences from the published study, by backend. Without a GPU a different form is run."""

@@ -46,6 +46,14 @@ def ask(tmp_path, *more, nodes=1, out="out"):
     return main([*ENGINE, *GRID, *cluster, *QUESTION, *more])
 
 
+def ask_vllm(tmp_path, axis, lines, *more):
+    source, columns = tmp_path / "rows.csv", "gpu_count,replicate,outcome,output_throughput,startup_seconds"
+    source.write_text("\n".join([f"{axis},{columns},wall_seconds", *lines]))
+    command = ["backend=vllm", "model=tiny-llama", "load=closed", "load.concurrency=8", "hardware=h100", *QUESTION[:1]]
+    command += ["tracking=none", "report=false", f"cluster.replay={source}", f"out={tmp_path / 'out'}"]
+    return main([*command, *more])
+
+
 def measured(tmp_path, out="out"):
     rows = read_trials(RunPaths(tmp_path / out).trials)
     return sorted((*(row[key] for key in AXES), row["concurrency"], row["replicate"], row["outcome"]) for row in rows)
@@ -97,16 +105,9 @@ def test_a_question_is_answered_from_a_part_of_the_grid_and_a_killed_search_agre
     ("quantity", "gpus", "value"), [("output_throughput", 4, 22), ("output_throughput_per_gpu", 1, 10)]
 )
 def test_a_throughput_counts_the_gpus_if_it_is_asked_per_gpu(tmp_path, capsys, quantity, gpus, value):
-    lines = ["backend.gpus,gpu_count,replicate,outcome,output_throughput,startup_seconds,wall_seconds"]
-    speeds = {1: 100, 2: 160, 4: 220}
-    lines += [f"{n},{n},{each},ok,{speeds[n] + each},90,30" for n in speeds for each in range(8)]
-    (tmp_path / "rows.csv").write_text("\n".join(lines))
-    command = ["backend=vllm", "model=tiny-llama", "load=closed", "load.concurrency=8", "tracking=none", "report=false"]
-    command += ["hardware=h100", "cluster.simulate={nodes: 1, gpus: 4, accelerator: H100}", "backend.gpus=1,2,4"]
-    assert (
-        main([*command, f"cluster.replay={tmp_path / 'rows.csv'}", f"ask.best={quantity}", f"out={tmp_path / 'out'}"])
-        == 0
-    )
+    speeds, cluster = {1: 100, 2: 160, 4: 220}, "cluster.simulate={nodes: 1, gpus: 4, accelerator: H100}"
+    lines = [f"{n},{n},{each},ok,{speeds[n] + each},90,30" for n in speeds for each in range(8)]
+    assert ask_vllm(tmp_path, "backend.gpus", lines, cluster, "backend.gpus=1,2,4", f"ask.best={quantity}") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"8 users: {quantity} {value}" in printed
     assert f"gpus={gpus}" in printed[printed.index("best: ") :]
@@ -173,6 +174,15 @@ def test_free_nodes_are_used_at_once(tmp_path, capsys):
     begun = [row["started_at"] for row in read_trials(RunPaths(tmp_path / "four").trials)]
     assert len(begun) - len(set(begun)) >= 3, "four launches begin together"
     assert answer(tmp_path, capsys, "four")["best"] == answer(tmp_path, capsys, "one")["best"]
+
+
+@pytest.mark.slow
+def test_launches_on_several_nodes_each_run_side_by_side(tmp_path):
+    lines = [f"{n},2,{each},ok,{n + each},90,30" for n in (64, 128, 256) for each in range(8)]
+    key, cluster = "backend.flags.max-num-seqs", "cluster.simulate={nodes: 4, gpus: 1, accelerator: H100}"
+    assert ask_vllm(tmp_path, key, lines, cluster, f"{key}=64,128,256", "backend.replicas=2") == 0
+    begun = [row["started_at"] for row in read_trials(RunPaths(tmp_path / "out").trials)]
+    assert len(begun) > len(set(begun)), "two launches begin together, on two nodes each"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from sweep.disk.run_files import RunPaths, write_plan, write_whole
 from sweep.numbers.quantity import PERFORMANCE, columns, percentile_name
 from sweep.plan.compose import Composition
 from sweep.plan.estimate import Expected
-from sweep.plan.packing import Need
+from sweep.plan.packing import Need, need_of
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.search.ask import BestQuestion, BestSearch, ObjectiveScale, Proposer, Result, longest
@@ -58,6 +58,7 @@ class PlannedAsk:
         self.ledger, self.paths, self.command, self.expect = ledger, paths, command, expect
         self.launches_of_grid = launches_of_grid
         self.deployments = [deployment for deployment in full.deployments if not deployment.unavailable]
+        self.replicates = [sorted({trial.replicate for trial in each.trials}) for each in self.deployments]
         points = [(place, trials) for place, each in enumerate(self.deployments) for trials in each.points()]
         self.points = [{trial.replicate: trial for trial in trials} for _, trials in points]
         self.configuration = np.array([configuration for configuration, _ in points], np.int64)
@@ -93,9 +94,8 @@ class PlannedAsk:
                 self._tell(trial_id)
 
     def pending(self, of_grid: PendingWork, nodes: object) -> PendingWork:
-        """Return the work of a run that begins with no launch: the search adds them."""
-        estimate = of_grid.estimate._replace(expected=Expected([], {}, {}, 0, 0), seconds=None, messages=[])
-        return replace(of_grid, launches=[], finished_trials=len(self.plan.trials), reasons={}, estimate=estimate)
+        """Return the work of a run whose search adds the launches."""
+        return of_grid.of_search(len(self.plan.trials), None)
 
     # The driver's interface ------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class PlannedAsk:
         if self.planned[0] != state:
             needs: list[Need] = []
             while len(needs) < most and (launch := self.search.ask(pending)):
-                needs.append(self._need(launch.configuration))
+                needs.append(need_of(self.deployments[launch.configuration]))
                 pending += launch.points
             self.planned = state, needs
         return self.planned[1]
@@ -141,28 +141,28 @@ class PlannedAsk:
     def _next(
         self, pending: list[int], has_room: Callable[[Need], bool], begin: bool = False
     ) -> tuple[Deployment, Expected] | None:
-        used_up = [number for number in range(len(self.deployments)) if self._replicate(number) is None]
+        used_up = [place for place in range(len(self.deployments)) if self._replicate(place) is None]
         self.search.excluded = set(map(int, np.flatnonzero(np.isin(self.configuration, used_up))))
         rooms: dict[tuple[Any, ...], bool] = {}
 
         def fits(configuration: int) -> bool:
-            need = self._need(configuration)
+            need = need_of(self.deployments[configuration])
             kind = (*need.kind, need.endpoint)
             if kind not in rooms:
                 rooms[kind] = has_room(need)
             return rooms[kind]
 
-        asked = self.search.ask(pending, fits)
-        if asked is None:
+        proposed = self.search.ask(pending, fits)
+        if proposed is None:
             return None
-        replicate = self._replicate(asked.configuration)
+        replicate = self._replicate(proposed.configuration)
         assert replicate is not None
-        deployment = self.deployments[asked.configuration]
-        chosen = {self.points[point][replicate].trial_id for point in asked.points}
+        deployment = self.deployments[proposed.configuration]
+        chosen = {self.points[point][replicate].trial_id for point in proposed.points}
         trials = [trial for trial in deployment.trials if trial.trial_id in chosen]
         launch = replace(deployment, trials=trials, replicate=replicate)
         if begin:
-            self.used.add((asked.configuration, replicate))
+            self.used.add((proposed.configuration, replicate))
             for trial in trials:
                 self.awaited.setdefault(self.places[trial.trial_id][0], set()).add(trial.trial_id)
                 self._add_to_plan(trial.trial_id)
@@ -171,26 +171,15 @@ class PlannedAsk:
 
     # What is known ---------------------------------------------------------------------------------------------------
 
-    def _need(self, configuration: int) -> Need:
-        deployment = self.deployments[configuration]
-        return Need("", deployment.gpu_count, deployment.accelerator, 0.0, endpoint=deployment.backend.url)
-
     def _replicate(self, configuration: int) -> int | None:
         """Return the next replicate of a configuration; None if it was launched as often as it may be."""
-        replicates = sorted({trial.replicate for trial in self.deployments[configuration].trials})
+        replicates = self.replicates[configuration]
         return next((replicate for replicate in replicates if (configuration, replicate) not in self.used), None)
 
     def _add_to_plan(self, trial_id: str) -> None:
         """Add a trial to what was asked, which is the plan of the run's files."""
         point, replicate = self.places[trial_id]
-        source = self.deployments[self.configuration[point]]
-        planned = {deployment.deployment_id: deployment for deployment in self.plan.deployments}
-        held = planned.get(source.deployment_id)
-        if held is None:
-            held = replace(source, trials=[])
-            self.plan.deployments.append(held)
-        if all(trial.trial_id != trial_id for trial in held.trials):
-            held.trials.append(self.points[point][replicate])
+        self.plan.add(self.deployments[self.configuration[point]], self.points[point][replicate])
 
     def _tell(self, trial_id: str) -> None:
         row, (point, replicate) = self.ledger.rows[trial_id], self.places[trial_id]
@@ -242,12 +231,12 @@ class PlannedAsk:
             f"measured: {count(len(measured), 'point')} in {count(search.launches, 'launch')}; {in_grid}{failures}"
         ]
         launched = {int(self.configuration[point]) for point in measured | failed}
-        others = [each.describe() for place, each in enumerate(self.deployments) if place not in launched]
-        if others and (sure or standing.probability is None):
+        unlaunched = [each.describe() for place, each in enumerate(self.deployments) if place not in launched]
+        if unlaunched and (sure or standing.probability is None):
             unlikely = f"with a probability of less than {1 - question.sure:.0%} the best one is not the answer"
             reason = f"not launched: {UNCHOSEN if standing.probability is None else unlikely}"
-            dropped |= dict.fromkeys(others, reason)
-            lines += [f"dropped:  {count(len(others), 'configuration')} {reason}"]
+            dropped |= dict.fromkeys(unlaunched, reason)
+            lines += [f"dropped:  {count(len(unlaunched), 'configuration')} {reason}"]
         return {
             "best": leader,
             "quantity": self.best,
@@ -278,8 +267,8 @@ class PlannedAsk:
         if leader is None:
             measured = any(result.values for result in self.search.results)
             yield f"best:     {'no point meets the bounds' if measured else 'no point has a result yet'}"
-            known = f"{standing.none_fits:.0%} by the model" if standing.none_fits is not None else NO_CERTAINTY
-            yield f"how sure: {known}; {spread}"
+            certainty = f"{standing.none_fits:.0%} by the model" if standing.none_fits is not None else NO_CERTAINTY
+            yield f"how sure: {certainty}; {spread}"
             return
         yield f"best:     {leader}: {self._figure_text(standing.leader or 0)}"
         within = f"within {question.within:.0%} of the best of {count(len(self.points), 'point')}"
@@ -293,9 +282,9 @@ class PlannedAsk:
             yield f"how sure: {within} by the model ({standing.probability:.0%}), {doubt}; {spread}"
         else:
             ended = "ended early" if not standing.done else "spent its launches"
-            others = f"{count(standing.open or 0, 'point')} may be best"
+            open_points = f"{count(standing.open or 0, 'point')} may be best"
             unsure = f"not sure, the search {ended}: {within} with a probability of {standing.probability:.0%}"
-            yield f"how sure: {unsure}; {others}; {spread}"
+            yield f"how sure: {unsure}; {open_points}; {spread}"
 
     def write(self) -> dict[str, dict[str, Any]]:
         """Write the answer into the results folder; return it by the name of its quantity."""
@@ -334,9 +323,9 @@ def question_of(
 ) -> tuple[BestQuestion, list[str]]:
     """Return a plan's question, and the columns of its objective and bounds."""
     settings = plan.settings
-    asked = settings.ask
-    assert asked is not None
-    column = THROUGHPUT if asked.best == PER_GPU else asked.best
+    ask = settings.ask
+    assert ask is not None
+    column = THROUGHPUT if ask.best == PER_GPU else ask.best
     statistic = columns(settings.percentiles)[column]
     load = np.log([_load(trials[0]) for _, trials in points])
     gpus = np.log([max(1, deployments[configuration].gpu_count) for configuration, _ in points])
@@ -345,13 +334,13 @@ def question_of(
     if statistic.quantity.kind == "cost":
         offset = load - gpus
     elif statistic.quantity.unit.endswith("/s"):
-        offset = load - gpus * (asked.best == PER_GPU)
+        offset = load - gpus * (ask.best == PER_GPU)
     names = [column]
     for bound in settings.slo or {}:
         latency, percentile = split_bound(bound)
         names.append(f"{latency}_{percentile_name(percentile or usual_percentile(plan))}")
     limits = tuple((settings.slo or {}).values())
-    return BestQuestion(ObjectiveScale(sign, offset), limits, asked.within, asked.sure, settings.seed), names
+    return BestQuestion(ObjectiveScale(sign, offset), limits, ask.within, ask.sure, settings.seed), names
 
 
 def usual_percentile(plan: Plan) -> float:
@@ -364,8 +353,8 @@ def usual_percentile(plan: Plan) -> float:
 def check_ask(plan: Plan, relaunch: str) -> None:
     """Raise ConfigError for a question that cannot be asked."""
     settings = plan.settings
-    asked = settings.ask
-    assert asked is not None
+    ask = settings.ask
+    assert ask is not None
     declared = {
         name for name, statistic in rankable(settings.percentiles).items() if statistic.quantity.kind in PERFORMANCE
     } | {PER_GPU}
@@ -377,16 +366,16 @@ def check_ask(plan: Plan, relaunch: str) -> None:
         "expected one workload; the best of one may not be the best of another": _kinds(points, "workload") > 1,
         "expected one kind of load; its size may be an axis": len({trial.load.name for trial in points}) > 1,
         f"expected at most {MOST_POINTS:,} points, or ask.search=optuna; the grid has {len(points):,}": (
-            asked.search == "model" and len(points) > MOST_POINTS
+            ask.search == "model" and len(points) > MOST_POINTS
         ),
-        "expected Optuna for ask.search=optuna; pip install optuna": asked.search == "optuna" and not has_optuna(),
+        "expected Optuna for ask.search=optuna; pip install optuna": ask.search == "optuna" and not has_optuna(),
         "expected relaunch=per_replicate, since a question needs repeated launches": relaunch == "once",
         f"slo: expected a percentile of {', '.join(f'p{each:g}' for each in settings.percentiles)}": any(
             percentile not in (None, *settings.percentiles) for percentile in percentiles
         ),
     }
     expected = "expected a quantity with a better direction"
-    check_objective(plan, ("ask.best", asked.best), expected, declared, problems)
+    check_objective(plan, ("ask.best", ask.best), expected, declared, problems)
 
 
 def _kinds(points: list[Trial], part: str) -> int:
@@ -395,12 +384,12 @@ def _kinds(points: list[Trial], part: str) -> int:
 
 def ask_line(plan: Plan) -> str:
     """Return the plan's line about its question."""
-    asked = plan.settings.ask
-    assert asked is not None
+    ask = plan.settings.ask
+    assert ask is not None
     bounds = " within the SLO" if plan.settings.slo else ""
-    if asked.search == "optuna":
-        return f"ask: the best {asked.best}{bounds}, by Optuna's TPE, which states no certainty"
-    return f"ask: the best {asked.best}{bounds}, within {asked.within:.0%}, {asked.sure:.0%} sure"
+    if ask.search == "optuna":
+        return f"ask: the best {ask.best}{bounds}, by Optuna's TPE, which states no certainty"
+    return f"ask: the best {ask.best}{bounds}, within {ask.within:.0%}, {ask.sure:.0%} sure"
 
 
 def expected_launches(plan: Plan, replicates: int, pending: PendingWork) -> list[str]:
@@ -408,15 +397,15 @@ def expected_launches(plan: Plan, replicates: int, pending: PendingWork) -> list
     configurations = sum(not deployment.unavailable for deployment in plan.deployments)
     most = longest(configurations)
     launches = configurations * replicates
-    each = pending.estimate.seconds / len(pending.launches) if pending.estimate.seconds else None
+    seconds = pending.estimate.seconds / len(pending.launches) if pending.estimate.seconds else None  # of a launch
     if plan.settings.ask and plan.settings.ask.search == "optuna":
         few = usual_launches(configurations)
-        time = f" ({duration_text(each * few)})" if each else ""
+        time = f" ({duration_text(seconds * few)})" if seconds else ""
         return [
             f"{count(few, 'launch')}{time}, and those that repeat the leader; the grid has {count(launches, 'launch')}"
         ]
     low, high = (min(most, max(3, round(usual * math.sqrt(configurations)))) for usual in USUAL_LAUNCHES)
-    share = [f" ({duration_text(each * number)})" if each else "" for number in (low, high, most)]
-    usual = f"{low}{share[0]} to {high}{share[1]} launches, at most {most}{share[2]}"
+    times = [f" ({duration_text(seconds * each)})" if seconds else "" for each in (low, high, most)]
+    usual = f"{low}{times[0]} to {high}{times[1]} launches, at most {most}{times[2]}"
     noise = "for launches that differ by 2 to 5%; at 10% it takes three times as many, and the answer is less sure"
     return [f"{usual}; the grid has {count(launches, 'launch')}", noise]

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from sweep.base.config import PERCENTILES, ConfigError, DamagedFile, read_slo, slo_in_units, split_bound
-from sweep.base.whole_file import write_whole
 from sweep.base.wording import count, duration_text
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.object_store import is_url
-from sweep.disk.run_files import RunPaths, read_claims, write_plan
+from sweep.disk.run_files import RunPaths, read_claims, write_plan, write_whole
 from sweep.drive import policy
 from sweep.node.events import Claimed, Proposed
 from sweep.plan.compose import Composition
 from sweep.plan.estimate import Expected
-from sweep.plan.packing import Need, Node
+from sweep.plan.packing import Need, Node, need_of
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.plan.simulate import simulate
@@ -90,10 +89,10 @@ class PlannedCapacity:
             return state
         rows = [row for trial in trials if (row := self.ledger.valid_row(trial.trial_id)) is not None]
         record = earlier.get(point.name, {})
-        known = [row["trial_id"] for row in rows if is_evidence(row)]
-        asked: dict[str, Any] = {"slo": slo_in_units(self.settings.slo), "budget": state.search.budget, "trials": known}
+        evidence = [row["trial_id"] for row in rows if is_evidence(row)]
+        unchanged = {"slo": slo_in_units(self.settings.slo), "budget": state.search.budget, "trials": evidence}
         settled = not any(map(self._is_due, rows)) and len(rows) == len(trials) > 0
-        if settled and record.get("finished") and all(record.get(key) == value for key, value in asked.items()):
+        if settled and record.get("finished") and all(record.get(key) == value for key, value in unchanged.items()):
             state.record, state.concluded = record, True
             return state
         self._replay(state.search)
@@ -114,7 +113,7 @@ class PlannedCapacity:
             if trial.trial_id != trial_id:
                 break
             trials.append(trial)
-            self._add_to_plan(point.deployment, trial)
+            self.plan.add(point.deployment, trial)
         return trials
 
     def _is_due(self, row: LedgerRow) -> bool:
@@ -132,22 +131,11 @@ class PlannedCapacity:
         state.launch += 1
         state.search = LaunchSearch(state.point, state.launch, self.paths)
 
-    def _add_to_plan(self, deployment: Deployment, trial: Trial) -> None:
-        held = [each for each in self.plan.deployments if each.deployment_id == deployment.deployment_id]
-        if not held:
-            held = [replace(deployment, trials=[], searched={}, replicate=None)]
-            self.plan.deployments.append(held[0])
-        if all(each.trial_id != trial.trial_id for each in held[0].trials):
-            held[0].trials.append(trial)
-
     def pending(self, of_grid: PendingWork, nodes: Sequence[Node]) -> PendingWork:
-        """Return the work of a run that begins with no launch: the searches add them."""
+        """Return the work of a run whose searches add the launches."""
         todo = [[state for state in states if not state.concluded] for states in self.groups.values()]
-        needs = [self._need(states).needs[0] for states in todo if states]
-        estimate = of_grid.estimate._replace(
-            expected=Expected([], {}, {}, 0, 0), seconds=simulate(needs, nodes).makespan or None, messages=[]
-        )
-        return replace(of_grid, launches=[], finished_trials=len(self.plan.trials), reasons={}, estimate=estimate)
+        needs = [self._expected(states).needs[0] for states in todo if states]
+        return of_grid.of_search(len(self.plan.trials), simulate(needs, nodes).makespan or None)
 
     # The driver's interface ------------------------------------------------------------------------------------------
 
@@ -165,23 +153,22 @@ class PlannedCapacity:
             states = [state for state in states if not state.concluded]
             if not states or key in self.running:
                 continue
-            expected = self._need(states)
-            if has_room(expected.needs[0]):
+            if has_room(need_of(states[0].point.deployment)):
                 launch = self._launch(states)
                 for trial in launch.trials:
                     self._begin(launch, trial)
-                return launch, expected
+                return launch, self._expected(states)
         return None
 
     def wanted(self, most: int) -> list[Need]:
         """Return what the next launches need, for an autoscaler: at most so many."""
         waiting = [states for key, states in self.groups.items() if key not in self.running]
         todo = [[state for state in states if not state.concluded and state.search.next()] for states in waiting]
-        return [self._need(states).needs[0] for states in todo if states][:most]
+        return [need_of(states[0].point.deployment) for states in todo if states][:most]
 
     def _begin(self, launch: Deployment, trial: Trial) -> None:
         self.running.setdefault(launch.launch_key, []).append(trial.trial_id)
-        self._add_to_plan(launch, trial)
+        self.plan.add(launch, trial)
         write_plan(self.paths, self.plan.entries(self.command))
 
     def _launch(self, states: list[PointState]) -> Deployment:
@@ -189,8 +176,8 @@ class PlannedCapacity:
         searched = {trial.trial_id: search for trial, search in trials}
         return replace(states[0].point.deployment, trials=[trial for trial, _ in trials], searched=searched)
 
-    def _need(self, states: list[PointState]) -> Expected:
-        """Return the expected durations of a launch: each of its searches spends its budget."""
+    def _expected(self, states: list[PointState]) -> Expected:
+        """Return what a launch needs, and its expected durations: each of its searches spends its budget."""
         launch = self._launch(states)
         expected = self.expect([launch])
         seconds = expected.launches.get(launch.launch_key, 0.0) + sum(state.search.budget for state in states)
@@ -268,7 +255,7 @@ class PlannedCapacity:
         return claims
 
     def _write_claims(self) -> None:
-        write_whole(self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
+        write_whole(self.paths, self.paths.claims, json.dumps(self.claims, indent=1) + "\n")
 
     def write(self) -> dict[str, dict[str, Any]]:
         """Write the claims, also of searches that were stopped; return them by point."""
@@ -307,12 +294,7 @@ def check_search(plan: Plan, nodes: Sequence[Node]) -> str:
         for trial in deployment.trials:
             proposer_of(trial, plan.settings, deployment.backend)
     budget, launches = plan.settings.capacity.budget, [each for each in plan.launches if not each.unavailable]
-    needs = [Need(each.launch_key, each.gpu_count, each.accelerator, budget * len(each.trials)) for each in launches]
-    needs = [
-        need._replace(endpoint=each.backend.url, replicas=each.backend.replicas)
-        for need, each in zip(needs, launches, strict=True)
-    ]
-    expected = simulate(needs, nodes).makespan
+    expected = simulate([need_of(each, budget * len(each.trials)) for each in launches], nodes).makespan
     launched = sum(each.backend.launches for each in launches)
     longest = f"about {duration_text(expected)}, at most {duration_text(OVERTIME * expected)}"
     within = f" in {count(launched, 'launch')}, whose time is added to" if launched else ","

@@ -140,9 +140,9 @@ def interacting(explained: "Iterable[Explanation]", keys: Sequence[str]) -> list
     """
     parts = [part for explanation in explained for part in explanation.parts]
     dependent = {part.name for part in parts if part.dependence.low > 1 or part.dependence.high < 1}
-    found = [key for key in keys if short(key) in dependent]
-    partners = found if len(found) > 1 else keys
-    return [frozenset(pair) for pair in combinations(partners, 2) if set(pair) & set(found)]
+    dependent_keys = [key for key in keys if short(key) in dependent]
+    partners = dependent_keys if len(dependent_keys) > 1 else keys
+    return [frozenset(pair) for pair in combinations(partners, 2) if set(pair) & set(dependent_keys)]
 
 
 # Commands ------------------------------------------------------------------------------------------------------------
@@ -175,13 +175,13 @@ def read_command(option: str, command: str, has_model: bool) -> EngineCommand:
     With `has_model`, the model of the command line is ignored, since another model is given.
     """
     try:
-        words = shlex.split(command)
+        arguments = shlex.split(command)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}; expected an engine's command line") from None
     environ = {}
-    while words and re.match(r"[A-Za-z_]\w*=", words[0]):
-        name, _, environ[name] = words.pop(0).partition("=")
-    backend, rules, rest = _engine(option, words)
+    while arguments and re.match(r"[A-Za-z_]\w*=", arguments[0]):
+        name, _, environ[name] = arguments.pop(0).partition("=")
+    backend, rules, rest = _engine(option, arguments)
     settings: dict[str, Any] = {f"backend.environ.{name}": setting for name, setting in environ.items()}
     flags, ignored = dict[str, Any](), list[str]()
     for flag, setting in _flags(option, rules, rest):
@@ -207,20 +207,20 @@ def read_command(option: str, command: str, has_model: bool) -> EngineCommand:
     return EngineCommand(backend, settings | {f"backend.flags.{name}": spelt[name] for name in spelt}, tuple(ignored))
 
 
-def _engine(option: str, words: Sequence[str]) -> tuple[str, FlagRules, list[str]]:
-    """Return the engine that a command line starts, and the words after its name."""
-    commands = {words: name for name in reversed(names()) for words in configured(name).flag_rules.commands}
-    line = " ".join(word.rpartition("/")[2] if not place else word for place, word in enumerate(words))
+def _engine(option: str, arguments: Sequence[str]) -> tuple[str, FlagRules, list[str]]:
+    """Return the engine that a command line starts, and the arguments after its name."""
+    commands = {start: name for name in reversed(names()) for start in configured(name).flag_rules.commands}
+    line = " ".join(word.rpartition("/")[2] if not place else word for place, word in enumerate(arguments))
     for start, name in sorted(commands.items(), key=lambda item: -len(item[0])):
         if match := re.match(rf"(?:\S*python[\d.]* -m )?{re.escape(start)}(?= |$)", line):
-            return name, configured(name).flag_rules, list(words[len(match[0].split()) :])
+            return name, configured(name).flag_rules, list(arguments[len(match[0].split()) :])
     expected = ", ".join(sorted(commands))
-    raise ConfigError(f"{option}: {' '.join(words[:2]) or 'empty'}: unknown engine; expected: {expected}")
+    raise ConfigError(f"{option}: {' '.join(arguments[:2]) or 'empty'}: unknown engine; expected: {expected}")
 
 
-def _flags(option: str, rules: FlagRules, words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _flags(option: str, rules: FlagRules, arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Yield the flags of a command line; a word without a flag has an empty name, and is the model."""
-    rest = list(words)
+    rest = list(arguments)
     while rest:
         word = rest.pop(0)
         if not DASHED.match(word):
@@ -261,6 +261,6 @@ def _model(option: str, model: Any) -> SweepKeys:
     if Path(str(model)).is_dir():
         return {"model": "path", "model.path": str(Path(str(model)).resolve()), "model.name": Path(str(model)).name}
     if Path(str(model)).exists() or str(model).count("/") != 1:
-        known = ", ".join(ConfigPath().choices("model"))
-        raise ConfigError(f"{option}: {model}: expected a folder, a repository, or model=NAME ({known})")
+        choices = ", ".join(ConfigPath().choices("model"))
+        raise ConfigError(f"{option}: {model}: expected a folder, a repository, or model=NAME ({choices})")
     return {"model": "hub", "model.repo": str(model), "model.name": str(model).partition("/")[2]}
