@@ -201,7 +201,7 @@ def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequ
                     turn = len(job.prompts), int(batch[0].gap * 1e9)
                     job.followers.setdefault(base + batch[0].parent, []).append(turn)
                 call = wire.call(job.target, batch)
-                job.live |= LIVE_ANSWER.search(call) is not None
+                job.live |= batch[0].parent != UNKNOWN and LIVE_ANSWER.search(call) is not None
                 job.offsets.append(job.offsets[-1] + file.write(call))
                 job.prompts.append(len(batch))
                 job.limits.append(max(request.output_tokens for request in batch))

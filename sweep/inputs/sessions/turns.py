@@ -18,6 +18,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
 from sweep.base.records import (
+    LIVE,
     UNKNOWN,
     Message,
     Phase,
@@ -95,6 +96,16 @@ def _single_tokens(tokenizer: Tokenizer, lead: str, words: Sequence[str]) -> lis
     """Return the token id that each word has inside a text."""
     encodings = tokenizer.encode_batch_fast([lead + word for word in words], add_special_tokens=False)
     return [encoding.ids[-1] for encoding in encodings]
+
+
+def check_sendable(text: str) -> None:
+    """Raise ValueError for a text that no request can hold, or with the mark of a live answer."""
+    if LIVE in text:
+        raise ValueError("the character U+FDD0 in a turn; expected text without it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a lone surrogate in a turn; expected valid Unicode") from None
 
 
 def session_requests(
