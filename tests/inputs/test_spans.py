@@ -11,6 +11,7 @@ from benchmarks.replay import alarms
 from sweep.__main__ import main
 from sweep.client import wire
 from sweep.inputs.sessions.recorded import Recorded
+from sweep.inputs.sessions.spans import DEEPEST
 from tests.inputs.test_prompts import QUICK, measure, write
 
 BEGIN = 1_790_000_000_000_000_000  # ns
@@ -208,6 +209,19 @@ FAILED = {"gen_ai.usage.output_tokens": 0}
                 )
             ],
             "expected id, name and an object as arguments",
+        ),
+        (
+            [call("x", "y0", 0, 1), *(span(f"y{n}", f"y{n + 1}", 0, 1) for n in range(DEEPEST + 1))],
+            f"span t/x: is inside more than {DEEPEST} spans",
+        ),
+        (
+            [call("x", "", 0, 1, **{"gen_ai.input.messages": [{"role": "user", "parts": [{"type": "text"}]}]})],
+            "has a text part with content=None; expected text",
+        ),
+        ([call("x", "", 0, 1, "half \ud83d")], "row 1: a lone surrogate in a turn; expected valid Unicode"),
+        (
+            [call("x", "", 0, 1) | {"attributes": [{"key": "k", "value": {"intValue": float("inf")}}]}],
+            "export 1: expected resourceSpans as OTLP's JSON has them",
         ),
         ([call("x", "", 0, 1) | {"attributes": 7}], "export 1: expected resourceSpans as OTLP's JSON has them"),
         ([{"spanId": "x"}], "export 1: a span without traceId and spanId; expected both"),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sweep.base.config import ConfigError, shortened
 from sweep.base.records import UNKNOWN, Message
-from sweep.inputs.sessions.turns import Turn
+from sweep.inputs.sessions.turns import Turn, check_sendable
 
 SPANS = "resourceSpans"  # the key of each export
 START, END, BRANCH = "startTimeUnixNano", "endTimeUnixNano", "branch"
@@ -23,6 +23,7 @@ FORMER = {INPUT_TOKENS: "gen_ai.usage.prompt_tokens", OUTPUT_TOKENS: "gen_ai.usa
 OPERATION, CONVERSATION = "gen_ai.operation.name", "gen_ai.conversation.id"
 INSTRUCTIONS, PROMPT = "gen_ai.system_instructions", "gen_ai.input.messages"
 DEFINITIONS = "gen_ai.tool.definitions"
+DEEPEST = 200  # spans around a call
 CALLS = ("chat", "generate_content", "text_completion")  # operations that call a model
 EARLIEST, LATEST = 10**18, 10**19  # ns since 1970, i.e. the years 2001 and 2286: other numbers have another unit
 BEFORE = {  # the roles that may precede a message; "": it is the first
@@ -99,7 +100,7 @@ def _spans_of(exports: Sequence[Any]) -> Iterator[_Span]:
                 for span in scope.get("spans", ())
             ]
             names = [[str(span.get(key) or "") for key in ("traceId", "spanId", "parentSpanId")] for span, _ in spans]
-        except (TypeError, LookupError, AttributeError, ValueError):
+        except (TypeError, LookupError, AttributeError, ValueError, OverflowError):
             raise ValueError(f"export {number}: expected {SPANS} as OTLP's JSON has them") from None
         for (span, attributes), (trace, name, parent) in zip(spans, names, strict=True):
             if not (trace and name):
@@ -129,6 +130,8 @@ def _branch(call: _Span, spans: Mapping[str, _Span]) -> list[str]:
         span = spans.get(around)
         if around in branch:
             raise ValueError(f"span {around}: is among its own parents; expected a tree")
+        if len(branch) > DEEPEST:
+            raise ValueError(f"span {call.name}: is inside more than {DEEPEST} spans; expected fewer")
         if span is not None and span.is_call:
             raise ValueError(
                 f"span {call.name}: is inside the call {around}; expected one span for each call of a model"
@@ -186,6 +189,8 @@ def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
         if before not in BEFORE.get(role, ()):
             problem = f"a {role} message after a {before} message" if before else f"a {role} message first"
             raise ValueError(f"{PROMPT} has {problem}; expected an order that chat templates allow")
+    for message in messages:
+        check_sendable(message.text)
     if not messages or messages[-1].role not in ("user", "tool"):
         raise ValueError(f"{PROMPT}={shortened(repr(row[PROMPT]))}; expected messages that end with a question")
     return tuple(messages)
@@ -211,7 +216,10 @@ def _parts(parts: Any) -> list[dict[str, Any]]:
 def _text_of_parts(parts: Any) -> str:
     if odd := next((part for part in _parts(parts) if part.get("type") != "text"), None):
         raise ValueError(f"{PROMPT} has a part of type {odd.get('type')}; expected text, or a tool's call or result")
-    return "\n\n".join(str(part.get("content")) for part in parts)
+    texts = [part.get("content") for part in parts]
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{PROMPT} has a text part with content={shortened(repr(odd[0]))}; expected text")
+    return "\n\n".join(texts)
 
 
 def _call(part: Mapping[str, Any]) -> dict[str, str]:
