@@ -225,6 +225,8 @@ FAILED = {"gen_ai.usage.output_tokens": 0}
         ),
         ([call("x", "", 0, 1) | {"attributes": 7}], "export 1: expected resourceSpans as OTLP's JSON has them"),
         ([{"spanId": "x"}], "export 1: a span without traceId and spanId; expected both"),
+        ([call("x" * 65, "", 0, 1)], "a span without traceId and spanId; expected both, of at most 64 characters"),
+        ([call("x", "", 0, 1) | {"startTimeUnixNano": "9" * 5000}], "startTimeUnixNano=999"),
     ],
 )
 def test_spans_of_no_clear_order_or_unit_are_refused(tmp_path: Path, capsys: Any, spans: Any, message: str) -> None:
