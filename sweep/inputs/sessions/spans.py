@@ -107,7 +107,7 @@ def _spans_of(exports: Sequence[Any]) -> Iterator[_Span]:
             if not (trace and name and max(map(len, (trace, name, parent))) <= LONGEST_ID):
                 problem = f"export {number}: a span without traceId and spanId"
                 raise ValueError(f"{problem}; expected both, of at most {LONGEST_ID} characters")
-            times = [shortened(str(span.get(key))) for key in (START, END)]
+            times = [shortened(span.get(key)) for key in (START, END)]
             begin, end = (int(time) if time.isdecimal() else 0 for time in times)
             if not EARLIEST <= begin <= end < LATEST or (begin == end and attributes.get(OPERATION) in CALLS):
                 problem = f"span {name}: {START}={times[0]}, {END}={times[1]}"
@@ -186,7 +186,7 @@ def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
         calls = [part for part in parts if role == "assistant" and part.get("type") == "tool_call"]
         text = _text_of_parts([part for part in parts if part not in calls])
         listed = json.dumps([_call(part) for part in calls]) if calls else ""
-        messages.append(Message("system" if role == "developer" else shortened(str(role)), text, listed))
+        messages.append(Message("system" if role == "developer" else shortened(role), text, listed))
     for before, role in pairwise(["", *(message.role for message in messages)]):
         if before not in BEFORE.get(role, ()):
             problem = f"a {role} message after a {before} message" if before else f"a {role} message first"
@@ -217,7 +217,8 @@ def _parts(parts: Any) -> list[dict[str, Any]]:
 
 def _text_of_parts(parts: Any) -> str:
     if odd := next((part for part in _parts(parts) if part.get("type") != "text"), None):
-        raise ValueError(f"{PROMPT} has a part of type {shortened(str(odd.get('type')))}; expected text, or a tool's call or result")
+        problem = f"{PROMPT} has a part of type {shortened(odd.get('type'))}"
+        raise ValueError(f"{problem}; expected text, or a tool's call or result")
     texts = [part.get("content") for part in parts]
     if odd := [text for text in texts if not isinstance(text, str)]:
         raise ValueError(f"{PROMPT} has a text part with content={shortened(repr(odd[0]))}; expected text")
