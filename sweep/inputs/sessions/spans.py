@@ -166,7 +166,7 @@ def span_turns(rows: Mapping[int, Mapping[str, Any]], lengths: Sequence[tuple[in
     for number, row, parent, (_, output) in zip(rows, listed, span_parents(listed), lengths, strict=True):
         gap = 0.0 if parent == UNKNOWN else (row[START] - listed[parent][END]) / 1e9
         try:
-            turns.append(Turn(output, parent, gap, messages=_messages(row), whole=True, tools=_tools(row)))
+            turns.append(Turn(output, parent, gap, messages=_messages(row), has_history=True, tools=_tools(row)))
         except ValueError as error:
             raise ConfigError(
                 f"{key}: row {number}: {error}; workload.prefixes=false replays only the lengths"

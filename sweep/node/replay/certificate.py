@@ -245,7 +245,7 @@ def _recorded_messages(
     ]
     margins = list[int]()  # tokens that a template may add to each turn's messages
     for turn in turns:
-        before = 0 if turn.whole or turn.parent == UNKNOWN else margins[turn.parent] + MESSAGE_TOKENS
+        before = 0 if turn.has_history or turn.parent == UNKNOWN else margins[turn.parent] + MESSAGE_TOKENS
         margins.append(before + MESSAGE_TOKENS * len(turn.messages))
     cut = [
         fit is not None and len(ids) + turns[number].output_tokens + margins[number] > fit.context
