@@ -200,7 +200,7 @@ class Sender:
         if followers and any(map(answer.error_of, answer.streams)):
             self._skip(dispatch, "the turn before it failed")
             followers = ()
-        if self.job.live and followers and not self._keep_answer(dispatch, answer.streams[0].text):
+        elif self.job.live and followers and not self._keep_answer(dispatch, answer.streams[0].text):
             followers = ()
         under_way = self._siblings.pop(dispatch.index, 0)
         for number, gap in followers:

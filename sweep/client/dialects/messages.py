@@ -31,14 +31,10 @@ def _turn(message: dict[str, Any]) -> dict[str, Any]:
         return {"role": "user", "content": [result]}
     if "tool_calls" not in message:
         return message
+    functions = [(call["id"], call["function"]) for call in message["tool_calls"]]
     calls = [
-        {
-            "type": "tool_use",
-            "id": call["id"],
-            "name": call["function"]["name"],
-            "input": json.loads(call["function"]["arguments"]),
-        }
-        for call in message["tool_calls"]
+        {"type": "tool_use", "id": name, "name": each["name"], "input": json.loads(each["arguments"])}
+        for name, each in functions
     ]
     text = [{"type": "text", "text": message["content"]}] if message["content"] else []
     return {"role": "assistant", "content": [*text, *calls]}

@@ -35,16 +35,16 @@ class Conversations(SessionWorkload):
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
         """Return `count` turns, session after session; they depend only on the seed."""
-        builder = _TurnBuilder(self, Draw(seed, "measured", count + self.most_turns()))
+        draws = _Draws(self, Draw(seed, "measured", count + self.most_turns()))
         for session in numbers():
-            if len(builder.turns) >= count:
+            if len(draws.turns) >= count:
                 break
-            self.add_branch(builder, (session,), builder.number_of_turns[session], UNKNOWN, builder.prompts[session])
+            self.add_branch(draws, (session,), draws.number_of_turns[session], UNKNOWN, draws.prompts[session])
         if self.shared:
-            return builder.turns[:count]
+            return draws.turns[:count]
         return [
             turn._replace(pieces=tuple(Piece((number, *piece), piece.tokens) for piece in turn.pieces))
-            for number, turn in enumerate(builder.turns[:count])
+            for number, turn in enumerate(draws.turns[:count])
         ]
 
     def most_turns(self) -> int:
@@ -54,34 +54,22 @@ class Conversations(SessionWorkload):
         return self.started * self.most_turns()
 
     def add_branch(
-        self,
-        builder: "_TurnBuilder",
-        name: tuple[int, ...],
-        length: int,
-        parent: int,
-        prompt: int,
-        kind: str = "prefix",
+        self, draws: "_Draws", name: tuple[int, ...], length: int, parent: int, prompt: int, kind: str = "prefix"
     ) -> int:
         """Add turns that follow each other behind the system prompt with this number; return the last one's index."""
         history = (Piece((kind, prompt), self.prefix_tokens),) if self.prefix_tokens else ()
-        system_pieces = len(history)
+        pinned = len(history)
         for turn in range(length):
-            number = len(builder.turns)
-            history = (*history, Piece((*name, turn, "question"), builder.inputs[number]))
-            builder.turns.append(
-                Turn(
-                    builder.outputs[number],
-                    parent,
-                    builder.gaps[number] if turn else 0.0,
-                    history,
-                    system_pieces=system_pieces,
-                )
+            number = len(draws.turns)
+            history = (*history, Piece((*name, turn, "question"), draws.inputs[number]))
+            draws.turns.append(
+                Turn(draws.outputs[number], parent, draws.gaps[number] if turn else 0.0, history, pinned=pinned)
             )
-            history = (*history, Piece((*name, turn, "answer"), builder.outputs[number]))
-            parent = self.followed(builder, (*name, turn), number) if turn < length - 1 else number
+            history = (*history, Piece((*name, turn, "answer"), draws.outputs[number]))
+            parent = self.followed(draws, (*name, turn), number) if turn < length - 1 else number
         return parent
 
-    def followed(self, builder: "_TurnBuilder", name: tuple[int, ...], number: int) -> int:
+    def followed(self, draws: "_Draws", name: tuple[int, ...], number: int) -> int:
         """Return the index of the turn that the next one of a branch follows, after this one."""
         return number
 
@@ -100,29 +88,26 @@ class Agents(Conversations):
     def most_turns(self) -> int:
         return super().most_turns() * (1 + self.sub_agents * max(around(self.sub_turns, self.spread, [1 - 1e-9])))
 
-    def followed(self, builder: "_TurnBuilder", name: tuple[int, ...], number: int) -> int:
-        if len(name) > 2 or builder.draw_of("delegating")[number] >= self.delegating:
+    def followed(self, draws: "_Draws", name: tuple[int, ...], number: int) -> int:
+        if len(name) > 2 or draws.draw_of("delegating")[number] >= self.delegating:
             return number
         ends = []
         for agent in range(self.sub_agents):
-            (length,) = around(self.sub_turns, self.spread, [builder.draw_of(f"sub_turns/{agent}")[number]])
-            ends.append(
-                (length, self.add_branch(builder, (*name, agent), length, number, builder.prompts[number], "sub"))
-            )
+            (length,) = around(self.sub_turns, self.spread, [draws.draw_of(f"sub_turns/{agent}")[number]])
+            ends.append((length, self.add_branch(draws, (*name, agent), length, number, draws.prompts[number], "sub")))
         return max(ends)[1]
 
 
-class _TurnBuilder:
-    """The turns so far, and the random numbers that they are made of: one of each purpose for a turn or a session."""
+class _Draws:
+    """Turns, and the random numbers that they are made of: one of each purpose for a turn or a session."""
 
     def __init__(self, workload: Conversations, draw: Draw) -> None:
         self.turns: list[Turn] = []
         self._draw, self._of = draw, dict[str, list[float]]()
         self.number_of_turns, self.inputs, self.outputs = (
             around(mean, workload.spread, draw.fractions(purpose))
-            for mean, purpose in (
-                *((workload.turns, "turns"), (workload.new_tokens, "input")),
-                (workload.output_tokens, "output"),
+            for mean, purpose in zip(
+                (workload.turns, workload.new_tokens, workload.output_tokens), ("turns", "input", "output"), strict=True
             )
         )
         self.gaps = (-np.log(np.asarray(draw.fractions("gaps"))) * workload.gap).tolist()

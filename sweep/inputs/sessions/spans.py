@@ -72,9 +72,8 @@ def span_rows(exports: Sequence[Any]) -> list[dict[str, Any]]:
     for span in spans.values():
         named = str(span.attributes.get(CONVERSATION) or "")
         if named and sessions.setdefault(span.trace, named) != named:
-            raise ValueError(
-                f"trace {span.trace} has two values of {CONVERSATION}; expected one conversation in a trace"
-            )
+            problem = f"trace {span.trace} has two values of {CONVERSATION}"
+            raise ValueError(f"{problem}; expected one conversation in a trace")
     branches = [(sessions.get(call.trace, call.trace), *_branch(call, spans)) for call in calls]
     limits = dict[str, tuple[int, int]]()
     for call, branch in zip(calls, branches, strict=True):
@@ -135,9 +134,8 @@ def _branch(call: _Span, spans: Mapping[str, _Span]) -> list[str]:
         if len(branch) > DEEPEST:
             raise ValueError(f"span {call.name}: is inside more than {DEEPEST} spans; expected fewer")
         if span is not None and span.is_call:
-            raise ValueError(
-                f"span {call.name}: is inside the call {around}; expected one span for each call of a model"
-            )
+            problem = f"span {call.name}: is inside the call {around}"
+            raise ValueError(f"{problem}; expected one span for each call of a model")
         branch.append(around)
         around = "" if span is None else span.parent
     return [call.trace, *reversed(branch)]
@@ -168,9 +166,8 @@ def span_turns(rows: Mapping[int, Mapping[str, Any]], lengths: Sequence[tuple[in
         try:
             turns.append(Turn(output, parent, gap, messages=_messages(row), has_history=True, tools=_tools(row)))
         except ValueError as error:
-            raise ConfigError(
-                f"{key}: row {number}: {error}; workload.prefixes=false replays only the lengths"
-            ) from None
+            remedy = "workload.prefixes=false replays only the lengths"
+            raise ConfigError(f"{key}: row {number}: {error}; {remedy}") from None
     return turns
 
 

@@ -56,7 +56,7 @@ class Turn(NamedTuple):
     has_history: bool = False  # whether the messages are the whole prompt, not only what is new
     tools: str = ""  # definitions of tools, as of a Request
     answer: str = ""  # the recorded one, which the turns that follow have in their history
-    system_pieces: int = 0  # leading pieces that are never left out: a system prompt
+    pinned: int = 0  # leading pieces that are never left out: a system prompt
     repetition: int = 0  # of the file, if it is repeated
     truncated: bool = False  # whether its oldest pieces were left out
 
@@ -172,11 +172,11 @@ class ContextFit(NamedTuple):
         pieces, excess = list(turn.pieces), turn.input_tokens + turn.output_tokens - self.context
         if self.truncate is None or excess <= 0 or not pieces:
             return turn
-        end = turn.system_pieces
+        end = turn.pinned
         while excess > 0 and end < len(pieces) - 1:
             excess -= pieces[end].tokens
             end += 1
-        return turn._replace(pieces=(*pieces[: turn.system_pieces], *pieces[end:]), truncated=True)
+        return turn._replace(pieces=(*pieces[: turn.pinned], *pieces[end:]), truncated=True)
 
     def too_long(self, messages: Sequence[Message], turn: Turn, header: str, tokenizer: Tokenizer) -> bool:
         """Return whether a conversation and its answer, with what a template may add, do not fit."""
@@ -252,13 +252,9 @@ def under_way(turns: Sequence[Turn], sessions: int, seed: int) -> UnderWay:
 class SessionWorkload(Workload):
     """The base of workloads of sessions."""
 
-    truncate: Literal["oldest"] | None = (
-        None  # what is left out of a turn that exceeds the context; null: it is refused
-    )
+    truncate: Literal["oldest"] | None = None  # what a turn above the context leaves out; null: it is refused
     context: PositiveInt | None = None  # tokens of a prompt and its answer together; null: the model's context
-    started: NonNegativeInt = (
-        0  # sessions that are under way when a trial begins: each continues at a turn drawn at random
-    )
+    started: NonNegativeInt = 0  # sessions under way when a trial begins: each continues at a turn drawn at random
     primed: bool = False  # true: the warm-up sends the latest prompts of those sessions, so that caches have them
 
     @property
