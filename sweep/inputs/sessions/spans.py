@@ -217,8 +217,8 @@ def _text_of_parts(parts: Any) -> str:
         problem = f"{PROMPT} has a part of type {shortened(odd.get('type'))}"
         raise ValueError(f"{problem}; expected text, or a tool's call or result")
     texts = [part.get("content") for part in parts]
-    if odd := [text for text in texts if not isinstance(text, str)]:
-        raise ValueError(f"{PROMPT} has a text part with content={shortened(repr(odd[0]))}; expected text")
+    if others := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{PROMPT} has a text part with content={shortened(repr(others[0]))}; expected text")
     return "\n\n".join(texts)
 
 
