@@ -9,6 +9,7 @@ import pickle
 import re
 import struct
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -22,8 +23,6 @@ ROW = struct.Struct("<IiqqqqqqIiiiqiiiiiiii?")
 NO_REASONING = -2  # a row's `answer_us` if the answer has no reasoning
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 TEXTS = 64  # answers per trial whose text is stored to check the server's token count
-
-
 _MARK = re.escape(json.dumps(LIVE)[1:-1].encode())
 LIVE_ANSWER = re.compile(_MARK + rb"(\d+)" + _MARK)
 
@@ -80,7 +79,6 @@ class Job:
     followers: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # call -> the calls that follow its
     # answer, each with its gap in ns
     live: bool = False  # whether the answers of earlier turns are filled into the requests of later turns
-    answers: dict[int, bytes] = field(default_factory=dict)  # call -> its answer as escaped in JSON, if `live`
     folder: Path = field(init=False)
     part: int = field(init=False)
     counted: bool = field(init=False, default=False)  # whether the server counted the latest answer's tokens
@@ -104,16 +102,18 @@ class Job:
     def calls(self) -> int:
         return len(self.prompts)
 
-    def request(self, call: int) -> bytes:
-        """Return the bytes of one call. They are read only when needed, so they take no memory in this process."""
+    def request(self, call: int, answers: Mapping[int, bytes] | None = None) -> bytes:
+        """Return the bytes of one call, with these live answers (by call, as escaped in JSON) where they are marked.
+
+        They are read only when needed, so they take no memory in this process.
+        """
         begin, end = self.offsets[call], self.offsets[call + 1]
         request = os.pread(self._requests, end - begin, begin)
-        return self._head + (self._filled(request) if self.live else request)
+        return self._head + (self._filled(request, answers) if answers else request)
 
-    def _filled(self, request: bytes) -> bytes:
-        """Return a request with the live answers in the places that are marked for them."""
+    def _filled(self, request: bytes, answers: Mapping[int, bytes]) -> bytes:
         head, _, body = request.partition(b"\r\n\r\n")
-        body = LIVE_ANSWER.sub(lambda mark: self.answers[self.warmup_calls + int(mark[1])], body)
+        body = LIVE_ANSWER.sub(lambda mark: answers[self.warmup_calls + int(mark[1])], body)
         return wire.with_length(head.partition(b"\r\n")[0], body)
 
     def patient_until(self, call: int) -> int:

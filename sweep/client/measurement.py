@@ -25,6 +25,7 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
 from sweep.base.config import import_path
 from sweep.base.exits import Cause, Exit, Failed
 from sweep.base.records import (
+    LIVE,
     UNKNOWN,
     BatchForm,
     Phase,
@@ -40,7 +41,7 @@ from sweep.base.records import (
     prompt_text,
 )
 from sweep.client import wire
-from sweep.client.job import LIVE_ANSWER, NO_REASONING, ROW, Job, PackedRow
+from sweep.client.job import NO_REASONING, ROW, Job, PackedRow
 from sweep.client.modes import Mode
 from sweep.client.process_count import process_count
 from sweep.client.token_counts import settle
@@ -200,9 +201,8 @@ def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequ
                 else:
                     turn = len(job.prompts), int(batch[0].gap * 1e9)
                     job.followers.setdefault(base + batch[0].parent, []).append(turn)
-                call = wire.call(job.target, batch)
-                job.live |= LIVE_ANSWER.search(call) is not None
-                job.offsets.append(job.offsets[-1] + file.write(call))
+                    job.live |= LIVE in (prompt_text(batch[0].prompt) or "")
+                job.offsets.append(job.offsets[-1] + file.write(wire.call(job.target, batch)))
                 job.prompts.append(len(batch))
                 job.limits.append(max(request.output_tokens for request in batch))
             if phase is warmup:

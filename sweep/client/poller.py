@@ -2,12 +2,12 @@
 
 Most of a token's cost is waking up for it. The kernel timestamps every arrival. So a read may be late, as long as it
 does not contain two token events of one stream, and no request waits for the end of the answer. If tokens arrive faster
-than 1,500 a second, sockets in the middle of an answer of known length are therefore read together, in rounds. A round
-takes four milliseconds, or eight if no stream had two tokens within 16 ms. Sockets whose answer may end with the next
-event are read at once, since the next request depends on it. A read with more than one token event of a stream stops
-the rounds for a second, the next such read for two, and so on. So a server that writes in bursts is still measured
-correctly. Calls with several prompts are never read in rounds: the tokens of a step share a socket, and would share a
-stamp.
+than 1,500 a second, sockets in the middle of an answer of known length are therefore read together, in rounds. Rounds
+are four milliseconds apart, or eight if no stream had two tokens within 16 ms. Sockets whose answer may end with the
+next event are read at once, since the next request depends on it. A read with more than one token event of a stream
+stops the rounds for a second, the next such read for two, and so on. So a server that writes in bursts is still
+measured correctly. Calls with several prompts are never read in rounds: the tokens of a step share a socket, and would
+share a stamp.
 """
 
 import asyncio

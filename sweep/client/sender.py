@@ -17,6 +17,7 @@ from sweep.client.wire import Answer
 
 GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body after the stream's end mark has arrived
 NEVER = 1 << 62  # ns
+LARGEST_LIVE_ANSWER = 4 << 20  # bytes as escaped in JSON: 100,000 tokens of any script
 SPARE_CONNECTIONS = 16  # spare connections kept open if the load has no cap on requests in flight
 
 
@@ -43,6 +44,7 @@ class Sender:
         self._heads = heads
         self._most_in_flight = self.mode.most_in_flight()
         self._unsent = len(self.indices)  # sessions that have not begun
+        self._live_answers: dict[int, dict[int, bytes]] = {}  # of a session under way: call -> its answer
         self._siblings: dict[int, int] = {}  # of a session with several turns under way: how many beside one
         self._backlog: deque[Dispatch] = deque()
         self._deadline = NEVER  # time from which nothing new is sent
@@ -178,7 +180,8 @@ class Sender:
         connection = self.pool.take()
         self.in_flight.add(connection)
         connection.context = dispatch
-        connection.begin(self.job.request(dispatch.number), self.job.answer(dispatch.number))
+        request = self.job.request(dispatch.number, self._live_answers.get(dispatch.index))
+        connection.begin(request, self.job.answer(dispatch.number))
 
     def _ended(self, connection: StampedConnection, answer: Answer) -> None:
         dispatch = connection.context
@@ -195,16 +198,17 @@ class Sender:
             self._release(ended)
         followers = self.job.followers.get(dispatch.number, ())
         if followers and any(map(answer.error_of, answer.streams)):
-            self._skip(dispatch)
+            self._skip(dispatch, "the turn before it failed")
             followers = ()
-        if self.job.live and followers:
-            self.job.answers[dispatch.number] = bytes(answer.streams[0].text or b"")
+        elif self.job.live and followers and not self._keep_answer(dispatch, answer.streams[0].text):
+            followers = ()
         under_way = self._siblings.pop(dispatch.index, 0)
         for number, gap in followers:
             under_way += self._follow(dispatch.index, number, ended + gap, now)
         if under_way:
             self._siblings[dispatch.index] = under_way - 1
         else:
+            self._live_answers.pop(dispatch.index, None)
             self.mode.ended(self, dispatch, ended)
         self._settle()
 
@@ -219,13 +223,22 @@ class Sender:
             heapq.heappush(self._timeline, (instant, index, number))
         return True
 
-    def _skip(self, dispatch: Dispatch) -> None:
-        """Record the turns after a failed turn as never sent: they could not repeat the recording."""
+    def _keep_answer(self, dispatch: Dispatch, text: bytearray | None) -> bool:
+        """Store an answer for the later turns of its session; return False if it is too long for their prompts."""
+        assert text is not None
+        if len(text) > LARGEST_LIVE_ANSWER:
+            self._skip(dispatch, f"the answer before it is longer than {LARGEST_LIVE_ANSWER} bytes")
+            return False
+        self._live_answers.setdefault(dispatch.index, {})[dispatch.number] = bytes(text)
+        return True
+
+    def _skip(self, dispatch: Dispatch, reason: str) -> None:
+        """Record the turns after a turn as never sent: they could not repeat the recording."""
         failed = [dispatch.number] if self.stopped is None else []
         while failed:
             for number, _ in self.job.followers.get(failed.pop(), ()):
                 self.offered += self.job.prompts[number]
-                self._write_unsent(self._dispatch(dispatch.index, number, UNKNOWN), "unsent: the turn before it failed")
+                self._write_unsent(self._dispatch(dispatch.index, number, UNKNOWN), f"unsent: {reason}")
                 failed.append(number)
 
     def _release(self, instant: int) -> None:

@@ -172,8 +172,11 @@ def read_requests(path: Path) -> Records:
 
 def _append(records: Records, table: pa.Table) -> None:
     for field, code in REQUEST_COLUMNS.items():
-        buffer, nulls = getattr(records, field), pa.chunked_array([pa.nulls(table.num_rows, REQUEST_TYPES[code])])
-        column = table[field] if field in table.column_names else nulls  # an older version did not write it
+        buffer = getattr(records, field)
+        if field in table.column_names:
+            column = table[field]
+        else:  # an older version did not write it
+            column = pa.chunked_array([pa.nulls(table.num_rows, REQUEST_TYPES[code])])
         if code:
             _extend(buffer, column.cast(pa.int8() if code == "b" else column.type).fill_null(NULLS[code]), code)
         else:

@@ -56,14 +56,7 @@ TRACES = (
 )
 SESSION_COLUMNS = ("chat_id", "parent_chat_id", "turn")
 TRACE_LENGTHS = tuple(name for columns in TRACES for name in columns[1:3])
-NULL_CELLS = (
-    "NaN",
-    "nan",
-    "None",
-    "null",
-    "NULL",
-    "<NA>",
-)  # cells without a value, as libraries write them
+NULL_CELLS = ("NaN", "nan", "None", "null", "NULL", "<NA>")  # cells without a value, as libraries write them
 FIRST_ROWS = 100  # rows that show which columns a file has
 
 
@@ -342,9 +335,8 @@ def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
             reader.fieldnames = columns
             for number, row in enumerate(reader, 1):
                 if any(row.pop(None, ())):  # the cells beyond the last column
-                    raise ValueError(
-                        f"row {number}: more cells than columns; expected quotes around a cell's {delimiter!r}"
-                    )
+                    problem = f"row {number}: more cells than columns"
+                    raise ValueError(f"{problem}; expected quotes around a cell's {delimiter!r}")
                 yield {column: None if cell in NULL_CELLS else cell for column, cell in row.items()}
         except csv.Error as error:
             raise ValueError(f"row {number + 1}: {error}; expected each quote closed before the next cell") from None

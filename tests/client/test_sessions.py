@@ -1,5 +1,6 @@
 """Sessions on the client's one path: a turn is due at its parent's last byte plus its gap, never before."""
 
+import json
 import math
 from array import array
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from sweep.base.records import Message, Record, Request, SessionPlaces, Timeouts, most_at_once
+from sweep.base.records import Message, Record, Request, SessionPlaces, Timeouts, live_answer, most_at_once
 from sweep.client.measurement import measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop
+from sweep.client.sender import LARGEST_LIVE_ANSWER
 from sweep.client.wire import Target
+from tests.support.http_stub import Stub, serving
 from tests.support.simulated_engine import simulated
 
 GAP = 0.06
@@ -95,3 +98,28 @@ def test_history_is_sent_with_its_roles(api: Any, tmp_path: Path) -> None:
         (record,) = measure(target, [], [request], ClosedLoop(1), folder=tmp_path).records
     assert record.error is None
     assert record.prompt_words == 7
+
+
+@pytest.mark.parametrize("answer", ['say "é\\n" ', "long " * (LARGEST_LIVE_ANSWER // 9)])
+def test_a_live_answer_is_sent_as_it_came_unless_it_is_too_long(answer: str, tmp_path: Path) -> None:
+    bodies = list[dict[str, Any]]()
+
+    class Engine(Stub):
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            choices = [{"index": 0, "text": answer, "finish_reason": reason} for reason in (None, "length")]
+            events = [json.dumps({"choices": [choice]}, ensure_ascii=False) for choice in choices]
+            stream = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
+            self.reply(200, stream.encode(), {"Content-Type": "text/event-stream"})
+
+    prompts = ("one", f"one {live_answer(0)} two", f"one {live_answer(0)} two {live_answer(1)} three")
+    asked = [Request(f"r{i}", prompt, 2, parent=i - 1) for i, prompt in enumerate(prompts)]
+    with serving(Engine) as url:
+        errors = [record.error for record in send(url, tmp_path, ClosedLoop(1), asked)]
+    came = answer * 2
+    if len(came) > LARGEST_LIVE_ANSWER:
+        assert len(bodies) == 1
+        assert errors == [None, *[f"unsent: the answer before it is longer than {LARGEST_LIVE_ANSWER} bytes"] * 2]
+    else:
+        assert errors == [None] * 3
+        assert [body["prompt"] for body in bodies] == ["one", f"one {came} two", f"one {came} two {came} three"]

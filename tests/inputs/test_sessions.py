@@ -283,6 +283,7 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
         ),
         (pair(), "workload.answers=live", "t.jsonl has no conversations turn by turn; expected recorded"),
         ([{"messages": CHAT}], "workload.answers=live workload.started=1", "earlier answers are unknown"),
+        ([{"messages": [*CHAT[:2], CHAT[2] | {"content": "\ufdd01\ufdd0"}]}], "", "the character U+FDD0 in a turn"),
         ([{"messages": CHAT[1:2] * 2 + CHAT[2:]}], "", "two user messages in a row"),
         ([{"messages": CHAT[1:3] + CHAT[:1]}], "", "a system message that is not the first message"),
     ],

@@ -11,6 +11,7 @@ from benchmarks.replay import alarms
 from sweep.__main__ import main
 from sweep.client import wire
 from sweep.inputs.sessions.recorded import Recorded
+from sweep.inputs.sessions.spans import DEEPEST
 from tests.inputs.test_prompts import QUICK, measure, write
 
 BEGIN = 1_790_000_000_000_000_000  # ns
@@ -166,6 +167,13 @@ def test_spans_without_content_give_only_lengths(tmp_path: Path, capsys: Any) ->
 
 
 FAILED = {"gen_ai.usage.output_tokens": 0}
+INFINITE = {"attributes": [{"key": "k", "value": {"intValue": float("inf")}}]}
+
+
+def prompt(role: str, *parts: Any) -> dict[str, Any]:
+    """Return a call whose prompt ends with a message of these parts, after a question if it is an answer."""
+    before = said("a") if role == "assistant" else []
+    return call("x", "", 0, 1, **{"gen_ai.input.messages": [*before, {"role": role, "parts": parts}]})
 
 
 @pytest.mark.parametrize(
@@ -184,33 +192,23 @@ FAILED = {"gen_ai.usage.output_tokens": 0}
         ([call("x", "", 0, 1, **FAILED)], "gen_ai.usage.output_tokens=0; expected a whole number of at least 1"),
         ([call("x", "", 0, 1, "Hi.", "Hello.")], "row 1: gen_ai.input.messages="),
         ([call("x", "", 0, 1, **{"gen_ai.input.messages": said("a")[:1] * 2})], "a user message after a user message"),
-        (
-            [call("x", "", 0, 1, **{"gen_ai.input.messages": [{"role": "user", "parts": [{"type": "blob"}]}]})],
-            "has a part of type blob; expected text",
-        ),
+        ([prompt("user", {"type": "blob"})], "has a part of type blob; expected text"),
+        ([prompt("user", {"type": "text"})], "has a text part with content=None; expected text"),
+        ([prompt("assistant", CALLED | {"arguments": "{"})], "expected id, name and an object as arguments"),
         (
             [call("x", "", 0, 1, **{"gen_ai.tool.definitions": [{"type": "web_search", "name": "w"}]})],
             "expected functions with names",
         ),
         (
-            [
-                call(
-                    "x",
-                    "",
-                    0,
-                    1,
-                    **{
-                        "gen_ai.input.messages": [
-                            *said("a"),
-                            {"role": "assistant", "parts": [CALLED | {"arguments": "{"}]},
-                        ]
-                    },
-                )
-            ],
-            "expected id, name and an object as arguments",
+            [call("x", "y0", 0, 1), *(span(f"y{n}", f"y{n + 1}", 0, 1) for n in range(DEEPEST + 1))],
+            f"span t/x: is inside more than {DEEPEST} spans",
         ),
+        ([call("x", "", 0, 1, "half \ud83d")], "row 1: a lone surrogate in a turn; expected valid Unicode"),
+        ([call("x", "", 0, 1) | INFINITE], "export 1: expected resourceSpans as OTLP's JSON has them"),
         ([call("x", "", 0, 1) | {"attributes": 7}], "export 1: expected resourceSpans as OTLP's JSON has them"),
         ([{"spanId": "x"}], "export 1: a span without traceId and spanId; expected both"),
+        ([call("x" * 65, "", 0, 1)], "a span without traceId and spanId; expected both, of at most 64 characters"),
+        ([call("x", "", 0, 1) | {"startTimeUnixNano": "9" * 5000}], "startTimeUnixNano=999"),
     ],
 )
 def test_spans_of_no_clear_order_or_unit_are_refused(tmp_path: Path, capsys: Any, spans: Any, message: str) -> None:

@@ -27,18 +27,14 @@ def messages_body(model: str, messages: list[dict[str, Any]], limit: int) -> dic
 def _turn(message: dict[str, Any]) -> dict[str, Any]:
     """Return a chat's message with its calls of tools, or a tool's result, as blocks."""
     if message["role"] == "tool":
-        result = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": message["content"]}
+        result = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": message["content"]}
         return {"role": "user", "content": [result]}
     if "tool_calls" not in message:
         return message
+    functions = [(call["id"], call["function"]) for call in message["tool_calls"]]
     calls = [
-        {
-            "type": "tool_use",
-            "id": call["id"],
-            "name": call["function"]["name"],
-            "input": json.loads(call["function"]["arguments"] or "{}"),
-        }
-        for call in message["tool_calls"]
+        {"type": "tool_use", "id": name, "name": each["name"], "input": json.loads(each["arguments"])}
+        for name, each in functions
     ]
     text = [{"type": "text", "text": message["content"]}] if message["content"] else []
     return {"role": "assistant", "content": [*text, *calls]}

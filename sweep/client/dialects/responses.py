@@ -23,7 +23,7 @@ def responses_body(model: str, messages: list[dict[str, Any]], limit: int) -> di
 def _items(message: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a chat's message; each call of a tool, and its result, is an item."""
     if message["role"] == "tool":
-        result = {"call_id": message.get("tool_call_id"), "output": message["content"]}
+        result = {"call_id": message["tool_call_id"], "output": message["content"]}
         return [{"type": "function_call_output"} | result]
     calls = [
         {"type": "function_call", "call_id": call["id"], **call["function"]} for call in message.get("tool_calls", ())

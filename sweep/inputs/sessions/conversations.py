@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from sweep.base.records import UNKNOWN, Message
 from sweep.inputs.prompts import ANSWERING, ASKING, INSTRUCTING, Unusable, speaker_of, text_of_turn, turns_of
 from sweep.inputs.rows import CONVERSATIONS, FileRow, check_faults, read_rows
-from sweep.inputs.sessions.turns import Turn
+from sweep.inputs.sessions.turns import Turn, check_sendable
 
 
 def conversation_column(row: FileRow) -> str | None:
@@ -68,9 +68,9 @@ def exchanges(row: FileRow) -> list[tuple[tuple[Message, ...], str]]:
     for turn in content:
         speaker, text = speaker_of(turn, column), text_of_turn(turn, column)
         try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise unusable("a lone surrogate in a turn; expected valid Unicode") from None
+            check_sendable(text)
+        except ValueError as error:
+            raise unusable(str(error)) from None
         if speaker in ANSWERING:
             if not new or new[-1].role != "user":
                 raise unusable("an answer without a question before it")

@@ -35,16 +35,16 @@ class Conversations(SessionWorkload):
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
         """Return `count` turns, session after session; they depend only on the seed."""
-        drawn = _Drawn(self, Draw(seed, "measured", count + self.most_turns()))
+        draws = _Draws(self, Draw(seed, "measured", count + self.most_turns()))
         for session in numbers():
-            if len(drawn.turns) >= count:
+            if len(draws.turns) >= count:
                 break
-            self.add_branch(drawn, (session,), drawn.number_of_turns[session], UNKNOWN, drawn.prompts[session])
+            self.add_branch(draws, (session,), draws.number_of_turns[session], UNKNOWN, draws.prompts[session])
         if self.shared:
-            return drawn.turns[:count]
+            return draws.turns[:count]
         return [
             turn._replace(pieces=tuple(Piece((number, *piece), piece.tokens) for piece in turn.pieces))
-            for number, turn in enumerate(drawn.turns[:count])
+            for number, turn in enumerate(draws.turns[:count])
         ]
 
     def most_turns(self) -> int:
@@ -54,22 +54,22 @@ class Conversations(SessionWorkload):
         return self.started * self.most_turns()
 
     def add_branch(
-        self, drawn: "_Drawn", name: tuple[int, ...], length: int, parent: int, prompt: int, kind: str = "prefix"
+        self, draws: "_Draws", name: tuple[int, ...], length: int, parent: int, prompt: int, kind: str = "prefix"
     ) -> int:
         """Add turns that follow each other behind the system prompt with this number; return the last one's index."""
         history = (Piece((kind, prompt), self.prefix_tokens),) if self.prefix_tokens else ()
-        kept = len(history)
+        pinned = len(history)
         for turn in range(length):
-            number = len(drawn.turns)
-            history = (*history, Piece((*name, turn, "question"), drawn.inputs[number]))
-            drawn.turns.append(
-                Turn(drawn.outputs[number], parent, drawn.gaps[number] if turn else 0.0, history, kept=kept)
+            number = len(draws.turns)
+            history = (*history, Piece((*name, turn, "question"), draws.inputs[number]))
+            draws.turns.append(
+                Turn(draws.outputs[number], parent, draws.gaps[number] if turn else 0.0, history, pinned=pinned)
             )
-            history = (*history, Piece((*name, turn, "answer"), drawn.outputs[number]))
-            parent = self.followed(drawn, (*name, turn), number) if turn < length - 1 else number
+            history = (*history, Piece((*name, turn, "answer"), draws.outputs[number]))
+            parent = self.followed(draws, (*name, turn), number) if turn < length - 1 else number
         return parent
 
-    def followed(self, drawn: "_Drawn", name: tuple[int, ...], number: int) -> int:
+    def followed(self, draws: "_Draws", name: tuple[int, ...], number: int) -> int:
         """Return the index of the turn that the next one of a branch follows, after this one."""
         return number
 
@@ -88,17 +88,17 @@ class Agents(Conversations):
     def most_turns(self) -> int:
         return super().most_turns() * (1 + self.sub_agents * max(around(self.sub_turns, self.spread, [1 - 1e-9])))
 
-    def followed(self, drawn: "_Drawn", name: tuple[int, ...], number: int) -> int:
-        if len(name) > 2 or drawn.draw_of("delegating")[number] >= self.delegating:
+    def followed(self, draws: "_Draws", name: tuple[int, ...], number: int) -> int:
+        if len(name) > 2 or draws.draw_of("delegating")[number] >= self.delegating:
             return number
         ends = []
         for agent in range(self.sub_agents):
-            (length,) = around(self.sub_turns, self.spread, [drawn.draw_of(f"sub_turns/{agent}")[number]])
-            ends.append((length, self.add_branch(drawn, (*name, agent), length, number, drawn.prompts[number], "sub")))
+            (length,) = around(self.sub_turns, self.spread, [draws.draw_of(f"sub_turns/{agent}")[number]])
+            ends.append((length, self.add_branch(draws, (*name, agent), length, number, draws.prompts[number], "sub")))
         return max(ends)[1]
 
 
-class _Drawn:
+class _Draws:
     """Turns, and the random numbers that they are made of: one of each purpose for a turn or a session."""
 
     def __init__(self, workload: Conversations, draw: Draw) -> None:
@@ -106,9 +106,8 @@ class _Drawn:
         self._draw, self._of = draw, dict[str, list[float]]()
         self.number_of_turns, self.inputs, self.outputs = (
             around(mean, workload.spread, draw.fractions(purpose))
-            for mean, purpose in (
-                *((workload.turns, "turns"), (workload.new_tokens, "input")),
-                (workload.output_tokens, "output"),
+            for mean, purpose in zip(
+                (workload.turns, workload.new_tokens, workload.output_tokens), ("turns", "input", "output"), strict=True
             )
         )
         self.gaps = (-np.log(np.asarray(draw.fractions("gaps"))) * workload.gap).tolist()

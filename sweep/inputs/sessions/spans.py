@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sweep.base.config import ConfigError, shortened
 from sweep.base.records import UNKNOWN, Message
-from sweep.inputs.sessions.turns import Turn
+from sweep.inputs.sessions.turns import Turn, check_sendable
 
 SPANS = "resourceSpans"  # the key of each export
 START, END, BRANCH = "startTimeUnixNano", "endTimeUnixNano", "branch"
@@ -23,6 +23,8 @@ FORMER = {INPUT_TOKENS: "gen_ai.usage.prompt_tokens", OUTPUT_TOKENS: "gen_ai.usa
 OPERATION, CONVERSATION = "gen_ai.operation.name", "gen_ai.conversation.id"
 INSTRUCTIONS, PROMPT = "gen_ai.system_instructions", "gen_ai.input.messages"
 DEFINITIONS = "gen_ai.tool.definitions"
+LONGEST_ID = 64  # characters; OTLP's ids have 16 and 32
+DEEPEST = 200  # spans around a call
 CALLS = ("chat", "generate_content", "text_completion")  # operations that call a model
 EARLIEST, LATEST = 10**18, 10**19  # ns since 1970, i.e. the years 2001 and 2286: other numbers have another unit
 BEFORE = {  # the roles that may precede a message; "": it is the first
@@ -70,9 +72,8 @@ def span_rows(exports: Sequence[Any]) -> list[dict[str, Any]]:
     for span in spans.values():
         named = str(span.attributes.get(CONVERSATION) or "")
         if named and sessions.setdefault(span.trace, named) != named:
-            raise ValueError(
-                f"trace {span.trace} has two values of {CONVERSATION}; expected one conversation in a trace"
-            )
+            problem = f"trace {span.trace} has two values of {CONVERSATION}"
+            raise ValueError(f"{problem}; expected one conversation in a trace")
     branches = [(sessions.get(call.trace, call.trace), *_branch(call, spans)) for call in calls]
     limits = dict[str, tuple[int, int]]()
     for call, branch in zip(calls, branches, strict=True):
@@ -99,13 +100,14 @@ def _spans_of(exports: Sequence[Any]) -> Iterator[_Span]:
                 for span in scope.get("spans", ())
             ]
             names = [[str(span.get(key) or "") for key in ("traceId", "spanId", "parentSpanId")] for span, _ in spans]
-        except (TypeError, LookupError, AttributeError, ValueError):
+        except (TypeError, LookupError, AttributeError, ValueError, OverflowError):
             raise ValueError(f"export {number}: expected {SPANS} as OTLP's JSON has them") from None
         for (span, attributes), (trace, name, parent) in zip(spans, names, strict=True):
-            if not (trace and name):
-                raise ValueError(f"export {number}: a span without traceId and spanId; expected both")
-            times = [span.get(key) for key in (START, END)]
-            begin, end = (int(time) if str(time).isdecimal() else 0 for time in times)
+            if not (trace and name and max(map(len, (trace, name, parent))) <= LONGEST_ID):
+                problem = f"export {number}: a span without traceId and spanId"
+                raise ValueError(f"{problem}; expected both, of at most {LONGEST_ID} characters")
+            times = [shortened(span.get(key)) for key in (START, END)]
+            begin, end = (int(time) if time.isdecimal() else 0 for time in times)
             if not EARLIEST <= begin <= end < LATEST or (begin == end and attributes.get(OPERATION) in CALLS):
                 problem = f"span {name}: {START}={times[0]}, {END}={times[1]}"
                 raise ValueError(f"{problem}; expected ns since 1970, and a later end")
@@ -129,10 +131,11 @@ def _branch(call: _Span, spans: Mapping[str, _Span]) -> list[str]:
         span = spans.get(around)
         if around in branch:
             raise ValueError(f"span {around}: is among its own parents; expected a tree")
+        if len(branch) > DEEPEST:
+            raise ValueError(f"span {call.name}: is inside more than {DEEPEST} spans; expected fewer")
         if span is not None and span.is_call:
-            raise ValueError(
-                f"span {call.name}: is inside the call {around}; expected one span for each call of a model"
-            )
+            problem = f"span {call.name}: is inside the call {around}"
+            raise ValueError(f"{problem}; expected one span for each call of a model")
         branch.append(around)
         around = "" if span is None else span.parent
     return [call.trace, *reversed(branch)]
@@ -161,11 +164,10 @@ def span_turns(rows: Mapping[int, Mapping[str, Any]], lengths: Sequence[tuple[in
     for number, row, parent, (_, output) in zip(rows, listed, span_parents(listed), lengths, strict=True):
         gap = 0.0 if parent == UNKNOWN else (row[START] - listed[parent][END]) / 1e9
         try:
-            turns.append(Turn(output, parent, gap, messages=_messages(row), whole=True, tools=_tools(row)))
+            turns.append(Turn(output, parent, gap, messages=_messages(row), has_history=True, tools=_tools(row)))
         except ValueError as error:
-            raise ConfigError(
-                f"{key}: row {number}: {error}; workload.prefixes=false replays only the lengths"
-            ) from None
+            remedy = "workload.prefixes=false replays only the lengths"
+            raise ConfigError(f"{key}: row {number}: {error}; {remedy}") from None
     return turns
 
 
@@ -181,11 +183,13 @@ def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
         calls = [part for part in parts if role == "assistant" and part.get("type") == "tool_call"]
         text = _text_of_parts([part for part in parts if part not in calls])
         listed = json.dumps([_call(part) for part in calls]) if calls else ""
-        messages.append(Message("system" if role == "developer" else str(role), text, listed))
+        messages.append(Message("system" if role == "developer" else shortened(role), text, listed))
     for before, role in pairwise(["", *(message.role for message in messages)]):
         if before not in BEFORE.get(role, ()):
             problem = f"a {role} message after a {before} message" if before else f"a {role} message first"
             raise ValueError(f"{PROMPT} has {problem}; expected an order that chat templates allow")
+    for message in messages:
+        check_sendable(message.text)
     if not messages or messages[-1].role not in ("user", "tool"):
         raise ValueError(f"{PROMPT}={shortened(repr(row[PROMPT]))}; expected messages that end with a question")
     return tuple(messages)
@@ -210,8 +214,12 @@ def _parts(parts: Any) -> list[dict[str, Any]]:
 
 def _text_of_parts(parts: Any) -> str:
     if odd := next((part for part in _parts(parts) if part.get("type") != "text"), None):
-        raise ValueError(f"{PROMPT} has a part of type {odd.get('type')}; expected text, or a tool's call or result")
-    return "\n\n".join(str(part.get("content")) for part in parts)
+        problem = f"{PROMPT} has a part of type {shortened(odd.get('type'))}"
+        raise ValueError(f"{problem}; expected text, or a tool's call or result")
+    texts = [part.get("content") for part in parts]
+    if others := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{PROMPT} has a text part with content={shortened(repr(others[0]))}; expected text")
+    return "\n\n".join(texts)
 
 
 def _call(part: Mapping[str, Any]) -> dict[str, str]:

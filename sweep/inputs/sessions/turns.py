@@ -18,6 +18,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
 from sweep.base.records import (
+    LIVE,
     UNKNOWN,
     Message,
     Phase,
@@ -52,10 +53,10 @@ class Turn(NamedTuple):
     gap: float = 0.0  # s from the last byte of that answer, until this turn is due
     pieces: tuple[Piece, ...] = ()  # of the whole prompt
     messages: tuple[Message, ...] = ()  # the new ones, instead of pieces
-    whole: bool = False  # whether the messages are the whole prompt
+    has_history: bool = False  # whether the messages are the whole prompt, not only what is new
     tools: str = ""  # definitions of tools, as of a Request
     answer: str = ""  # the recorded one, which the turns that follow have in their history
-    kept: int = 0  # leading pieces that are never left out: a system prompt
+    pinned: int = 0  # leading pieces that are never left out: a system prompt
     repetition: int = 0  # of the file, if it is repeated
     truncated: bool = False  # whether its oldest pieces were left out
 
@@ -91,10 +92,20 @@ class PieceTexts:
         return (np.random.PCG64(int.from_bytes(name, "little")).random_raw(tokens) >> np.uint64(40)).astype(np.uint32)
 
 
-def _single_tokens(tokenizer: Tokenizer, lead: str, words: Sequence[str]) -> list[int]:
+def _single_tokens(tokenizer: Tokenizer, lead: str, plain_words: Sequence[str]) -> list[int]:
     """Return the token id that each word has inside a text."""
-    encodings = tokenizer.encode_batch_fast([lead + word for word in words], add_special_tokens=False)
+    encodings = tokenizer.encode_batch_fast([lead + word for word in plain_words], add_special_tokens=False)
     return [encoding.ids[-1] for encoding in encodings]
+
+
+def check_sendable(text: str) -> None:
+    """Raise ValueError for a text that no request can hold, or with the mark of a live answer."""
+    if LIVE in text:
+        raise ValueError("the character U+FDD0 in a turn; expected text without it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a lone surrogate in a turn; expected valid Unicode") from None
 
 
 def session_requests(
@@ -121,7 +132,7 @@ def session_requests(
             prompt: Prompt = texts.prompt(turn.pieces)
         else:
             header = texts.header(turn.repetition)
-            messages = (() if turn.whole else histories.get(turn.parent, ())) + turn.messages
+            messages = (() if turn.has_history else histories.get(turn.parent, ())) + turn.messages
             histories[number] = (*messages, Message("assistant", turn.answer))
             fitting = messages if fit is None else fit.messages(messages, turn, header, tokenizer)
             truncated = len(fitting) < len(messages)
@@ -161,11 +172,11 @@ class ContextFit(NamedTuple):
         pieces, excess = list(turn.pieces), turn.input_tokens + turn.output_tokens - self.context
         if self.truncate is None or excess <= 0 or not pieces:
             return turn
-        end = turn.kept
+        end = turn.pinned
         while excess > 0 and end < len(pieces) - 1:
             excess -= pieces[end].tokens
             end += 1
-        return turn._replace(pieces=(*pieces[: turn.kept], *pieces[end:]), truncated=True)
+        return turn._replace(pieces=(*pieces[: turn.pinned], *pieces[end:]), truncated=True)
 
     def too_long(self, messages: Sequence[Message], turn: Turn, header: str, tokenizer: Tokenizer) -> bool:
         """Return whether a conversation and its answer, with what a template may add, do not fit."""
@@ -179,13 +190,13 @@ class ContextFit(NamedTuple):
 
         Raises ValueError if they do not fit nevertheless, or nothing may be left out.
         """
-        kept = sum(message.role == "system" for message in messages[:1])
+        system_messages = sum(message.role == "system" for message in messages[:1])
         while tokenizer is not None and self.too_long(messages, turn, header, tokenizer):
             asked = [index for index, message in enumerate(messages) if message.role == "user"]
             if self.truncate is None or len(asked) < 2:
                 remedy = "" if self.truncate else "; workload.truncate=oldest leaves out the oldest messages"
                 raise ValueError(f"a conversation exceeds the context of {self.context} tokens{remedy}")
-            messages = (*messages[:kept], *messages[asked[1] :])
+            messages = (*messages[:system_messages], *messages[asked[1] :])
         return messages
 
 
@@ -220,34 +231,30 @@ def under_way(turns: Sequence[Turn], sessions: int, seed: int) -> UnderWay:
     places = SessionPlaces.of([Request("", "", 0, parent=turn.parent) for turn in turns])
     shares, passed = Draw(seed, "measured", sessions).fractions("under_way"), Counter[int]()
     numbers, before = dict[int, int](), dict[int, Turn]()
-    whole = list(turns)  # with the history of conversations
-    left: list[Turn] = []
+    complete = list(turns)  # with the history of conversations
+    remaining: list[Turn] = []
     for index, (turn, session) in enumerate(zip(turns, places.session, strict=True)):
         passed[session] += 1
-        if turn.parent != UNKNOWN and turn.messages and not turn.whole:
-            said = (*whole[turn.parent].messages, Message("assistant", turns[turn.parent].answer))
-            whole[index] = turn._replace(messages=(*said, *turn.messages))
+        if turn.parent != UNKNOWN and turn.messages and not turn.has_history:
+            said = (*complete[turn.parent].messages, Message("assistant", turns[turn.parent].answer))
+            complete[index] = turn._replace(messages=(*said, *turn.messages))
         if session < sessions and passed[session] <= int(shares[session] * places.turns[session]):
             continue
-        numbers[index] = len(left)
+        numbers[index] = len(remaining)
         if turn.parent in numbers or turn.parent == UNKNOWN:
-            left.append(turn._replace(parent=numbers.get(turn.parent, UNKNOWN)))
+            remaining.append(turn._replace(parent=numbers.get(turn.parent, UNKNOWN)))
         else:
-            before[turn.parent] = whole[turn.parent]
-            left.append(whole[index]._replace(parent=UNKNOWN, gap=0.0))
-    return UnderWay(left, [turn._replace(parent=UNKNOWN, gap=0.0, output_tokens=1) for turn in before.values()])
+            before[turn.parent] = complete[turn.parent]
+            remaining.append(complete[index]._replace(parent=UNKNOWN, gap=0.0))
+    return UnderWay(remaining, [turn._replace(parent=UNKNOWN, gap=0.0, output_tokens=1) for turn in before.values()])
 
 
 class SessionWorkload(Workload):
     """The base of workloads of sessions."""
 
-    truncate: Literal["oldest"] | None = (
-        None  # what is left out of a turn that exceeds the context; null: it is refused
-    )
+    truncate: Literal["oldest"] | None = None  # what a turn above the context leaves out; null: it is refused
     context: PositiveInt | None = None  # tokens of a prompt and its answer together; null: the model's context
-    started: NonNegativeInt = (
-        0  # sessions that are under way when a trial begins: each continues at a turn drawn at random
-    )
+    started: NonNegativeInt = 0  # sessions under way when a trial begins: each continues at a turn drawn at random
     primed: bool = False  # true: the warm-up sends the latest prompts of those sessions, so that caches have them
 
     @property
@@ -275,8 +282,8 @@ class SessionWorkload(Workload):
         """Return the first turns to send, at most `count`, and what was sent before."""
         if not self.started:
             return UnderWay(self.session_turns(count, seed, tokenizer), [])
-        left = under_way(self.session_turns(count + self.most_begun(), seed, tokenizer), self.started, seed)
-        return left._replace(turns=left.turns[:count])
+        begun = under_way(self.session_turns(count + self.most_begun(), seed, tokenizer), self.started, seed)
+        return begun._replace(turns=begun.turns[:count])
 
     def most_begun(self) -> int:
         """Return how many further turns the sessions under way have at most."""
@@ -329,19 +336,17 @@ class SessionWorkload(Workload):
 def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]], size: int = CACHE_BLOCK) -> list[int]:
     """Return how many tokens of each prompt an infinite prefix cache would hold, from its tokens and whole blocks.
 
-    `size` is a block's number of tokens.
-
-    Like an engine, it computes at least the last token of a prompt.
+    `size` is a block's number of tokens. Like an engine, it computes at least the last token of a prompt.
     """
-    known: set[int] = set()
+    cached_blocks: set[int] = set()
     hits = []
     for tokens, blocks in prompts:
         start, cached, unbroken = 0, 0, True
         for number, block in enumerate(blocks, 1):
             start = hash((start, block))
-            unbroken = unbroken and start in known and number * size < tokens
+            unbroken = unbroken and start in cached_blocks and number * size < tokens
             cached += unbroken * size
-            known.add(start)
+            cached_blocks.add(start)
         hits.append(cached)
     return hits
 
@@ -352,7 +357,7 @@ def recorded_texts(turns: Sequence[Turn], header: Callable[[int], str]) -> list[
     for turn in turns:
         before = (
             header(turn.repetition)
-            if turn.whole or turn.parent == UNKNOWN
+            if turn.has_history or turn.parent == UNKNOWN
             else f"{texts[turn.parent]}\n\n{turns[turn.parent].answer}"
         )
         texts.append("\n\n".join([before, *(message.text for message in turn.messages)]))

@@ -6,6 +6,7 @@ The trace is read again here, without the code that makes its requests, so that 
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,7 +188,6 @@ def certificate(
     else:
         recorded = _recorded_blocks([turns[number] for number in order], sent, cache, fit)
     cut = [short and requests[number].truncated for short, number in zip(recorded.cut, order, strict=True)]
-    sent_hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in sent), recorded=False)
     judged, answered = ~np.asarray(cut, np.bool_), succeeded(records)[rows]
     answered &= judged
     exact = [
@@ -200,26 +200,30 @@ def certificate(
         same and requests[i].parent == turns[i].parent and abs(requests[i].gap - turns[i].gap) < SAME_GAP
         for same, i in zip(recorded.alike, order, strict=True)
     ]
-    later = [
-        (hits, len(ids)) for n, hits, ids in zip(order, sent_hits, sent, strict=True) if turns[n].parent != UNKNOWN
-    ]
-    later_hits, later_tokens = (sum(column) for column in zip(*later, strict=True)) if later else (0, 0)
     return ReplayProof(
         sessions=sum(turn.parent == UNKNOWN for turn in turns),
-        hits=None
-        if live
-        else ReplayHits(
-            recorded_tokens=sum(recorded.lengths),
-            recorded=sum(recorded.hits),
-            sent_tokens=sum(map(len, sent)),
-            sent=sum(sent_hits),
-            misplaced=sum(abs(a - b) for a, b in zip(sent_hits, recorded.hits, strict=True)),
-            later=later_hits / later_tokens if later_tokens else None,
-        ),
+        hits=None if live else _hits(recorded, sent, cache, [turns[number].parent != UNKNOWN for number in order]),
         exact_turns=float(np.mean(np.asarray(recorded_turn)[judged])) if judged.any() else None,
         exact_lengths=float(np.mean(np.asarray(exact)[answered])) if answered.any() else None,
         truncated=None if fit is None or fit.truncate is None else sum(cut),
         earliest=_earliest(turns, {number: int(row) for row, number in zip(rows, order, strict=True)}, records),
+    )
+
+
+def _hits(
+    recorded: _Recorded, sent: Sequence[Sequence[int]], cache: InfiniteCache, is_later: Sequence[bool]
+) -> ReplayHits:
+    """Compare what the cache has of the prompts, as recorded and as sent; `is_later` is false for first turns."""
+    lengths = [len(ids) for ids in sent]
+    hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in sent), recorded=False)
+    later_tokens = sum(compress(lengths, is_later))
+    return ReplayHits(
+        recorded_tokens=sum(recorded.lengths),
+        recorded=sum(recorded.hits),
+        sent_tokens=sum(lengths),
+        sent=sum(hits),
+        misplaced=sum(abs(a - b) for a, b in zip(hits, recorded.hits, strict=True)),
+        later=sum(compress(hits, is_later)) / later_tokens if later_tokens else None,
     )
 
 
@@ -241,7 +245,7 @@ def _recorded_messages(
     ]
     margins = list[int]()  # tokens that a template may add to each turn's messages
     for turn in turns:
-        before = 0 if turn.whole or turn.parent == UNKNOWN else margins[turn.parent] + MESSAGE_TOKENS
+        before = 0 if turn.has_history or turn.parent == UNKNOWN else margins[turn.parent] + MESSAGE_TOKENS
         margins.append(before + MESSAGE_TOKENS * len(turn.messages))
     cut = [
         fit is not None and len(ids) + turns[number].output_tokens + margins[number] > fit.context
