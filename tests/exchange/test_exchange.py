@@ -287,9 +287,14 @@ def test_a_report_of_nothing_completed_is_a_failed_row(tmp_path):
     (row,) = rows_of_content(tmp_path, failed)
     assert (row["outcome"], row["num_failed"]) == ("invalid", 40)
     odd = llm_d_report("guidellm")
-    odd["results"]["request_performance"]["aggregate"]["latency"]["request_latency"]["units"] = "fortnights"
+    latencies = odd["results"]["request_performance"]["aggregate"]["latency"]
+    latencies["request_latency"]["units"] = "fortnights"
     with pytest.raises(ConfigError, match="unit 'fortnights'; expected s, sec"):
         rows_of_content(tmp_path, odd)
+    for cell in (0.2, "200 ms", [0.2]):
+        latencies["request_latency"] = cell
+        with pytest.raises(ConfigError, match="request_latency=.*: expected statistics and their unit"):
+            rows_of_content(tmp_path, odd)
 
 
 def rows_of_content(folder, content):
