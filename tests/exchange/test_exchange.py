@@ -91,6 +91,9 @@ def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
     assert row["output_throughput"] == pytest.approx(640 / row["duration"], rel=0.01)
 
 
+BY_MODEL = {"model": ["a"], "failed": [False], "output_tokens": [1], "ttft": [0.1], "tpot": [None], "e2el": [0.1]}
+
+
 @pytest.mark.parametrize(
     "forged",
     [
@@ -100,7 +103,8 @@ def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
         {"warnings": "none"},
         {"reason": 1},
         {"asked_models": {"model": ["a"]}},
-        {"asked_models": {name: [[]] for name in ("model", "failed", "output_tokens", "ttft", "tpot", "e2el")}},
+        {"asked_models": {name: [[]] for name in BY_MODEL}},
+        *({"asked_models": {**BY_MODEL, "ttft": [wrong]}} for wrong in (-1.0, 1e400, math.nan, True, "0.1")),
     ],
 )
 def test_an_export_that_sweep_did_not_write_is_refused(tmp_path, capsys, forged):
