@@ -36,11 +36,10 @@ def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> 
             run.log(point)
         table = points_table(results)
         logged: dict[str, Any] = {"points": wandb.Table(columns=list(table), data=table.to_numpy(object).tolist())}
-        if claims := claims_within([results]):
-            records = claims_table(claims).records()
-            logged["capacities"] = wandb.Table(columns=list(records[0]), data=[[*each.values()] for each in records])
-        if records := asked_points(results.questions).records():
-            logged["question"] = wandb.Table(columns=list(records[0]), data=[[*each.values()] for each in records])
+        capacities, asked = claims_table(claims_within([results])), asked_points(results.questions)
+        for name, records in (("capacities", capacities.records()), ("question", asked.records())):
+            if records:
+                logged[name] = wandb.Table(columns=list(records[0]), data=[[*each.values()] for each in records])
         images = sorted(paths.figures.glob("*.png"))
         logged |= {f"figures/{image.stem}": wandb.Image(str(image)) for image in images}
         logged["report"] = wandb.Html(paths.report.read_text(encoding="utf-8"), inject=False)
