@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from analysis.report.vllm_flavour import render_vllm_flavour
     from analysis.results import open_results
     from analysis.statistics.request_quantiles import quantiles
-    from sweep.disk.run_files import DamagedFile
+    from sweep.base.config import DamagedFile
 
 HOMES = {
     **dict.fromkeys(("RunNotFound", "load", "requests", "telemetry"), "analysis.load"),

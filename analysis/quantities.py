@@ -65,7 +65,7 @@ def labelled_column(column: str, percentiles: Iterable[float] = PERCENTILES) -> 
         label, short = f"{label} {statistic.name}", f"{short} {statistic.name}"
     if statistic.steady:
         label, short = f"{label}, steady state", f"{short} steady"
-    milliseconds = statistic.name and declared.unit == "s"
+    milliseconds = declared.unit == "s" and (statistic.name or declared.kind == "latency")
     unit, scale = ("ms", 1e3) if milliseconds else _SCALES.get(declared.unit, (declared.unit, 1.0))
     return LabelledColumn(column, label, short, unit, scale, declared.better, declared.name)
 

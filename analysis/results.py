@@ -18,7 +18,7 @@ from analysis.statistics.variance import Components, components
 from analysis.summary import summary_and_contests
 from analysis.vllm_figures import VLLMFigures, vllm_figures
 from analysis.warnings import by_point, result_warnings
-from sweep.disk.run_files import read_claims
+from sweep.disk.run_files import read_claims, read_questions
 from sweep.numbers.warnings import ResultWarning
 
 
@@ -55,6 +55,16 @@ class RunResults:
     def claims(self) -> dict[str, dict[str, Any]]:
         """The claims of a capacity search, by point (docs/capacity.md). Raises DamagedFile."""
         return read_claims(self.run.paths)
+
+    @cached_property
+    def questions(self) -> dict[str, dict[str, Any]]:
+        """The answers of the run's questions, by name (docs/ask.md). Raises DamagedFile."""
+        return read_questions(self.run.paths)
+
+    @property
+    def searched(self) -> dict[str, dict[str, Any]]:
+        """What the run's searches found: its claims and the answers of its questions."""
+        return self.claims | self.questions
 
     @cached_property
     def warnings(self) -> list[ResultWarning]:

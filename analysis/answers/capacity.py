@@ -68,7 +68,6 @@ def claims_within(runs: Sequence[RunResults], slo: Mapping[str, float] | None = 
         PointClaim(name, record)
         for results, name in zip(runs, run_names(runs), strict=True)
         for record in results.claims.values()
-        if "slo" in record  # else it is the answer to a question
     ]
     return named if slo is None else [claim for claim in named if claim.bounds == bounds_of(slo)]
 

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 from analysis.table import KEY, Column, Table
-from sweep.disk.run_files import RunPaths, read_claims
 
 
 class AskedPoint(NamedTuple):
@@ -13,11 +12,6 @@ class AskedPoint(NamedTuple):
     state: str
     measured: float | None  # mean of its launches
     predicted: tuple[float | None, float | None]  # the 90% band
-
-
-def questions(paths: RunPaths) -> dict[str, dict[str, Any]]:
-    """Return the answers of a run's questions, by name. Raises DamagedFile."""
-    return {name: record for name, record in read_claims(paths).items() if "launches_of_grid" in record}
 
 
 def asked_points(records: dict[str, dict[str, Any]]) -> "Table[AskedPoint]":

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -146,15 +146,16 @@ def keeping(folder: Path, is_refreshed: bool = False) -> Iterator[list[Screen]]:
     With `is_refreshed`, keep it only where an older one is.
     """
     before, screens = _state_of(folder), list[Screen]()
-    with warnings.catch_warnings(record=True) as shown:
-        yield screens
-    for each in {str(each.message): each for each in shown}.values():  # e.g. a file left out: to be said each time
-        warnings.showwarning(each.message, each.category, each.filename, each.lineno)
+    try:
+        with warnings.catch_warnings(record=True) as shown:
+            yield screens
+    finally:
+        for each in {str(each.message): each for each in shown}.values():  # e.g. a file left out: to be said each time
+            warnings.showwarning(each.message, each.category, each.filename, each.lineno)
     is_wanted = screens and not shown and (not is_refreshed or (folder / KEPT).exists())
     if not is_wanted or not before or before != _state_of(folder):
         return
-    record = asdict(replace(screens[0], points=None, winners=None, models=None, place=""))  # type: ignore[arg-type]
-    record |= {name: _as_texts(getattr(screens[0], name)) for name in TABLES}
+    record = vars(screens[0]) | {name: _as_texts(getattr(screens[0], name)) for name in TABLES} | {"place": ""}
     with suppress(OSError):  # a folder that is read-only, or has just been removed
         write_whole(folder / KEPT, json.dumps({"state": before, "screen": record}))
 
@@ -163,13 +164,12 @@ def kept_screen(folder: Path) -> Screen | None:
     """Return the kept screen of a run; None without one, or after any change of the run's files or of this code."""
     try:
         kept = json.loads((folder / KEPT).read_bytes())
-        record = dict(kept["screen"]) if kept["state"] == (_state_of(folder) or None) else None
+        if kept["state"] != (_state_of(folder) or None):
+            return None
+        tables = {name: _of_texts(*kept["screen"][name]) for name in TABLES}
+        return Screen(**{**kept["screen"], **tables, "place": str(folder)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if record is None:
-        return None
-    tables = {name: _of_texts(*record[name]) for name in TABLES}
-    return Screen(**{**record, **tables, "place": str(folder)})
 
 
 def _state_of(folder: Path) -> str:

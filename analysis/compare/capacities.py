@@ -5,11 +5,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scipy import stats
-
 from analysis.compare.output import VERDICT_STYLES
 from analysis.compare.sides import Side
 from analysis.compare.verdicts import Finding, verdict
+from analysis.statistics.intervals import t
 from analysis.table import KEY, NONE, Cell, Column, Line, Output, Table, view
 from sweep.base.setting_labels import dotted
 from sweep.disk.run_files import read_claims
@@ -93,7 +92,7 @@ def _compared(names: tuple[str, str], pairs: Pairs, margin: float) -> CapacityRa
 def _of_launches(ratios: Sequence[float]) -> tuple[float, float]:
     """Return the 95% interval of the mean of log ratios, one for each pair of launches."""
     spread = statistics.stdev(ratios) / math.sqrt(len(ratios))
-    margin = float(stats.t.ppf(0.975, len(ratios) - 1)) * spread
+    margin = float(t(len(ratios) - 1)) * spread
     return statistics.fmean(ratios) - margin, statistics.fmean(ratios) + margin
 
 

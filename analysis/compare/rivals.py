@@ -29,7 +29,7 @@ class Rivals(NamedTuple):
     figures: dict[str, FloatArray]  # each compared column at all points, as `sweep summary` shows it
 
     def point(self, place: str, trials: pd.DataFrame) -> int:
-        """Return the point that consists of these trials; -1 if there is none."""
+        """Return the number of the point that has exactly these trials, or -1."""
         points = {self.numbers.get((place, trial), -1) for trial in trials["trial_id"]}
         point = points.pop() if len(points) == 1 else -1
         return point if (self.contests.trials.point == point).sum() == len(trials) else -1

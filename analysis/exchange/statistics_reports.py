@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sweep.base.config import shortened
+
 UNITS = {"s": 1.0, "sec": 1.0, "s/token": 1.0, "ms": 1e-3, "ms/token": 1e-3}
 Figures = dict[str, Any]
 
@@ -137,6 +139,8 @@ def statistics_of(content: Any, path: str, names: Mapping[str, str]) -> tuple[di
     if "{}" in path:
         return {name: at(content, path.format(name)) for name in names}, 1.0
     statistics = at(content, path) or {}
+    if not isinstance(statistics, Mapping):
+        raise ValueError(f"{path}={shortened(repr(statistics))}: expected statistics and their unit")
     unit = statistics.get("units", statistics.get("unit", "s"))
     if unit not in UNITS:
         raise ValueError(f"{path}: unit {unit!r}; expected {', '.join(UNITS)}")

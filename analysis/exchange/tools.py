@@ -7,7 +7,6 @@ quantity (docs/metrics.md). Quantities without a counterpart are omitted. Times 
 
 import json
 import math
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,15 +103,18 @@ def _with_failures(row: ImportedRow) -> ImportedRow:
 def _plausible(row: ImportedRow) -> ImportedRow:
     """Return the row. Raises ValueError unless every name is a string and every value a number of at least 0."""
     for column, cell in row.items():
-        is_number = type(cell) in (int, float) and 0 <= cell < LARGEST_FIGURE
         is_name = isinstance(cell, str) and not any("\ud800" <= letter <= "\udfff" for letter in cell)
-        if cell is not None and not (is_name if column in NAME_COLUMNS else is_number):
+        if cell is not None and not (is_name if column in NAME_COLUMNS else _is_figure(cell)):
             raise ValueError(f"{column}={cell!r}: expected {'a string' if column in NAME_COLUMNS else 'a number >= 0'}")
     if row.get("num_failed", 0) > row.get("num_requests", math.inf):
         raise ValueError(f"num_requests={row['num_requests']}: expected at least num_failed={row['num_failed']}")
     if row.get("duration") == 0 < row.get("num_requests", 0) - row.get("num_failed", 0):
         raise ValueError("duration=0: expected a number > 0")
     return row | {column: _whole(row[column]) for column in WHOLE_COLUMNS if row.get(column) is not None}
+
+
+def _is_figure(cell: Any) -> bool:
+    return type(cell) in (int, float) and 0 <= cell < LARGEST_FIGURE
 
 
 def _exported(row: ImportedRow) -> ImportedRow:
@@ -136,11 +138,15 @@ def _exported(row: ImportedRow) -> ImportedRow:
 
 def _requests_by_model(columns_: Any) -> str:
     """Return an export's requests by model as JSON. Raises ValueError for requests that sweep never writes."""
-    kinds = {"model": str, "failed": bool} | dict.fromkeys(REQUESTS_BY_MODEL[2:], (int, float, types.NoneType))
-    requests = columns_ if isinstance(columns_, dict) and columns_.keys() == kinds.keys() else {}
+    requests = columns_ if isinstance(columns_, dict) and columns_.keys() == {*REQUESTS_BY_MODEL} else {}
     cells = {name: cells for name, cells in requests.items() if isinstance(cells, list)}
-    are_whole = all(isinstance(cell, kinds[name]) for name in cells for cell in cells[name])
-    if cells.keys() != kinds.keys() or len({*map(len, cells.values())}) != 1 or not are_whole:
+    kinds = {"model": str, "failed": bool}
+    are_whole = all(
+        isinstance(cell, kinds[name]) if name in kinds else cell is None or _is_figure(cell)
+        for name in cells
+        for cell in cells[name]
+    )
+    if len(cells) < len(REQUESTS_BY_MODEL) or len({*map(len, cells.values())}) != 1 or not are_whole:
         raise ValueError(f"{EXPORTED}{ASKED_MODELS}={shortened(repr(columns_))}: expected what sweep export writes")
     return json.dumps(requests)
 

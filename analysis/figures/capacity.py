@@ -22,10 +22,7 @@ LINE = 30  # characters of a title's line
 
 def draw(run: Run, layout: Layout) -> Figure | None:
     """Draw a panel for each claim of a search for a capacity; None if there was no search, or it has no probe."""
-    claims = [
-        (name, claim) for name, claim in read_claims(run.paths).items() if claim.get("bounds") and claim["measured"]
-    ]
-    claims = claims[:MOST_CLAIMS]
+    claims = [(name, claim) for name, claim in read_claims(run.paths).items() if claim["measured"]][:MOST_CLAIMS]
     if not claims:
         return None
     bounds = list(dict.fromkeys(bound for _, claim in claims for bound in claim["bounds"]))

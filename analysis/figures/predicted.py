@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.answers.question import questions
 from analysis.load import Run
 from analysis.plotting.chart_style import COLOURS, MARKERS, MUTED, NARROWEST, panels
 from analysis.plotting.drawing import value_axis
 from analysis.point_names import Layout
+from sweep.disk.run_files import read_questions
 
 POSITION = 2
 LETTERS = 60  # of a line of a point's name
@@ -20,7 +20,7 @@ BAND_HEIGHT = 0.3  # inches
 
 def draw(run: Run, layout: Layout) -> Figure | None:
     """Draw the points that the model of a question predicts to be the best; None without a model."""
-    asked = next((record for record in questions(run.paths).values() if record["predicted"]), None)
+    asked = next((record for record in read_questions(run.paths).values() if record["predicted"]), None)
     if asked is None:
         return None
     predicted, measured = asked["predicted"], asked["measured"]
@@ -28,7 +28,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     handles = [Line2D([], [], color=MUTED, linewidth=5, alpha=0.4, label="predicted, 90% band")]
     handles.append(Line2D([], [], label="measured, mean", **mark))
     heading = f"Predicted {asked['quantity']}, which chooses launches and is no result"
-    figure, (((ax,)),) = panels([""], heading, handles, size=(NARROWEST, BAND_HEIGHT * (len(predicted) + 1)))
+    figure, ((ax,),) = panels([""], heading, handles, size=(NARROWEST, BAND_HEIGHT * (len(predicted) + 1)))
     for row, (name, (low, median, high)) in enumerate(predicted.items()):
         ax.hlines(row, low, high, color=MUTED, linewidth=5, alpha=0.4)
         ax.plot(median, row, color=MUTED, marker="|", linestyle="none")

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from analysis.answers.capacity import claims_table, claims_within
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
-from analysis.answers.question import asked_points, questions
+from analysis.answers.question import asked_points
 from analysis.figures import SavedFigure, draw_all
 from analysis.plotting.chart_style import COLOURS, GRID, INK, MUTED
 from analysis.plotting.drawing import MOST_REPLICATES
@@ -99,9 +99,9 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "run": run,
         "layout": layout,
         "results": results,
-        "claims": results.claims,
+        "claims": results.searched,
         "capacities": claims_table(claims_within([results])),
-        "asked": asked_points(questions(run.paths)),
+        "asked": asked_points(results.questions),
         "answer": leading_sentence(results, answered),
         "answers": answers_table(answered),
         "warnings": warned([("", results)]),

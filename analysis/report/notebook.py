@@ -14,7 +14,7 @@ from rich.console import Console
 from analysis.answers.capacity import claims_table, claims_within
 from analysis.answers.deciding import answers
 from analysis.answers.output import lines, ranking_table
-from analysis.answers.question import asked_points, questions
+from analysis.answers.question import asked_points
 from analysis.compare.output import comparison_output
 from analysis.compare.sides import side_of
 from analysis.compare.verdicts import comparisons
@@ -94,7 +94,7 @@ class OpenedRun:
     @property
     def question(self) -> pd.DataFrame:
         """Return what became of each point of `ask`, with the model's predicted band (see docs/ask.md)."""
-        return pd.DataFrame(asked_points(questions(self.results.run.paths)).records())
+        return pd.DataFrame(asked_points(self.results.questions).records())
 
     def compare(self, reference: str, other: str, column: str = "output_throughput") -> pd.DataFrame:
         """Compare two engines, or two selections (e.g. `backend.flags.max-num-seqs=8`), task by task."""

@@ -59,7 +59,7 @@ class Summary:
     @cached_property
     def screen(self) -> Screen:
         """The screen's texts."""
-        results, answered, claims = self.results, self.answers, self.results.claims
+        results, answered = self.results, self.answers
         points, log = deciding_table(results), next((loss.log for loss in _worst_first(results)), None)
         ranks: dict[Any, int] = {}
         if "ladder_parent" not in results.points:
@@ -77,7 +77,7 @@ class Summary:
             answer=leading_sentence(results, answered),
             with_slo="ttft_p50" not in results.points or any(answer.criterion.bounds for answer in answered),
             is_explained=_is_explained(results),
-            claims=all_claim_lines(claims),
+            claims=all_claim_lines(results.searched),
             others=results.run.others,
             place=str(results.run.place),
         )

@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.answers.capacity import claims_table, claims_within
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
-from analysis.answers.question import asked_points, questions
+from analysis.answers.question import asked_points
 from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
@@ -36,11 +36,10 @@ def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> 
             run.log(point)
         table = points_table(results)
         logged: dict[str, Any] = {"points": wandb.Table(columns=list(table), data=table.to_numpy(object).tolist())}
-        if claims := claims_within([results]):
-            records = claims_table(claims).records()
-            logged["capacities"] = wandb.Table(columns=list(records[0]), data=[[*each.values()] for each in records])
-        if records := asked_points(questions(paths)).records():
-            logged["question"] = wandb.Table(columns=list(records[0]), data=[[*each.values()] for each in records])
+        capacities, asked = claims_table(claims_within([results])), asked_points(results.questions)
+        for name, records in (("capacities", capacities.records()), ("question", asked.records())):
+            if records:
+                logged[name] = wandb.Table(columns=list(records[0]), data=[[*each.values()] for each in records])
         images = sorted(paths.figures.glob("*.png"))
         logged |= {f"figures/{image.stem}": wandb.Image(str(image)) for image in images}
         logged["report"] = wandb.Html(paths.report.read_text(encoding="utf-8"), inject=False)
@@ -125,7 +124,7 @@ def outcome(results: RunResults) -> dict[str, Any]:
         for number, claim in enumerate(claims_within([results])[:MOST_CAPACITIES])
         for end in ("", "_lower", "_upper")
     }
-    for record in questions(results.run.paths).values():
+    for record in results.questions.values():
         claimed |= {
             "question_best": record["best"],
             "question_sure": record["sure"],

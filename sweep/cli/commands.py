@@ -265,7 +265,7 @@ def summary(arguments: list[str]) -> int:
     elif options.table:
         tables = [table for each in runs for table in (deciding_table(each, None), models_table(each)) if table]
         output = Output(tables, output.table, output.data)
-    claims = {str(each.run.place): each.claims for each in runs if each.claims}
+    claims = {str(each.run.place): each.searched for each in runs if each.searched}
     lines = [Line(line) for run in claims for line in all_claim_lines(claims[run], run if len(runs) > 1 else "")]
     if claims:
         output = Output([*output.parts, *lines], output.table, {**output.data, "claims": claims})

@@ -299,14 +299,20 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 
 def read_claims(paths: RunPaths) -> dict[str, dict[str, Any]]:
-    """Return the claims of a search for a capacity, by point, or the answer to a question; none without a search."""
-    claims: dict[str, dict[str, Any]] = {}
-    for path in (paths.claims, paths.asked):
-        try:
-            claims |= json.loads(read_bounded(path)) if path.exists() else {}
-        except (TypeError, ValueError) as error:
-            raise DamagedFile(path, str(error)) from None
-    return claims
+    """Return the claims of a search for a capacity, by point; none without a search. Raises DamagedFile."""
+    return _read_records(paths.claims)
+
+
+def read_questions(paths: RunPaths) -> dict[str, dict[str, Any]]:
+    """Return the answers of a run's questions, by name; none without a question. Raises DamagedFile."""
+    return _read_records(paths.asked)
+
+
+def _read_records(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return dict(json.loads(read_bounded(path))) if path.exists() else {}
+    except (TypeError, ValueError) as error:
+        raise DamagedFile(path, str(error)) from None
 
 
 def all_claim_lines(claims: Mapping[str, Mapping[str, Any]], run: str = "") -> list[str]:

@@ -1,9 +1,11 @@
 """The screen that ends a run is kept in its folder, shown as it was, and never for other files than its own."""
 
 import io
+import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from analysis.load import Run
 from analysis.report.terminal import Summary
 from analysis.results import RunResults
 from sweep.__main__ import main
-from sweep.base.config import ROOT
+from sweep.base.config import ROOT, ConfigError
 from tests.report.test_terminal import ladder, main_job, many
 from tests.support.results import run_of, trial
 from tests.support.synthetic_run import make_run
@@ -101,7 +103,8 @@ def test_other_code_or_a_damaged_copy_is_computed_again(
     assert kept_screen(tmp_path) is None
     monkeypatch.undo()
     assert kept_screen(tmp_path) is not None
-    for damage in ("", "[]", '{"state": 1}'):
+    state = json.loads((tmp_path / KEPT).read_text())["state"]
+    for damage in ("", "[]", '{"state": 1}', json.dumps({"state": state, "screen": {"points": [[]]}})):
         (tmp_path / KEPT).write_text(damage)
         assert report() == before
         assert kept_screen(tmp_path) is not None
@@ -125,6 +128,16 @@ def test_nothing_is_kept_after_a_warning_or_while_files_change(
     (tmp_path / KEPT).unlink()
     keep(results.run)
     assert not (tmp_path / KEPT).exists(), "a file of unknown state"
+
+
+def test_a_warning_is_said_although_the_screen_fails(tmp_path: Path) -> None:
+    @keeping(tmp_path)
+    def fail() -> None:
+        warnings.warn("left out: a file", stacklevel=1)
+        raise ConfigError("damaged")
+
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(ConfigError):
+        fail()
 
 
 def test_a_damaged_file_is_named_each_time(report: Callable[[], str], tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_question_is_answered_from_a_part_of_the_grid_and_a_killed_search_agre
     assert all(row[-1] in ("ok", "launch_failed") for row in rows), "what was not measured is no row"
     assert sum(row[:3] == BEST for row in rows) >= 2
     assert any("failed: launch_failed" in reason for reason in found["dropped"].values())
-    assert open_results(tmp_path / "out").claims["best output_throughput"] == found
+    assert open_results(tmp_path / "out").questions["best output_throughput"] == found
 
     ledger = RunPaths(tmp_path / "out").ledger
     lines = ledger.read_bytes().splitlines(keepends=True)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from sweep.cli.commands import dispatch
-from tests.support.results import claim_record, claims_in, run_of, trial
+from tests.support.results import claim_record, claims_in, question_in, run_of, trial
 
 
 @pytest.fixture
@@ -52,6 +52,16 @@ def test_replicates_are_paired_by_launch(compared):
         pytest.approx(1.21 * math.exp(-margin), rel=1e-4),
         pytest.approx(1.21 * math.exp(margin), rel=1e-4),
     )
+
+
+def test_the_answer_of_a_question_is_no_capacity(compared, tmp_path):
+    """It once ended the comparison with an internal error."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        question_in(tmp_path / name)
+    assert "capacities" not in compared([], [])
+    (each,) = compared([claim_record(10, 12)], [claim_record(15, 18)])["capacities"]
+    assert each["configuration"] == "vllm m"
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,9 @@ def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
     assert row["output_throughput"] == pytest.approx(640 / row["duration"], rel=0.01)
 
 
+BY_MODEL = {"model": ["a"], "failed": [False], "output_tokens": [1], "ttft": [0.1], "tpot": [None], "e2el": [0.1]}
+
+
 @pytest.mark.parametrize(
     "forged",
     [
@@ -100,7 +103,8 @@ def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
         {"warnings": "none"},
         {"reason": 1},
         {"asked_models": {"model": ["a"]}},
-        {"asked_models": {name: [[]] for name in ("model", "failed", "output_tokens", "ttft", "tpot", "e2el")}},
+        {"asked_models": {name: [[]] for name in BY_MODEL}},
+        *({"asked_models": {**BY_MODEL, "ttft": [wrong]}} for wrong in (-1.0, 1e400, math.nan, True, "0.1")),
     ],
 )
 def test_an_export_that_sweep_did_not_write_is_refused(tmp_path, capsys, forged):
@@ -287,9 +291,14 @@ def test_a_report_of_nothing_completed_is_a_failed_row(tmp_path):
     (row,) = rows_of_content(tmp_path, failed)
     assert (row["outcome"], row["num_failed"]) == ("invalid", 40)
     odd = llm_d_report("guidellm")
-    odd["results"]["request_performance"]["aggregate"]["latency"]["request_latency"]["units"] = "fortnights"
+    latencies = odd["results"]["request_performance"]["aggregate"]["latency"]
+    latencies["request_latency"]["units"] = "fortnights"
     with pytest.raises(ConfigError, match="unit 'fortnights'; expected s, sec"):
         rows_of_content(tmp_path, odd)
+    for cell in (0.2, "200 ms", [0.2]):
+        latencies["request_latency"] = cell
+        with pytest.raises(ConfigError, match="request_latency=.*: expected statistics and their unit"):
+            rows_of_content(tmp_path, odd)
 
 
 def rows_of_content(folder, content):

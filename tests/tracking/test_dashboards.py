@@ -18,7 +18,7 @@ from sweep.disk.run_files import RunPaths
 from sweep.plan.compose import compose_run
 from sweep.plan.planning import Surroundings, make_plan
 from tests.support import wandb_stub
-from tests.support.results import claim_record, claims_in, run_of, trial
+from tests.support.results import claim_record, claims_in, question_in, run_of, trial
 from tests.support.synthetic_run import finish_run
 
 pytestmark = pytest.mark.slow
@@ -60,16 +60,7 @@ def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_p
     out = tmp_path / "run"
     run_of(out, rows(), trials=17, replicates=2)
     claims_in(out, *(claim_record(10, 12, f"vllm {number}") for number in range(15)))
-    asked = {
-        "best": "vllm qa",
-        "value": "9 tokens/s",
-        "within": 0.05,
-        "sure": 0.95,
-        "launch_noise": 0.01,
-        "launches": 5,
-    }
-    asked |= {"launches_of_grid": 9, "lines": ["best: vllm qa"], "measured": {"vllm qa": 9.0}, "predicted": {}}
-    RunPaths(out).asked.write_text(json.dumps({"best x": asked | {"dropped": {"tgi qa": "failed: oom_load"}}}))
+    question_in(out)
     with_telemetry = RunPaths(out).trial("vllm", "1", rows()[0]["trial_id"])
     run_files.write_telemetry(with_telemetry, [Sample(0.5, "kv_cache_usage", 0.25)])
     with wandb_stub.server() as (address, kept):
