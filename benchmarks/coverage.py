@@ -270,7 +270,7 @@ def _truth(latency: FloatArray, rate: float, spread: float | str) -> dict[str, f
     latency = latency.ravel()[:: max(1, latency.size // TRUTH)].astype(np.float64)
     latency = latency * _new_launches(spread, latency.size)
     quantiles = {name: float(np.quantile(latency, q)) for name, q in QUANTILES.items()}
-    noise = gaps(latency[::4], seed=2)
+    noise = gaps(latency[np.random.default_rng(2).random(latency.size) < 0.25], seed=2)  # not every fourth of a batch
     return {
         **quantiles,
         "mean": float(latency.mean()),

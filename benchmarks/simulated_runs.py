@@ -1,6 +1,9 @@
 """Simulates replicates of known timing, for the studies: queues, users and batches, steady states, and gaps."""
 
+import csv
+import functools
 from array import array
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +25,16 @@ WANDERING, WANDER_SPREAD, WANDER_MEMORY = "wandering speed", 0.05, 300  # of the
 BURSTS, BURST = {"bursts 0.5": 0.5, "bursts 0.7": 0.7}, 32  # loads, and the requests that arrive together
 SURGES, SURGE_LOAD, SURGE_FACTOR, SURGE = "surges", 0.6, 3.0, 200  # the rate changes by a factor every SURGE requests
 ADVERSE = (*PARETO, STALLS, WANDERING, *BURSTS, SURGES)
-SCENARIOS = (*STATIONARY, *FEW_USERS, "batches of 8", *ADVERSE)
+# Of the latencies that README's run measured, drawn in blocks as they came: configuration, task, size of a block. They
+# are smoothed, since a quantile of a few dozen values would always be one of these.
+MAIN_JOB = Path(__file__).parents[1] / "docs" / "measurements" / "main_job_requests.csv"
+RECORDED = {
+    "main job, one by one": ("ctranslate2", "qa", 4),
+    "main job, batches": ("vllm", "qa", BATCH),
+    "main job, mixed batches": ("vllm", "mixed", BATCH),
+}
+SCENARIOS = (*STATIONARY, *FEW_USERS, "batches of 8", *ADVERSE, *RECORDED)
+SMOOTHING = 0.01  # standard deviation of the logarithm
 SLOW = 20.0
 SLOW_SHARE = 0.02
 TOKENS = 4  # tokens of an answer, spread evenly over its service
@@ -59,7 +71,15 @@ def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
     """
     chance = np.random.default_rng([seed, SCENARIOS.index(scenario)])
     if scenario == "batches of 8":
-        return _batches(runs, n, chance)
+        shape = runs, -(-n // BATCH)
+        common = np.exp(0.1 * chance.standard_normal((*shape, 1)))
+        return _batches(common * np.exp(0.02 * chance.standard_normal((*shape, BATCH))), n)
+    if scenario in RECORDED:
+        blocks = _recorded(*RECORDED[scenario])
+        drawn = blocks[chance.integers(0, len(blocks), (runs, -(-n // blocks.shape[1])))]
+        drawn = drawn * np.exp(SMOOTHING * chance.standard_normal(drawn.shape))
+        together = blocks.shape[1] == BATCH
+        return _batches(drawn if together else drawn.reshape(runs, -1, 1), n)
     slots = FEW_USERS.get(scenario, SLOTS)
     free, clock, each = np.zeros((runs, slots)), np.zeros(runs), np.arange(runs)
     sent, latency, service = (np.empty((n, runs), np.float32) for _ in range(3))
@@ -113,16 +133,30 @@ def _stalled(runs: Runs, chance: np.random.Generator) -> Runs:
     return Runs(sent.astype(np.float32), *[(ended - sent).astype(np.float32)] * 2)
 
 
-def _batches(runs: int, n: int, chance: np.random.Generator) -> Runs:
-    count = -(-n // BATCH)
-    common = np.exp(0.1 * chance.standard_normal((runs, count, 1)))
-    latency = (common * np.exp(0.02 * chance.standard_normal((runs, count, BATCH)))).astype(np.float32)
+def _batches(latency: FloatArray, n: int) -> Runs:
+    """Send the first n requests in batches, each when the last answer of the one before is there.
+
+    Args:
+        latency: shape (runs, batches, requests of a batch).
+        n: requests of a run; the last batch may be smaller.
+    """
+    latency = latency.astype(np.float32)
+    runs, count, size = latency.shape
     longest = latency.max(-1)
-    longest[:, -1] = latency[:, -1, : n - (count - 1) * BATCH].max(-1)
+    longest[:, -1] = latency[:, -1, : n - (count - 1) * size].max(-1)
     begins = np.cumsum(longest, -1, dtype=np.float64) - longest
-    sent = np.repeat(begins, BATCH, -1)[:, :n].astype(np.float32)
+    sent = np.repeat(begins, size, -1)[:, :n].astype(np.float32)
     latency = latency.reshape(runs, -1)[:, :n]
     return Runs(sent, latency, latency)
+
+
+@functools.cache
+def _recorded(configuration: str, task: str, size: int) -> FloatArray:
+    """Return the latencies of consecutive requests of one launch, over their mean. Shape (blocks, size)."""
+    with MAIN_JOB.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["configuration"], row["task"]) == (configuration, task)]
+    latency = np.array([float(row["e2el"]) for row in rows if (int(row["batch_size"]) == BATCH) == (size == BATCH)])
+    return np.asarray(latency.reshape(-1, size) / latency.mean())
 
 
 def _service(scenario: str, runs: int, chance: np.random.Generator) -> FloatArray:
