@@ -68,7 +68,9 @@ class Row:
     rate: float | None = None  # requests per second, Poisson; None: closed loop
     flat_out: bool = False  # the server answers at once, coalesces events and keeps no log
     plain: bool = False  # the same, but no side parses HTTP: benchmarks/flat_out.py
-    alone: bool = False  # shows the server's limit, so it is run with our client only
+    alone: bool = False  # run with our client only: it shows the server's limit, or a path that the others lack
+    tls: bool = False  # the server's own TLS: benchmarks/tls_server.py
+    gateway: bool = False  # `sweep gateway` forwards, on the server's core; its delay counts as an error
 
     def ideal_duration(self, due: Sequence[float], services: Sequence[float]) -> float:
         """Return the time in s from the first send to the last token, with an ideal client.
@@ -92,6 +94,10 @@ ROWS = [
     Row("closed-256", 1024, 256),
     Row("closed-1000", 2000, 1000, itl=0.05),
     Row("closed-1000-50k", 3000, 1000, alone=True),  # demands 50,000 tokens/s of the server
+    Row("closed-2000-100k", 6000, 2000, alone=True),  # demands 100,000
+    Row("long-8192", 64, 32, tokens=8192, itl=0.002),
+    Row("tls-256", 1024, 256, alone=True, tls=True),
+    Row("gateway-16", 128, 16, alone=True, gateway=True),
     Row("poisson-50", 500, 250, tokens=365, rate=50.0),
     Row("flat-tokens", 1500, 64, tokens=1024, itl=0.0, ttft=0.0, flat_out=True),
     Row("flat-requests", 40_000, 64, tokens=1, itl=0.0, ttft=0.0, flat_out=True, plain=True),
@@ -143,18 +149,31 @@ class Run(NamedTuple):
 
 @contextlib.contextmanager
 def serving(row: Row, log: Path, core: int) -> Iterator[str]:
-    """Run the server and yield its URL. Its log is complete afterwards."""
+    """Run the server, and the gateway if the row has one, and yield the URL. The log is complete afterwards."""
     config: dict[str, Any] = {"ttft": {"mean": row.ttft}, "itl": {"mean": row.itl}, "log": str(log)}
     if row.flat_out:
         config |= {"log": None, "events_per_write": 64}
-    command = [sys.executable, "-m", "backends.simulated_server", "--config", json.dumps(config)]
+    module = "benchmarks.tls_server" if row.tls else "backends.simulated_server"
+    command = [sys.executable, "-m", module, "--config", json.dumps(config)]
     if row.plain:
         command = [sys.executable, "-m", "benchmarks.flat_out"]
+    with _listening(command, core) as port:
+        url = f"{'https' if row.tls else 'http'}://127.0.0.1:{port}"
+        if not row.gateway:
+            yield url
+            return
+        with _listening([sys.executable, "-m", "sweep", "gateway", "--to", url, "--port", "0"], core) as port:
+            yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def _listening(command: list[str], core: int) -> Iterator[int]:
+    """Run a server alone on a core and yield the port that its first line names."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     _alone_on(process.pid, core)
     try:
-        yield f"http://127.0.0.1:{process.stdout.readline().rsplit(':', 1)[1].strip()}"
+        yield int(process.stdout.readline().partition(",")[0].rsplit(":", 1)[1])
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -187,7 +206,7 @@ def ours(row: Row, url: str, folder: Path, cores: tuple[int, int]) -> Result:
         *(sys.executable, "-m", "sweep", "backend=openai", f"backend.url={url}", "model=served", *load),
         *("workload=synthetic", f"workload.input_tokens={PROMPT_TOKENS}", f"workload.output_tokens={row.tokens}"),
         *(f"workload.num_requests={row.requests}", "workload.warmup_requests=0", "backend.continuous_usage=false"),
-        *("cluster=inline", "tracking=none", f"out={folder}"),
+        *(f"backend.verify_tls={str(not row.tls).lower()}", "cluster=inline", "tracking=none", f"out={folder}"),
     ]
     output = folder.with_suffix(".output")
     with output.open("wb") as file:

@@ -31,6 +31,8 @@ APIS = {
 class SimulatedServer:
     """The listening socket, and the offset between kernel timestamps and the monotonic clock."""
 
+    connection: type[ClientConnection] = ClientConnection
+
     def __init__(self, engine: SimulatedEngine, loop: asyncio.AbstractEventLoop) -> None:
         self.engine, self.loop = engine, loop
         self.offset = 0
@@ -61,7 +63,7 @@ class SimulatedServer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":
                 sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
-            ClientConnection(sock, self.loop, lambda: self.offset, self.answer)
+            self.connection(sock, self.loop, lambda: self.offset, self.answer)
 
     def answer(self, connection: ClientConnection, url: bytes, body: bytes, request_id: bytes, arrival: int) -> None:
         path = url.partition(b"?")[0]
@@ -86,7 +88,7 @@ class SimulatedServer:
             )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, server: type[SimulatedServer] = SimulatedServer) -> None:
     parser = argparse.ArgumentParser(
         description=backends.simulated_server.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -103,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("RuntimeError: simulated failure at launch")
     loop = uvloop.new_event_loop()
     engine = SimulatedEngine(config.slowed(luck=random.gauss(0, 1)), options.model, loop)
-    SimulatedServer(engine, loop).listen(options.host, options.port)
+    server(engine, loop).listen(options.host, options.port)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, loop.stop)
     with contextlib.closing(engine):

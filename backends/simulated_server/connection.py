@@ -47,6 +47,9 @@ class ClientConnection:
         if ancillary:
             seconds, nanoseconds = struct.unpack("qq", ancillary[0][2])
             self._arrival = seconds * 1_000_000_000 + nanoseconds - self.offset()
+        self._received(data)
+
+    def _received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
