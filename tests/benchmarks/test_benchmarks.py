@@ -1,10 +1,11 @@
 """The conditions under which benchmarks/ measure commands."""
 
+import os
 import sys
 
 import pytest
 
-from benchmarks import resume
+from benchmarks import client, resume
 
 PRINT_CACHE = [sys.executable, "-c", "import sys; print(sys.pycache_prefix, sys.dont_write_bytecode)"]
 
@@ -28,3 +29,13 @@ def test_the_first_command_compiles_where_the_measured_ones_look(monkeypatch: py
         resume.main()
     assert printed[0].endswith("/compiled False\n")
     assert printed == [printed[0]] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["tls", "gateway"])
+def test_the_clients_errors_are_known_behind_tls_and_a_gateway(path: str) -> None:
+    """Each answer is matched with the server's true times."""
+    row = client.Row(path, 4, 2, tokens=8, **{path: True})
+    result, load_kept, _ = client.run_row(row, None, (min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))))
+    assert (result.failed, len(result.errors["ttft"]), len(result.errors["itl"])) == (0, 4, 4 * 7)
+    assert load_kept
