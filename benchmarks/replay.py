@@ -1,32 +1,39 @@
 """Replays a generated trace through the whole command, and plants faults that its certificate must catch.
 
     python -m benchmarks.replay --write docs/measurements/replay.md
+    python -m benchmarks.replay --held 10000 --write docs/measurements/replay.md
 
 The trace has Qwen-Bailian's columns: sessions with branches behind shared system prompts, in blocks of 16 tokens. The
 simulated engine has a prefix cache of the same blocks and counts its hits. Figures come from trials.parquet and
 requests.parquet; the trace's own hit rate is counted here, from the hashes alone. A fault is planted in this process,
-in the code that reads the trace or makes its requests.
+in the code that reads the trace, or makes or sends its requests. `--held` measures the client with many sessions
+instead: each request's published latencies are compared with the times in the simulated engine's own log.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import pickle
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow.parquet as pq
 
 import analysis
+from backends.simulated_server.truth import read_log
+from benchmarks import client
 from benchmarks.documents import markdown_table, publish
 from sweep.__main__ import main as sweep
 from sweep.base.records import Request
+from sweep.client.job import Job
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.inputs.load import Trace
 from sweep.inputs.sessions import recorded, turns
@@ -95,9 +102,10 @@ def hit_rate(rows: list[Row]) -> float:
 
 def replay(rows: list[Row], out: Path, *line: str) -> tuple[list[Row], str]:
     """Run the command on a trace; return the rows of its trials, and what it printed."""
-    file = out.with_suffix(".jsonl")
+    file, typed = out.with_suffix(".jsonl"), {each.partition("=")[0] for each in line}
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [*COMMAND.split(), f"workload.file={file}", f"workload.num_requests={len(rows)}", f"out={out}", *line]
+    command = [each for each in COMMAND.split() if each.partition("=")[0] not in typed]
+    command = [*command, f"workload.file={file}", f"workload.num_requests={len(rows)}", f"out={out}", *line]
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
         status = sweep(command)
     return ([] if status == 2 else read_trials(RunPaths(out).trials)), printed.getvalue()
@@ -132,6 +140,21 @@ def seconds_read_as_ms() -> Iterator[None]:
     read, times = trace_turns, Trace._times
     short = lambda *arguments: [turn._replace(gap=turn.gap / 1000) for turn in read(*arguments)]  # noqa: E731
     with patch.object(recorded, "trace_turns", short), patch.object(Trace, "_times", lambda load: times(load) / 1000):
+        yield
+
+
+@contextlib.contextmanager
+def doubled_gaps() -> Iterator[None]:
+    """Let the client wait twice as long for each later turn."""
+    write = pickle.dumps
+
+    def doubled(content: Any) -> bytes:
+        if isinstance(content, Job):
+            turns_after = content.followers.items()
+            content.followers = {call: [(turn, 2 * gap) for turn, gap in after] for call, after in turns_after}
+        return write(content)
+
+    with patch.object(pickle, "dumps", doubled):
         yield
 
 
@@ -172,7 +195,10 @@ CHANGES: dict[str, Change] = {
     "a doubled turn": one(lambda request, requests: replace(request, prompt=requests[request.parent].prompt)),
     "a wrong parent": one(lambda request, _: replace(request, parent=0 if request.parent else 1)),
     "a salted prefix": salted,
+    "a lost turn": lambda requests: requests[:-1],
+    "a turn too many": lambda requests: [*requests, replace(requests[-1], request_id="measured-more")],
 }
+CLIENTS = {"seconds read as ms": seconds_read_as_ms, "gaps doubled by the client": doubled_gaps}
 FAULTS = {  # what must catch each: a warning of its trial, or the words of a refusal
     "block 512 for 16": "expected 1 blocks of 512",
     "seconds read as ms": "`other-schedule`",
@@ -184,13 +210,16 @@ FAULTS = {  # what must catch each: a warning of its trial, or the words of a re
     "a doubled turn": "`other-recorded-lengths`",
     "a wrong parent": "`other-turns`",
     "a salted prefix": "`other-prefixes`",
+    "a lost turn": "`other-turns`",
+    "a turn too many": "`other-turns`",
+    "gaps doubled by the client": "`other-schedule`",
 }
 
 
 def caught_by(name: str, rows: list[Row], out: Path) -> str:
     """Return the warnings that a planted fault raises, or the line that refuses it; "" if it is missed."""
     line = ["workload.block_tokens=512"] if name == "block 512 for 16" else []
-    with changed_requests(CHANGES.get(name, list)) if line or name in CHANGES else seconds_read_as_ms():
+    with CLIENTS[name]() if name in CLIENTS else changed_requests(CHANGES.get(name, list)):
         trials, printed = replay(rows, out, "load=recorded", *line)
     if not trials:
         return f"refused: {printed.strip().splitlines()[-1].rpartition('.jsonl: ')[2]}"
@@ -256,13 +285,99 @@ def tables(sessions: int, requests: int, replicates: int) -> Iterator[str]:
         yield f"\n{len(trials)} true replays of a small trace raised {false} alarms; outcomes: {outcomes}."
 
 
+# Many sessions --------------------------------------------------------------------------------------------------------
+
+ANSWER, ITL = 100, 0.05  # tokens of an answer, and s between two of them: each takes 5 s
+HELD_MARKS = ("<!-- held: begin -->", "<!-- held: end -->")
+
+
+def long_sessions(sessions: int, turns: int, gap: float) -> list[Row]:
+    """Make sessions of equal turns that follow each other after `gap` s, within a third of it."""
+    chance, rows = random.Random(1), list[Row]()
+    for _ in range(sessions):
+        blocks, time = list(range(2)), 0.0
+        for turn in range(turns):
+            number = len(rows)
+            blocks = [*blocks, 10 + number]
+            row: Row = {"chat_id": number, "parent_chat_id": number - 1 if turn else -1, "timestamp": round(time, 6)}
+            row |= {"input_length": BLOCK * len(blocks), "output_length": ANSWER, "hash_ids": blocks}
+            rows.append(row)
+            time += gap * chance.uniform(2 / 3, 4 / 3)
+    return rows
+
+
+def most_at_once(begins: Iterable[float], ends: Iterable[float]) -> int:
+    """Return the most intervals that overlap."""
+    events = sorted([(begin, 1) for begin in begins] + [(end, -1) for end in ends])
+    return max(accumulate(step for _, step in events))
+
+
+def held(sessions: int, out: Path, turns: int = 3, gap: float = 9 * ANSWER * ITL, itl: float = ITL) -> Row:
+    """Replay as many sessions as users, and compare what is published of each request with the engine's log.
+
+    The row has the trial's columns, and `held`, `flying` (the most sessions and requests at once), and `compared`.
+    """
+    load = ["load=closed", f"load.concurrency={sessions}", f"load.stagger={gap}"]
+    rows = long_sessions(sessions, turns, gap)
+    (trial,), _ = replay(rows, out, *load, "backend.truth_log=true", f"backend.itl.mean={itl}")
+    files = RunPaths(out).trial(trial["deployment_id"], trial["attempt"], trial["trial_id"])
+    sent = [each for each in pq.read_table(files.requests).to_pylist() if each["phase"] == "measured"]
+    answers = {
+        each["request_id"]: client.Answer(
+            each["ttft"], each["tpot"], each["e2el"], [(b - a) / 1e6 for a, b in pairwise(each["chunk_us"])]
+        )
+        for each in sent
+        if each["error"] is None
+    }
+    result = client.Result(
+        answers, trial["num_failed"], trial["output_tokens"], 0.0, 0, trial["duration"], [0.0] * len(sent)
+    )
+    client.compare(client.Row("held", len(sent), sessions), result, read_log(next(out.rglob("truth.log"))))
+    ends = dict[int, float]()
+    for each in sent:
+        ends[each["session"]] = max(ends.get(each["session"], 0.0), each["ended"])
+    begins = {each["session"]: each["sent"] for each in sent if each["turn"] == 0}
+    flying = most_at_once((each["sent"] for each in sent), (each["ended"] for each in sent))
+    return trial | {"held": most_at_once(begins.values(), ends.values()), "flying": flying, "compared": result}
+
+
+def held_table(sessions: int) -> Iterator[str]:
+    """Yield the lines of the table of many sessions."""
+    headings = (
+        "sessions held | most in flight | requests | failed | outcome | TTFT p50 / p99 published (true), ms | "
+        "TTFT error p50 / p99, ms | ITL error, ms | TPOT error, ms | E2E error, ms | earliest turn, ms | "
+        "largest due error, ms | turnaround share | client CPU s / 1,000 tokens | tokens/s | alarms"
+    )
+    other = client.other_load()
+    with tempfile.TemporaryDirectory() as folder:
+        row = held(sessions, Path(folder) / "held")
+    compared, seconds = row["compared"], row["duration"]
+    published = client.milliseconds((row["ttft_p50"], row["ttft_p99"]))
+    cells = [
+        *(row["held"], row["flying"], row["num_requests"], row["num_failed"], row["outcome"]),
+        f"{published} ({client.milliseconds(compared.true)})",
+        *(client.quantiles(compared.errors[name]) for name in ("ttft", "itl", "tpot", "e2e")),
+        *(f"{1e3 * row[name]:.3f}" for name in ("earliest_turn", "replay_schedule_error")),
+        f"{row['turnaround_share']:.2%}",
+        f"{row['client_cpu_seconds'] / row['output_tokens'] * 1e3:.4f}",
+        f"{row['output_tokens'] / seconds:,.0f}",
+        ", ".join(sorted(alarms(row))) or "none",
+    ]
+    yield from markdown_table(headings, [cells])
+    yield f"\nOther load before the run: {other:.0f}% of the machine's cores."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=300)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--replicates", type=int, default=50)
+    parser.add_argument("--held", type=int, help="measure only this many sessions at once")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
+    if options.held:
+        publish(["", *held_table(options.held), ""], options.write, HELD_MARKS)
+        return
     publish(["", *tables(options.sessions, options.requests, options.replicates), ""], options.write)
 
 

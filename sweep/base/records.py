@@ -250,6 +250,7 @@ class Record:
     session_turns: int = UNKNOWN  # turns that its session has, whether or not all of them were due
     parent: str | None = None  # request_id of the turn whose answer it follows; null for the first turn of a session
     gap: float | None = None  # from the last byte of that answer, until it was due
+    ideal_cached_tokens: int = UNKNOWN  # tokens of a replay's prompt that an infinite prefix cache would have
 
     def __post_init__(self) -> None:
         if self.streamed_tokens == UNKNOWN:
@@ -304,6 +305,7 @@ class Records:
     session_turns: array[int]
     parent: list[str | None]
     gap: array[float]
+    ideal_cached_tokens: array[int]
 
     def __init__(self) -> None:
         for column, code in REQUEST_COLUMNS.items():

@@ -17,6 +17,7 @@ Standard library only.
 
 from __future__ import annotations  # array[float] cannot be evaluated before Python 3.12
 
+import heapq
 import math
 from array import array
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 from sweep.base.records import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sized
+    from collections.abc import Sequence, Sized
 
 LARGEST_SPREAD = 0.1  # share of a load's duration over which its users start
 
@@ -78,6 +79,10 @@ class Mode:
     def last_arrival(self) -> float | None:
         """Return when the last request is due, in s from the start; None if that depends on the answers."""
         return None
+
+    def least_duration(self, waits: Sequence[float]) -> float:
+        """Return how long sessions with these waits between their turns take at least, in s, whatever the engine."""
+        return 0.0
 
     def split(self, part: int, parts: int) -> Self:
         """Return the mode for one of several client processes: every `parts`-th request, starting with `part`."""
@@ -168,6 +173,12 @@ class ClosedLoop(Mode):
             return self
         return replace(self, request_duration=min(request_duration, LARGEST_SPREAD * (self.duration or math.inf)))
 
+    def least_duration(self, waits: Sequence[float]) -> float:
+        users = [0.0] * self.concurrency
+        for wait in waits:
+            heapq.heapreplace(users, users[0] + wait)
+        return max(users)
+
     def start_spread(self) -> float:
         return max(map(self._begins, range(self.concurrency)))
 
@@ -208,6 +219,9 @@ class OpenLoop(Mode):
 
     def last_arrival(self) -> float | None:
         return self.arrivals[-1] if self.arrivals else None
+
+    def least_duration(self, waits: Sequence[float]) -> float:
+        return max(map(sum, zip(self.arrivals, waits, strict=True)), default=0.0)
 
     def split(self, part: int, parts: int) -> Self:
         return self if self.cap is None else replace(self, cap=_part_of(self.cap, part, parts))

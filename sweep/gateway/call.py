@@ -81,9 +81,9 @@ class Call:
 
     @property
     def opening(self) -> str:
-        """The text that an engine's prompt cache sees: all messages of a conversation, or the prompt."""
+        """The text that an engine's prompt cache sees: the prompt, or all messages of a conversation, after NULs."""
         if self.path == "/v1/chat/completions":
-            return json.dumps(self.content["messages"])
+            return "".join(f"\0{json.dumps(message)}" for message in self.content["messages"])
         return self.question.text if self.question else ""
 
     def context(self) -> dict[str, Any]:

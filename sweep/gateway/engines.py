@@ -77,10 +77,12 @@ class Router:
 
 
 def _blocks(prompt: str) -> Iterator[int]:
-    value = 0
-    for end in range(ROUTED_BLOCK, len(prompt) + 1, ROUTED_BLOCK):
-        value = hash((value, prompt[end - ROUTED_BLOCK : end]))
-        yield value
+    """Yield a hash of the prompt up to each block. A message has blocks of its own, so that a short one counts, too."""
+    value, (text, *messages) = 0, prompt.split("\0")
+    for part in (text[: len(text) // ROUTED_BLOCK * ROUTED_BLOCK], *messages):
+        for begin in range(0, len(part), ROUTED_BLOCK):
+            value = hash((value, part[begin : begin + ROUTED_BLOCK]))
+            yield value
 
 
 class BegunAnswer(Protocol):

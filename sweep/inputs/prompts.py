@@ -33,6 +33,9 @@ from sweep.inputs.workload import DATA, Draw, Encoded, Serving, Workload, conten
 ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # roles of the model, in chats and in ShareGPT
 ASKING = ("user", "human")
 INSTRUCTING = ("system", "developer")
+CALLING = ("function_call", "tool_call")  # ShareGPT's roles of a model that calls tools, and of their results
+RETURNING = ("tool", "function", "observation", "function_response", "tool_response", "ipython")
+CONTENT = ("content", "value", "text")  # keys of a turn's text
 
 
 class RecordedPrompt(NamedTuple):
@@ -306,7 +309,7 @@ def turns_of(cell: Any) -> Any:
     """
     if isinstance(cell, Mapping):
         is_row = all(column_name(key) in KNOWN_COLUMNS.values() for key in cell)
-        return _keyed(cell, PROMPT_COLUMNS if is_row else CONVERSATIONS) or [cell]
+        return keyed(cell, PROMPT_COLUMNS if is_row else CONVERSATIONS) or [cell]
     if not isinstance(cell, str) or not re.match(r"[\s\ufeff]*[\[{\"]", cell):
         return cell
     for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from|speaker)'", cell) else (json.loads,):
@@ -315,7 +318,7 @@ def turns_of(cell: Any) -> Any:
             turns = turns_of(parsed)  # text inside text: some exports encode twice
             if isinstance(parsed, Mapping) and isinstance(turns, str):
                 return turns
-            if isinstance(turns, list) and all(isinstance(t, Mapping) and _keyed(t, SPEAKERS) for t in turns):
+            if isinstance(turns, list) and all(isinstance(t, Mapping) and keyed(t, SPEAKERS) for t in turns):
                 return turns
     return cell
 
@@ -336,22 +339,22 @@ def _of_turns(turns: list[Any], column: str) -> tuple[str, str | None]:
     return "\n\n".join(question), None
 
 
-def _keyed(turn: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    """Return what a turn has under the first of these keys, in any case, that is not empty; None if all are."""
+def keyed(turn: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    """Return what a turn has under the first of these simplified keys that is not empty; None if all are."""
     cells = {simplified(key): cell for key, cell in turn.items()}
     return next((cells[key] for key in keys if cells.get(key)), None)
 
 
-def speaker_of(turn: Any, column: str) -> str:
+def speaker_of(turn: Any, column: str, of_tools: Iterable[str] = ()) -> str:
     """Return the speaker of a turn in a column. Raises Unusable for an unknown speaker."""
     if not isinstance(turn, Mapping):
         problem = f"{column}: a turn is not a mapping"
         raise Unusable(f"{problem}; expected {{role, content}} or {{from, value}}", of_conversation=True)
-    speaker = str(_keyed(turn, SPEAKERS) or "").strip().lower()
+    speaker = str(keyed(turn, SPEAKERS) or "").strip().lower()
     if not speaker:
         problem = f"{column}: a turn has the keys {columns_of([dict(turn)])}"
         raise Unusable(f"{problem}; expected role or from", of_conversation=True)
-    if speaker not in (expected := (*ASKING, *INSTRUCTING, *ANSWERING)):
+    if speaker not in (expected := (*ASKING, *INSTRUCTING, *ANSWERING, *of_tools)):
         problem = f"{column}: a turn of {shortened(speaker)}"
         raise Unusable(f"{problem}; expected {', '.join(expected)}", of_conversation=True)
     return speaker
@@ -359,7 +362,7 @@ def speaker_of(turn: Any, column: str) -> str:
 
 def text_of_turn(turn: Mapping[str, Any], column: str) -> str:
     """Return the text of a turn, which some chat formats split into parts. Raises Unusable for an image or a sound."""
-    content = _keyed(turn, ("content", "value", "text"))
+    content = keyed(turn, CONTENT)
     if isinstance(content, list):
         kinds = (part.get("type") for part in content if isinstance(part, Mapping) and not part.get("text"))
         if kind := next((kind for kind in kinds if kind not in (None, "text")), None):

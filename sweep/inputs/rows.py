@@ -54,7 +54,7 @@ TRACES = (
     BURSTGPT,
     OTEL,
 )
-SESSION_COLUMNS = ("chat_id", "parent_chat_id", "turn")
+CHAT, PARENT, _ = SESSION_COLUMNS = ("chat_id", "parent_chat_id", "turn")  # of Qwen-Bailian
 TRACE_LENGTHS = tuple(name for columns in TRACES for name in columns[1:3])
 NULL_CELLS = ("NaN", "nan", "None", "null", "NULL", "<NA>")  # cells without a value, as libraries write them
 FIRST_ROWS = 100  # rows that show which columns a file has
@@ -97,12 +97,17 @@ def time_unit(column: str, default: str) -> str:
     return named[1].lower() if (named := UNIT_IN_NAME.search(column)) else default
 
 
+def names_sessions(row: Mapping[str, Any]) -> bool:
+    """Return whether a trace's row has the columns of Qwen-Bailian's sessions."""
+    return not row.keys().isdisjoint(SESSION_COLUMNS)
+
+
 def trace_columns(rows: Sequence[Mapping[str, Any]]) -> TraceColumns | None:
     """Return the columns of the trace that rows belong to, recognized by the length columns; None if unknown."""
     for row in rows[:FIRST_ROWS]:
         for columns in TRACES:
             if {columns.input_tokens, columns.output_tokens} <= row.keys():
-                is_bailian = columns is MOONCAKE and not row.keys().isdisjoint(SESSION_COLUMNS)
+                is_bailian = columns is MOONCAKE and any(map(names_sessions, rows[:FIRST_ROWS]))
                 time, unit = time_column(row, columns.time), (BAILIAN if is_bailian else columns).unit
                 return columns._replace(time=time, unit=time_unit(time, unit))
     return None

@@ -114,6 +114,10 @@ class Workload(Strict):
         """Return the indices of the requests, among the first `count`, that begin a session."""
         return range(count)
 
+    def longest_gaps(self, count: int, seed: int = 0) -> Sequence[float]:
+        """Return for each session the longest sum of gaps along a branch, in s."""
+        return [0.0] * count
+
     def branches(self, count: int, seed: int) -> int:
         """Return the most requests, among the first `count`, that a session has in flight at once."""
         return 1

@@ -304,9 +304,9 @@ def other_turns(replay_exact_turns: float) -> Evidence | None:
 
 @_severe()
 def other_schedule(replay_schedule_error: float) -> Evidence | None:
-    """Sessions of a replay were scheduled at different times than recorded."""
+    """Turns of a replay were due at other times than recorded."""
     error = replay_schedule_error
-    message = f"a session was scheduled {error:.3g} s from its recorded time"
+    message = f"a turn was due {error:.3g} s from its recorded time"
     return Evidence(error, message) if error > TIME_ROUNDING else None
 
 

@@ -8,7 +8,7 @@ from rich.console import Console, OverflowMethod
 
 from backends.prepare import environments, locks
 from sweep.base.config import Settings, cache_directory, next_time
-from sweep.base.wording import count
+from sweep.base.wording import count, duration_text
 from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
 from sweep.plan.packing import Node, start_order
 from sweep.plan.pending import PendingWork
@@ -56,7 +56,19 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     lines += [f"expected: {text}" for text in (estimate.messages if details else estimate.messages[:1])]
     if details or estimate.seconds is None:
         lines += [f"expected: {text}" for text in least_time(points, hardware.name)]
-    _print(console, lines)
+    _print(console, [*lines, *(f"expected: {text}" for text in least_replays(plan))])
+
+
+def least_replays(plan: Plan) -> list[str]:
+    """Return for each point with gaps or recorded times how long its first trial lasts at least because of them."""
+    lines = dict[str, str]()
+    for trial in plan.trials:
+        name = trial.describe_point()
+        if trial.workload.replays and name not in lines and len(lines) < MOST_STARTS_LISTED:
+            seconds = trial.mode().least_duration(trial.workload.longest_gaps(trial.num_requests, trial.seed))
+            seconds = min(seconds, trial.load.duration or seconds)
+            lines[name] = f"{name}: at least {duration_text(seconds)} of gaps and arrivals in its first trial"
+    return list(lines.values())
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:

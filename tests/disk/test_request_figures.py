@@ -15,6 +15,7 @@ from analysis.figures import (
     pareto,
     ratio_forest,
     requests_timeline,
+    session_hits,
     throughput_timeline,
     ttft,
     ttft_by_turn,
@@ -25,7 +26,7 @@ from analysis.plotting.chart_style import INK
 from analysis.point_names import Layout
 from analysis.report.page_data import as_block
 from analysis.results import RunResults, open_results
-from sweep.base.records import Sample
+from sweep.base.records import UNKNOWN, Sample
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from tests.support.results import run_of, trial
@@ -74,6 +75,26 @@ def test_ttft_by_turn_is_the_median_of_each_turn(tmp_path: Path) -> None:
     assert figure is not None
     (line,) = figure.axes[0].lines
     assert list(zip(*line.get_data(), strict=True)) == [(turn, pytest.approx(49 + turn)) for turn in (1, 2, 3, 4)]
+
+
+def test_cached_input_by_turn_stands_beside_the_ideal_and_the_engines_counter(tmp_path: Path) -> None:
+    paths = make_run(tmp_path / "run", replicates=1, batches=(1,), workloads=("qa",))
+    records = make_records(64, 1, TOKENS, 0.05, 0.01)
+    for index in range(64):
+        records.turn[index], records.input_tokens[index], records.asked_input_tokens[index] = index % 4, 100, 100
+        records.ideal_cached_tokens[index] = 20 * (index % 4)
+        records.cached_tokens[index] = 10 * (index % 4) if index else UNKNOWN
+    run_files.write_requests(paths.trial("dep-vllm", "1", "vlqa1r0"), records)
+    run, layout = _opened(tmp_path / "run")
+    figure = session_hits.draw(run, layout)
+    assert figure is not None
+    cached, ideal = figure.axes[0].lines
+    assert list(cached.get_ydata()) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert list(ideal.get_ydata()) == pytest.approx([0, 0.2, 0.4, 0.6])
+    run.ok["prefix_hit_rate"] = 0.25
+    figure = session_hits.draw(run, layout)
+    assert figure is not None
+    assert list(figure.axes[0].lines[2].get_ydata()) == [0.25, 0.25]
 
 
 def _opened(folder: Path) -> tuple[Run, Layout]:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from sweep.__main__ import main
+from sweep.gateway.call import Call
 from sweep.gateway.clipping import clip_text
 from sweep.gateway.connection import LARGEST_HEAD
 from sweep.gateway.engines import EngineState, Router, raise_file_limit
@@ -252,6 +253,24 @@ def test_the_longest_prefix_decides_unless_its_engine_is_much_busier():
     assert choose(common, 0, 5) is one, "the other is too busy"
     assert [choose(longer + end, 0, 0) for end in "abc"] == [two] * 3, "though the other has its beginning"
     assert choose(longer, 0, 5) is one
+
+
+def test_a_session_keeps_its_engine_though_another_got_its_system_prompt_later():
+    """The questions are shorter than a block, so only whole messages tell the sessions apart."""
+    one, two = EngineState("one"), EngineState("two")
+    router = Router([one, two], "prefix")
+
+    def choose(*said, busy=0):
+        one.in_flight = busy
+        messages = [
+            {"role": "system", "content": "Be brief. " * 30},
+            *({"role": "user", "content": word} for word in said),
+        ]
+        body = json.dumps({"messages": messages}).encode()
+        return router.choose(Call("/v1/chat/completions", [], body, json.loads(body)).opening, set())
+
+    assert [choose("red"), choose("blue", busy=5)] == [one, two]
+    assert [choose("red", "yes", "more"), choose("blue", "yes", "more")] == [one, two]
 
 
 def test_a_dead_engine_gets_nothing_and_no_request_fails(tmp_path):

@@ -1,5 +1,7 @@
 """Sessions from files, through the whole command: what was recorded is what is sent, and a fault does not pass."""
 
+import json
+from array import array
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,16 +10,19 @@ from unittest.mock import patch
 import pytest
 
 import analysis
-from benchmarks.replay import FAULTS, alarms, caught_by, hit_rate, replay, trace
+from benchmarks.replay import FAULTS, alarms, caught_by, held, hit_rate, replay, trace
 from sweep.__main__ import main
 from sweep.base.config import ROOT
-from sweep.base.records import Message
+from sweep.base.records import Message, Record, Records
 from sweep.cli.selfcheck import plan_load
 from sweep.inputs.load import Trace
+from sweep.inputs.sessions import conversations
+from sweep.inputs.sessions.conversations import ConversationRows
 from sweep.inputs.sessions.generated import Conversations
 from sweep.inputs.sessions.recorded import Recorded
+from sweep.inputs.sessions.turns import PieceTexts, Turn
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from sweep.node.replay.certificate import recorded_arrivals, recorded_turns
+from sweep.node.replay.certificate import InfiniteCache, certificate, recorded_arrivals, recorded_turns
 from tests.inputs.test_prompts import QUICK, measure, write
 
 CACHED = [*QUICK, "backend.prefix_block=16", "backend.ttft.mean=0.05"]
@@ -29,6 +34,8 @@ CHAT = [
     {"role": "user", "content": "And another one?"},
     {"role": "assistant", "content": "Blue."},
 ]
+CALL = {"role": "assistant", "tool_calls": [{"id": "c1", "name": "find", "arguments": {}}]}
+FOUND = {"role": "tool", "tool_call_id": "c1", "content": "3"}
 
 
 @pytest.mark.slow
@@ -50,6 +57,7 @@ def test_a_trace_is_replayed_with_its_sessions_prefixes_and_gaps(tmp_path: Path,
     assert row["session_duration_p50"] > 0
     requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
     requests = requests.assign(number=requests["request_id"].str.split("-").str[2].astype(int)).set_index("number")
+    assert requests["ideal_cached_tokens"].equals(requests["cached_tokens"])
     begun, ended = (requests.groupby("session")[name] for name in ("sent", "ended"))
     if load != "recorded":  # a user keeps its session until the tree has drained
         under_way = [((begun.min() <= time) & (ended.max() > time)).sum() for time in begun.min()]
@@ -164,6 +172,8 @@ def test_agents_wait_for_their_tools_and_sub_agents(tmp_path: Path) -> None:
     assert cached["recorded_prefix_hit_rate"] == plain["recorded_prefix_hit_rate"] > 0.5
     assert cached["cached_share"] == pytest.approx(cached["recorded_prefix_hit_rate"], abs=0.005)
     assert alarms(plain) == alarms(cached) == set()
+    assert plain["replay_unchecked"] == "the engine's hits: it counts none"
+    assert "replay_unchecked" not in cached
     requests = analysis.requests(str(tmp_path / "out"), cached["trial_id"]).query("phase == 'measured'")
     turns, followed = requests.set_index("request_id"), requests.dropna(subset="parent").groupby("parent")
     delegating = [parent for parent, group in followed if len(group) > 1]
@@ -251,6 +261,7 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
         (pair(parent_chat_id=2), "", "row 2: parent_chat_id=2: that turn comes later"),
         (pair(chat_id=1), "", "row 2: chat_id=1 appears twice"),
         (pair(), "workload.block_tokens=512", "row 1: 2 hash_ids for 20 tokens; expected 1 blocks of 512"),
+        (pair(hash_ids=[True, 2]), "", "row 2: hash_ids=[True, 2]; expected a list of hashes"),
         (pair(hash_ids=7), "", "row 2: hash_ids=7; expected a list of hashes"),
         (pair(hash_ids="[" * 100_000), "", "row 2: hash_ids='[[[["),
         (pair(chat_id=[2]), "", "row 2: chat_id=[2]; expected a number or text"),
@@ -284,8 +295,37 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
         (pair(), "workload.answers=live", "t.jsonl has no conversations turn by turn; expected recorded"),
         ([{"messages": CHAT}], "workload.answers=live workload.started=1", "earlier answers are unknown"),
         ([{"messages": [*CHAT[:2], CHAT[2] | {"content": "\ufdd01\ufdd0"}]}], "", "the character U+FDD0 in a turn"),
-        ([{"messages": CHAT[1:2] * 2 + CHAT[2:]}], "", "two user messages in a row"),
-        ([{"messages": CHAT[1:3] + CHAT[:1]}], "", "a system message that is not the first message"),
+        (
+            [{"messages": CHAT[1:2] * 2 + CHAT[2:]}],
+            "",
+            "the role user after user; expected an order that chat templates allow",
+        ),
+        ([{"messages": [*CHAT[:2], CALL]}], "workload.answers=live", "answers call tools, whose results are recorded"),
+        (
+            [{"messages": [*CHAT[:2], CALL, *CHAT[3:]]}],
+            "",
+            "the role user before a tool's result; expected a result of",
+        ),
+        ([{"messages": [*CHAT[:2], {**FOUND, "tool_call_id": 9}]}], "", "a tool's result for the call '9'; expected"),
+        (
+            [{"messages": [*CHAT[:2], {**CALL, "tool_calls": [{"name": "f", "input": 7}]}]}],
+            "",
+            "expected a name and an",
+        ),
+        ([{"messages": CHAT, "tools": [{"type": "web_search"}]}], "", "expected functions with names"),
+        ([{"messages": CHAT, "system": "Be long."}], "", "the role system after system"),
+        (
+            [{"messages": CHAT, "timestamp": 0, "input_tokens": 9, "output_tokens": 2}] * 2,
+            "",
+            "has both conversations and columns of lengths (input_tokens); expected one of them; workload.pref",
+        ),
+        (
+            [pair()[0], {key: cell for key, cell in pair()[1].items() if "chat" not in key}],
+            "",
+            "row 2: no chat_id, parent_chat_id or turn, unlike other rows; its unit is uncertain",
+        ),
+        (pair(parent_chat_id=1, timestamp=30_000), "", "the median gap is 30000 s; the unit of timestamp is uncertain"),
+        ([{"messages": CHAT[1:3] + CHAT[:1]}], "", "the role system after assistant"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused_in_one_line(
@@ -321,6 +361,29 @@ def test_a_plan_counts_sessions_and_their_branches(tmp_path: Path, capsys: Any) 
     assert plan_load([*line, "load.concurrency=1"], ()) == 2
 
 
+@pytest.mark.parametrize(
+    ("typed", "seconds"),
+    [
+        ("load=recorded", 30),  # the second session begins at 10 s and waits 20 s
+        ("load=recorded load.duration=12", 12),
+        ("load=closed load.concurrency=1", 25 + 20),
+        ("load=closed load.concurrency=2", 25),
+    ],
+)
+def test_a_plan_states_the_least_duration_of_a_replay(tmp_path: Path, capsys: Any, typed: str, seconds: int) -> None:
+    cells = {"input_length": 9, "output_length": 2, "hash_ids": [1]}
+    places = ((1, -1, 0.0), (2, 1, 5.0), (3, -1, 10.0), (4, 2, 20.5), (5, 1, 25.0), (6, 3, 30.0))
+    rows = [cells | {"chat_id": chat, "parent_chat_id": parent, "timestamp": at} for chat, parent, at in places]
+    line = [
+        *QUICK,
+        "workload=recorded",
+        f"workload.file={write(tmp_path / 't.jsonl', rows)}",
+        "workload.num_requests=6",
+    ]
+    assert main([*line, *typed.split(), "dry_run=true", f"out={tmp_path / 'out'}"]) == 0
+    assert f": at least {seconds} s of gaps and arrivals in its first trial" in capsys.readouterr().out
+
+
 def test_a_plan_refuses_the_longest_turn_of_any_seed(tmp_path: Path, capsys: Any) -> None:
     """The context fits the turns that seed 0 draws, but not those of the trials' seeds."""
     longest = sum(Conversations(name="c").longest_request())
@@ -334,6 +397,30 @@ def test_a_plan_refuses_the_longest_turn_of_any_seed(tmp_path: Path, capsys: Any
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     assert FAULTS[fault] in caught_by(fault, trace(8, 40, seconds=0.3, gap=0.1), tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["", "system", "doubled", "swapped"])
+def test_a_conversation_that_is_read_wrongly_is_caught(fault: str, tmp_path: Path) -> None:
+    """The fault is in the reader, whose turns the requests are made of."""
+    chats = [[{**turn, "content": f"{turn['content']} {n}"} for turn in CHAT] for n in range(3)]
+    rows = [
+        {"messages": chats[0]},
+        {"messages": CHAT[:2]},
+        {"messages": json.dumps(chats[1][1:]), "system": "Be calm."},
+    ]
+    file, read = write(tmp_path / "t.jsonl", [*rows, {"messages": chats[2][1:]}]), conversations.read_conversations
+
+    def wrong(*arguments: Any) -> ConversationRows:
+        talks, faults = read(*arguments)
+        if fault == "system":
+            talks = [[talk[0]._replace(new=talk[0].new[-1:]), *talk[1:]] for talk in talks]
+        return ConversationRows({"doubled": [talks[0], *talks], "swapped": talks[::-1]}.get(fault, talks), faults)
+
+    line = ["workload=recorded", f"workload.file={file}", "workload.num_requests=6", *CHAT_API.split(), "load=closed"]
+    with patch("sweep.inputs.sessions.recorded.read_conversations", wrong):
+        row = measure(*CACHED, *line, "load.concurrency=3", f"out={tmp_path / 'out'}")
+    assert ("other-turns" in alarms(row.dropna().to_dict())) == (fault != "")
 
 
 @pytest.mark.slow
@@ -363,6 +450,58 @@ def test_texts_depend_on_seed_and_hash_alone(tmp_path: Path) -> None:
     assert all(isinstance(token, int) for prompt in first for token in prompt)
 
 
+@pytest.mark.parametrize("tools", [[], [{"name": "find"}]])
+def test_a_certificate_cuts_exactly_what_the_requests_cut(tmp_path: Path, tools: Any) -> None:
+    talk = [*CHAT, *({"role": role, "content": f"A {n} and more."} for n in (2, 3) for role in ("user", "assistant"))]
+    file, tokenizer = (
+        write(tmp_path / "t.jsonl", [{"messages": talk, "tools": tools}]),
+        load_tokenizer(SHIPPED_TOKENIZER),
+    )
+    cut = set()
+    for context in range(100, 200):
+        workload = Recorded(name="r", file=str(file), num_requests=4, context=context, truncate="oldest")
+        requests, records = workload.requests(tokenizer, 4, 1), Records()
+        for number, each in enumerate(requests):
+            tokens = each.input_tokens, each.output_tokens
+            records.append(
+                Record(each.request_id, "measured", None, number, number, array("I", [1]), array("H", [1]), *tokens)
+            )
+        header = PieceTexts(tokenizer, 1, "measured", "").header
+        proof = certificate(
+            workload.session_turns(4, 1, tokenizer), requests, records, tokenizer, header, InfiniteCache(), workload.fit
+        )
+        assert proof.truncated == sum(each.truncated for each in requests)
+        assert proof.exact_turns in (None, 1)
+        cut.add(proof.truncated)
+    assert {0, 1, 2} <= cut
+
+
+def test_equal_hashes_are_equal_numbers_or_texts(tmp_path: Path) -> None:
+    rows = [{"input_length": 16, "output_length": 2, "hash_ids": [each]} for each in (1, "1", "\ud800", "1")]
+    workload = Recorded(name="r", file=str(write(tmp_path / "t.jsonl", rows)), num_requests=4)
+    prompts = [request.prompt for request in workload.requests(None, 4, 1)]
+    assert [prompts.index(prompt) for prompt in prompts] == [0, 1, 2, 1]
+    assert [turn.input_tokens for turn in recorded_turns(workload, 4)] == [16] * 4
+
+
+def test_clients_have_rates_lengths_and_system_prompts_of_their_own() -> None:
+    workload = Conversations(name="c", clients=3, client_spread=1, zipf=1, spread=0.2, gap=1, num_requests=2000)
+    turns = workload.session_turns(2000, seed=1)
+    of_client: dict[Any, list[Turn]] = {}
+    for turn in turns:
+        of_client.setdefault(turn.pieces[0], []).append(turn)
+    begun = [sum(turn.parent < 0 for turn in of_client[each]) for each in sorted(of_client)]
+    assert begun == sorted(begun, reverse=True)
+    assert begun[0] / sum(begun) == pytest.approx(6 / 11, abs=0.1)
+    answers = [[turn.output_tokens for turn in each] for each in of_client.values()]
+    assert all(max(each) <= 1.6 * min(each) for each in answers)  # within 20% of a client's mean
+    assert max(map(max, answers)) > 2 * min(map(max, answers))  # clients differ
+    assert len({piece.tokens for piece in of_client}) == 3
+    again = workload.session_turns(2000, seed=2)
+    assert {turn.pieces[0] for turn in again} == set(of_client)
+    assert again != turns
+
+
 def test_each_session_talks_to_one_model() -> None:
     workload = Conversations(name="c", models={"base": 1, "adapter": 3})
     requests = workload.requests(None, 64, 1)
@@ -381,6 +520,40 @@ def test_the_documented_table_is_a_trace(tmp_path: Path) -> None:
     assert [(request.parent, round(request.gap, 3)) for request in requests] == [(-1, 0), (-1, 0), (0, 1.5), (0, 1.9)]
     assert recorded_turns(workload, 4) == workload.session_turns(4)
     assert recorded_arrivals(workload, 4, Trace(path=str(file))) == [0, 0.4, 1.5, 1.9]
+
+
+@pytest.mark.parametrize(
+    ("chats", "parents"),
+    [
+        (("7.0", " 8", "007.5", None), (-1, " 7", "8.0", None)),
+        ((None, None, "a", ""), (None, None, "", " a")),
+        ((2**70, -1, "", "x"), ("-1", -1, float("nan"), 2**70)),
+    ],
+)
+def test_a_certificate_knows_turns_by_the_names_that_the_reader_knows(tmp_path: Path, chats: Any, parents: Any) -> None:
+    row = {"input_length": 9, "output_length": 2}
+    rows = [
+        row | {"chat_id": chat, "parent_chat_id": parent, "timestamp": 0.5 * number, "hash_ids": [number]}
+        for number, (chat, parent) in enumerate(zip(chats, parents, strict=True))
+    ]
+    workload = Recorded(name="r", file=str(write(tmp_path / "t.jsonl", rows)), num_requests=4)
+    assert recorded_turns(workload, 4) == workload.session_turns(4)
+
+
+def test_a_unit_in_a_columns_name_makes_long_gaps_certain(tmp_path: Path) -> None:
+    rows = [{"timestamp_ms": 1000 * row.pop("timestamp"), **row} for row in pair(parent_chat_id=1, timestamp=2000)]
+    workload = Recorded(name="r", file=str(write(tmp_path / "t.jsonl", rows)), num_requests=2)
+    assert [turn.gap for turn in workload.session_turns(2)] == [0, 2000]
+
+
+@pytest.mark.slow
+def test_held_sessions_are_compared_with_the_engines_log(tmp_path: Path) -> None:
+    row = held(12, tmp_path / "out", turns=2, gap=0.3, itl=0.001)
+    assert 1 <= row["flying"] <= row["held"] <= 12
+    assert {name: len(errors) for name, errors in row["compared"].errors.items()} == {
+        **dict.fromkeys(("ttft", "tpot", "e2e"), 24),
+        "itl": 24 * 99,
+    }
 
 
 def test_a_conversation_keeps_its_history(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """OpenTelemetry's spans, through the whole command: their calls are sent as turns, with their gaps and sub-agents."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import analysis
-from benchmarks.replay import alarms
+from benchmarks.replay import alarms, changed_requests
 from sweep.__main__ import main
+from sweep.base.records import Message, Request
 from sweep.client import wire
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.sessions.spans import DEEPEST
@@ -121,35 +123,126 @@ def test_spans_are_replayed_as_sessions_of_agents_and_sub_agents(tmp_path: Path,
         assert row["replay_schedule_error"] < 1e-6
 
 
-def test_tools_are_sent_as_each_protocol_has_them(tmp_path: Path) -> None:
-    file = write(tmp_path / "s.json", "")
-    file.write_text(json.dumps(export(call("x", "", 0, 1, **WITH_TOOLS))))
-    (request,) = Recorded(name="r", file=str(file), num_requests=1).requests(None, 1, 1)
+INSTRUCTION, FOUND, ARGUMENTS = SYSTEM["gen_ai.system_instructions"][0]["content"], '{"found": 3}', '{"what": "a"}'
+FIND = {"name": "find", "parameters": {"type": "object"}}
+FLAT = {"name": "find", "arguments": {"what": "a"}}
+CALLING: dict[str, Any] = {"role": "assistant", "content": "Wait."}
+OPENAI = [{"id": "c1", "type": "function", "function": {"name": "find", "arguments": ARGUMENTS}}]
+USE = [{"type": "tool_use", "id": "c1", "name": "find", "input": {"what": "a"}}]
+SHAREGPT = f"Wait.\n<tool_call>\n{FLAT}\n</tool_call>"  # in Python's literals, as Hermes' first conversations
+NUMBERED = "call_1"  # the id of a call without one
+
+
+def talk(*turns: Any, **row: Any) -> dict[str, Any]:
+    """Return a conversation that calls a tool, in the form of its turns."""
+    asked = [] if "system" in row else [{"role": "system", "content": INSTRUCTION}]
+    return {
+        "messages": [*asked, {"role": "user", "content": "Go."}, *turns, {"role": "assistant", "content": "3"}]
+    } | row
+
+
+TALKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # name -> the call's text and id, and a row
+    "OpenAI": (
+        *("Wait.", "c1"),
+        talk(
+            CALLING | {"tool_calls": OPENAI},
+            {"role": "tool", "tool_call_id": "c1", "content": FOUND},
+            tools=[{"type": "function", "function": FIND}],
+        ),
+    ),
+    "OpenAI without text": (
+        *("", "c1"),
+        talk(
+            {"role": "assistant", "content": None, "tool_calls": OPENAI},
+            {"role": "tool", "content": FOUND},
+            tools=[FIND],
+        ),
+    ),
+    "OpenAI's functions": (
+        *("Wait.", NUMBERED),
+        talk(
+            CALLING | {"function_call": {"name": "find", "arguments": ARGUMENTS}},
+            {"role": "function", "name": "find", "content": FOUND},
+            functions=[FIND],
+        ),
+    ),
+    "Anthropic": (
+        *("Wait.", "c1"),
+        talk(
+            {"role": "assistant", "content": [{"type": "text", "text": "Wait."}, *USE]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": FOUND}]},
+            system=INSTRUCTION,
+            tools=[{"name": "find", "input_schema": {"type": "object"}}],
+        ),
+    ),
+    "ShareGPT": (
+        *("", NUMBERED),
+        talk(
+            {"from": "function_call", "value": json.dumps(FLAT)},
+            {"from": "observation", "value": FOUND},
+            tools=json.dumps([FIND]),
+        ),
+    ),
+    "Hermes": (
+        *("Wait.", NUMBERED),
+        talk(
+            {"from": "gpt", "value": SHAREGPT},
+            {"from": "tool", "value": f"<tool_response>\n{FOUND}\n</tool_response>"},
+            tools=json.dumps([FIND]),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ["spans", *TALKS])
+def test_tools_are_sent_as_each_protocol_has_them(tmp_path: Path, form: str) -> None:
+    text, name, row = TALKS.get(form, ("Wait.", "c1", export(call("x", "", 0, 1, **WITH_TOOLS))))
+    file, turns = write(tmp_path / "s.json", [row]), 1 if form == "spans" else 2
+    *_, request = Recorded(name="r", file=str(file), num_requests=turns).requests(None, turns, 1)
     chat, responses, messages = (
         json.loads(wire.call(wire.Target("http://h", "m", api=api), [request]).partition(b"\r\n\r\n")[2])
         for api in ("chat", "responses", "messages")
     )
-    arguments, schema = json.dumps({"what": "a"}), {"type": "object"}
-    called = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": arguments}}
-    found = json.dumps({"found": 3})
+    called = {"id": name, "type": "function", "function": {"name": "find", "arguments": ARGUMENTS}}
     assert chat["messages"][2:] == [
-        {"role": "assistant", "content": "Wait.", "tool_calls": [called]},
-        {"role": "tool", "content": found, "tool_call_id": "c1"},
+        {"role": "assistant", "content": text or None, "tool_calls": [called]},
+        {"role": "tool", "content": FOUND, "tool_call_id": name},
     ]
-    assert chat["tools"] == [{"type": "function", "function": {"name": "find", "parameters": schema}}]
+    assert chat["tools"] == [{"type": "function", "function": FIND}]
     assert responses["input"][2:] == [
-        {"role": "assistant", "content": "Wait."},
-        {"type": "function_call", "call_id": "c1", "name": "find", "arguments": arguments},
-        {"type": "function_call_output", "call_id": "c1", "output": found},
+        *([{"role": "assistant", "content": text}] if text else []),
+        {"type": "function_call", "call_id": name, "name": "find", "arguments": ARGUMENTS},
+        {"type": "function_call_output", "call_id": name, "output": FOUND},
     ]
-    assert responses["tools"] == [{"type": "function", "name": "find", "parameters": schema}]
-    use = {"type": "tool_use", "id": "c1", "name": "find", "input": {"what": "a"}}
+    assert responses["tools"] == [{"type": "function", **FIND}]
+    blocks = [{"type": "text", "text": text}] if text else []
     assert messages["messages"][1:] == [
-        {"role": "assistant", "content": [{"type": "text", "text": "Wait."}, use]},
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": found}]},
+        {"role": "assistant", "content": [*blocks, {**USE[0], "id": name}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": name, "content": FOUND}]},
     ]
-    assert messages["tools"] == [{"name": "find", "input_schema": schema}]
-    assert messages["system"].endswith("tools. ")
+    assert messages["tools"] == [{"name": "find", "input_schema": {"type": "object"}}]
+    assert messages["system"].endswith(INSTRUCTION)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("api", "fault"), [("chat", ""), ("responses", ""), ("messages", ""), ("chat", "roles"), ("chat", "tools")]
+)
+def test_a_conversation_with_tools_is_replayed_and_a_lost_role_or_tool_is_caught(
+    tmp_path: Path, api: str, fault: str
+) -> None:
+    file = write(tmp_path / "t.jsonl", [row for _, _, row in TALKS.values()])
+    line = [*QUICK, "workload=recorded", f"workload.file={file}", f"workload.num_requests={2 * len(TALKS)}"]
+    line += ["load=closed", "load.concurrency=6"]
+
+    def changed(request: Request) -> Request:
+        prompt = tuple(part._replace(role="user") for part in request.prompt if isinstance(part, Message))
+        return replace(request, prompt=prompt if fault == "roles" else request.prompt, tools="")
+
+    with changed_requests(lambda requests: [changed(each) for each in requests] if fault else requests):
+        row = measure(*line, f"backend.api={api}", "backend.batch_form=streams", f"out={tmp_path / 'out'}")
+    assert alarms(row.dropna().to_dict()) == ({"other-turns"} if fault else set())
+    assert row["num_failed"] == 0
 
 
 def test_spans_without_content_give_only_lengths(tmp_path: Path, capsys: Any) -> None:
@@ -191,10 +284,10 @@ def prompt(role: str, *parts: Any) -> dict[str, Any]:
         ),
         ([call("x", "", 0, 1, **FAILED)], "gen_ai.usage.output_tokens=0; expected a whole number of at least 1"),
         ([call("x", "", 0, 1, "Hi.", "Hello.")], "row 1: gen_ai.input.messages="),
-        ([call("x", "", 0, 1, **{"gen_ai.input.messages": said("a")[:1] * 2})], "a user message after a user message"),
+        ([call("x", "", 0, 1, **{"gen_ai.input.messages": said("a")[:1] * 2})], "the role user after user"),
         ([prompt("user", {"type": "blob"})], "has a part of type blob; expected text"),
         ([prompt("user", {"type": "text"})], "has a text part with content=None; expected text"),
-        ([prompt("assistant", CALLED | {"arguments": "{"})], "expected id, name and an object as arguments"),
+        ([prompt("assistant", CALLED | {"arguments": "{"})], "expected a name and an object as arguments"),
         (
             [call("x", "", 0, 1, **{"gen_ai.tool.definitions": [{"type": "web_search", "name": "w"}]})],
             "expected functions with names",

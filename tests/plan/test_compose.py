@@ -307,6 +307,14 @@ def test_an_engine_has_the_prefix_caching_of_its_own_flags(experiment):
         composed(f"+experiment={experiment}", "backend=llamacpp", "baseline={load.slots: 1}")
 
 
+@pytest.mark.parametrize(("hardware", "steps"), [("l4", 8), ("cpu", 6)])
+def test_conversations_vary_one_setting_of_vllm_at_a_time(hardware, steps):
+    composition = composed("+experiment=conversation_steps", hardware=hardware)
+    assert len({each["ladder"] for each in composition.coordinates}) == steps
+    pairs = [point for point in composition.points if point["backend"].get("replicas") == 2]
+    assert {point["gateway"]["routing"] for point in pairs} == {"round_robin", "prefix"}
+
+
 def test_ten_thousand_points_are_expanded_in_seconds():
     began = time.process_time()
     composition = composed("backend=vllm", "workload.num_requests=range(1,101)", "load.batch_size=range(1,101)")

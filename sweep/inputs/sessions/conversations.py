@@ -1,14 +1,36 @@
 """Makes turns of conversations: each answered user message is a turn; the messages before it are its history."""
 
+import ast
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 from sweep.base.records import UNKNOWN, Message
-from sweep.inputs.prompts import ANSWERING, ASKING, INSTRUCTING, Unusable, speaker_of, text_of_turn, turns_of
+from sweep.inputs.prompts import (
+    ANSWERING,
+    ASKING,
+    CALLING,
+    CONTENT,
+    RETURNING,
+    Unusable,
+    keyed,
+    speaker_of,
+    text_of_turn,
+    turns_of,
+)
 from sweep.inputs.rows import CONVERSATIONS, FileRow, check_faults, read_rows
-from sweep.inputs.sessions.turns import Turn, check_sendable
+from sweep.inputs.sessions.messages import Talk, list_of, tool_definitions
+from sweep.inputs.sessions.turns import Turn
+
+TOOL_COLUMNS = ("tools", "functions")  # columns
+TAGGED_CALL, TAGGED_RESULT = (  # how models that were trained on Hermes' conversations write them
+    re.compile(rf"<{name}>\s*(.*?)\s*</{name}>", re.DOTALL) for name in ("tool_call", "tool_response")
+)
 
 
 def conversation_column(row: FileRow) -> str | None:
@@ -16,10 +38,18 @@ def conversation_column(row: FileRow) -> str | None:
     return next((name for name in CONVERSATIONS if name in row), None)
 
 
-class ConversationRows(NamedTuple):
-    """The questions and answers in each row of a file, and why other rows cannot be sent, by row number."""
+class Answered(NamedTuple):
+    """One turn of a conversation: what is new, the recorded answer, and the definitions of tools, as of a Request."""
 
-    conversations: list[list[tuple[tuple[Message, ...], str]]]
+    new: tuple[Message, ...]
+    answer: Message
+    tools: str
+
+
+class ConversationRows(NamedTuple):
+    """The turns in each row of a file, and why other rows cannot be sent, by row number."""
+
+    conversations: list[list[Answered]]
     faults: dict[int, str]
 
 
@@ -40,17 +70,18 @@ def conversation_turns(read: ConversationRows, tokenizer: Tokenizer | None) -> l
     turns: list[Turn] = []
     for conversation in read.conversations:
         parent = UNKNOWN
-        for messages, answer in conversation:
-            tokens = answer.split() if tokenizer is None else tokenizer.encode(answer, add_special_tokens=False).ids
-            turns.append(Turn(max(1, len(tokens)), parent, messages=messages, answer=answer))
+        for new, answer, tools in conversation:
+            text = answer.text
+            tokens = text.split() if tokenizer is None else tokenizer.encode(text, add_special_tokens=False).ids
+            turns.append(Turn(max(1, len(tokens)), parent, messages=new, answer=answer, tools=tools))
             parent = len(turns) - 1
     return turns
 
 
-def exchanges(row: FileRow) -> list[tuple[tuple[Message, ...], str]]:
-    """Return the question and the answer of each turn of a row's conversation.
+def exchanges(row: FileRow) -> list[Answered]:
+    """Return the turns of a row's conversation; an unanswered question at the end is left out.
 
-    An unanswered question at the end is left out. Raises Unusable, e.g. for roles in an order that templates forbid.
+    Raises Unusable, e.g. for roles in an order that templates forbid.
     """
     column = conversation_column(row)
     if column is None:
@@ -59,36 +90,58 @@ def exchanges(row: FileRow) -> list[tuple[tuple[Message, ...], str]]:
     content = turns_of(content) if isinstance(content, str) else content
     if not isinstance(content, list):
         raise Unusable(f"{column} is not a list of turns; expected {{role, content}} or {{from, value}}")
-
-    def unusable(reason: str) -> Unusable:
-        return Unusable(f"{column}: {reason}", of_conversation=True)
-
-    pairs: list[tuple[tuple[Message, ...], str]] = []
-    new: list[Message] = []
-    for turn in content:
-        speaker, text = speaker_of(turn, column), text_of_turn(turn, column)
-        try:
-            check_sendable(text)
-        except ValueError as error:
-            raise unusable(str(error)) from None
-        if speaker in ANSWERING:
-            if not new or new[-1].role != "user":
-                raise unusable("an answer without a question before it")
-            if not text:
-                raise unusable("an answer without text")
-            pairs.append((tuple(new), text))
-            new = []
-        elif not text:
-            raise unusable(f"a message from {speaker} without text")
-        elif speaker in ASKING:
-            if new and new[-1].role == "user":
-                raise unusable("two user messages in a row")
-            new.append(Message("user", text))
-        else:
-            assert speaker in INSTRUCTING
-            if pairs or new:
-                raise unusable("a system message that is not the first message")
-            new.append(Message("system", text))
+    speakers = [speaker_of(turn, column, (*CALLING, *RETURNING)) for turn in content]
+    system = text_of_turn({"content": row.get("system")}, "system")
+    if system and text_of_turn((content or [{}])[0], column) != system:
+        speakers, content = ["system", *speakers], [{"content": system}, *content]
+    has_tools = not {*RETURNING}.isdisjoint(speakers)
+    talk, pairs, begin = Talk(), list[Answered](), 0
+    try:
+        tools = next((tool_definitions(list_of(row, name)) for name in TOOL_COLUMNS if row.get(name)), "")
+        for speaker, turn in zip(speakers, content, strict=True):
+            _say(talk, speaker, turn, column, has_tools)
+    except ValueError as error:
+        raise Unusable(f"{column}: {error}", of_conversation=True) from None
+    for end, message in enumerate(talk.messages):
+        if message.role == "assistant":
+            pairs.append(Answered(tuple(talk.messages[begin:end]), message, tools))
+            begin = end + 1
     if not pairs:
-        raise unusable("no answered question")
+        raise Unusable(f"{column}: no answered question", of_conversation=True)
     return pairs
+
+
+def _say(talk: Talk, speaker: str, turn: Any, column: str, has_tools: bool) -> None:
+    """Add what a turn says, which may be several results of tools. Raises ValueError, and Unusable for no text."""
+    content, answers = keyed(turn, CONTENT), speaker in ANSWERING or speaker in CALLING
+    parts, kind = content if isinstance(content, list) else [], "tool_use" if answers else "tool_result"
+    of_tools = [part for part in parts if isinstance(part, Mapping) and part.get("type") == kind]
+    text = text_of_turn({"content": [part for part in parts if part not in of_tools]} if of_tools else turn, column)
+    if speaker in RETURNING:
+        for result in TAGGED_RESULT.findall(text) or [content if isinstance(content, Mapping) else text]:
+            talk.result(result, keyed(turn, ("toolcallid",)))
+    elif answers:
+        calls = keyed(turn, ("toolcalls", "functioncall")) or of_tools
+        if not calls and speaker in CALLING:
+            calls, text = text, ""
+        elif not calls and has_tools and (tagged := TAGGED_CALL.findall(text)):
+            calls, text = [call for each in tagged for call in _parsed_calls(each)], TAGGED_CALL.sub("", text).strip()
+        if not text and not calls:
+            raise ValueError("an answer without text")
+        talk.say("assistant", text, _parsed_calls(calls))
+    else:
+        for result in of_tools:
+            talk.result(text_of_turn(result, column), result.get("tool_use_id"))
+        if text:
+            talk.say("user" if speaker in ASKING else "system", text)
+        elif not of_tools:
+            raise ValueError(f"a message from {speaker} without text")
+
+
+def _parsed_calls(calls: Any) -> list[Any]:
+    """Return a list of calls, or of one; they may be text, in JSON or as Python's literals."""
+    for parse in (json.loads, ast.literal_eval) if isinstance(calls, str) else ():
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            calls = parse(calls.strip())
+            break
+    return calls if isinstance(calls, list) else [calls]

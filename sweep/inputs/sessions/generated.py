@@ -1,7 +1,8 @@
 """Sessions drawn at random, with the system prompts that they share: conversations, and agents that use tools."""
 
-from collections.abc import Sequence
+import math
 from itertools import count as numbers
+from statistics import NormalDist
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer
 from sweep.base.records import UNKNOWN
 from sweep.inputs.sessions.turns import Piece, SessionWorkload, Turn, replay_note
 from sweep.inputs.workload import Draw
+
+LARGEST_FACTOR = 8  # between the mean of a client and that of all
 
 
 class Conversations(SessionWorkload):
@@ -28,6 +31,11 @@ class Conversations(SessionWorkload):
     prefixes: PositiveInt = 4  # system prompts, of which each session has one
     prefix_tokens: NonNegativeInt = 256
     zipf: NonNegativeFloat = 1.0  # the k-th system prompt has a weight of 1 / k^zipf
+    clients: NonNegativeInt = (
+        0  # above 0: sessions come from as many clients, as in ServeGen. The k-th begins a share of
+    )
+    # 1 / k^zipf of them, and has means of its own for turns, lengths and gaps, and a system prompt of its own
+    client_spread: Annotated[float, Field(ge=0, le=2)] = 0.5  # standard deviation of the logarithm of clients' means
     shared: bool = True  # false: the same lengths and gaps, but no prompt begins like another: the control
 
     def notes(self, cache_dir: Any) -> list[str]:
@@ -39,7 +47,8 @@ class Conversations(SessionWorkload):
         for session in numbers():
             if len(draws.turns) >= count:
                 break
-            self.add_branch(draws, (session,), draws.number_of_turns[session], UNKNOWN, draws.prompts[session])
+            length = draws.whole_number("turns", session, session)
+            self.add_branch(draws, (session,), length, UNKNOWN, draws.kinds[session])
         if self.shared:
             return draws.turns[:count]
         return [
@@ -48,7 +57,11 @@ class Conversations(SessionWorkload):
         ]
 
     def most_turns(self) -> int:
-        return max(around(self.turns, self.spread, [1 - 1e-9]))
+        return self.most(self.turns)
+
+    def most(self, mean: int) -> int:
+        """Return the largest number with this mean that a session may have."""
+        return around(mean * (LARGEST_FACTOR if self.clients else 1), self.spread, 1 - 1e-9)
 
     def most_begun(self) -> int:
         return self.started * self.most_turns()
@@ -57,15 +70,14 @@ class Conversations(SessionWorkload):
         self, draws: "_Draws", name: tuple[int, ...], length: int, parent: int, prompt: int, kind: str = "prefix"
     ) -> int:
         """Add turns that follow each other behind the system prompt with this number; return the last one's index."""
-        history = (Piece((kind, prompt), self.prefix_tokens),) if self.prefix_tokens else ()
+        history = (Piece((kind, prompt), draws.mean("prefix_tokens", name[0])),) if self.prefix_tokens else ()
         pinned = len(history)
         for turn in range(length):
             number = len(draws.turns)
-            history = (*history, Piece((*name, turn, "question"), draws.inputs[number]))
-            draws.turns.append(
-                Turn(draws.outputs[number], parent, draws.gaps[number] if turn else 0.0, history, pinned=pinned)
-            )
-            history = (*history, Piece((*name, turn, "answer"), draws.outputs[number]))
+            history = (*history, Piece((*name, turn, "question"), draws.whole_number("new_tokens", name[0], number)))
+            answer, gap = draws.whole_number("output_tokens", name[0], number), draws.gap(name[0], number)
+            draws.turns.append(Turn(answer, parent, gap if turn else 0.0, history, pinned=pinned))
+            history = (*history, Piece((*name, turn, "answer"), answer))
             parent = self.followed(draws, (*name, turn), number) if turn < length - 1 else number
         return parent
 
@@ -86,15 +98,15 @@ class Agents(Conversations):
     sub_turns: PositiveInt = 3  # mean of each sub-agent
 
     def most_turns(self) -> int:
-        return super().most_turns() * (1 + self.sub_agents * max(around(self.sub_turns, self.spread, [1 - 1e-9])))
+        return super().most_turns() * (1 + self.sub_agents * self.most(self.sub_turns))
 
     def followed(self, draws: "_Draws", name: tuple[int, ...], number: int) -> int:
         if len(name) > 2 or draws.draw_of("delegating")[number] >= self.delegating:
             return number
-        ends = []
+        ends, prompt = [], draws.kinds[name[0] if self.clients else number]
         for agent in range(self.sub_agents):
-            (length,) = around(self.sub_turns, self.spread, [draws.draw_of(f"sub_turns/{agent}")[number]])
-            ends.append((length, self.add_branch(draws, (*name, agent), length, number, draws.prompts[number], "sub")))
+            length = around(self.sub_turns, self.spread, draws.draw_of(f"sub_turns/{agent}")[number])
+            ends.append((length, self.add_branch(draws, (*name, agent), length, number, prompt, "sub")))
         return max(ends)[1]
 
 
@@ -103,16 +115,33 @@ class _Draws:
 
     def __init__(self, workload: Conversations, draw: Draw) -> None:
         self.turns: list[Turn] = []
-        self._draw, self._of = draw, dict[str, list[float]]()
-        self.number_of_turns, self.inputs, self.outputs = (
-            around(mean, workload.spread, draw.fractions(purpose))
-            for mean, purpose in zip(
-                (workload.turns, workload.new_tokens, workload.output_tokens), ("turns", "input", "output"), strict=True
-            )
-        )
-        self.gaps = (-np.log(np.asarray(draw.fractions("gaps"))) * workload.gap).tolist()
-        weights = np.cumsum(np.arange(1, workload.prefixes + 1, dtype=np.float64) ** -workload.zipf)
-        self.prompts = np.searchsorted(weights, np.asarray(draw.fractions("prefixes")) * weights[-1]).tolist()
+        self._workload, self._draw, self._of = workload, draw, dict[str, list[float]]()
+        kinds = workload.clients or workload.prefixes
+        weights = np.cumsum(np.arange(1, kinds + 1, dtype=np.float64) ** -workload.zipf)
+        self.kinds = np.searchsorted(weights, np.asarray(draw.fractions("prefixes")) * weights[-1]).tolist()
+        self._factors = dict[str, list[float]]()  # of each client's means
+
+    def mean(self, key: str, session: int) -> int:
+        """Return the mean of a session's client; without clients, the workload's."""
+        return max(1, round(getattr(self._workload, key) * self._factor(key, session)))
+
+    def whole_number(self, key: str, session: int, number: int) -> int:
+        """Return the number around that mean which is drawn for a turn, or for the session itself."""
+        purpose = key.removesuffix("_tokens").replace("new", "input")
+        return around(self.mean(key, session), self._workload.spread, self.draw_of(purpose)[number])
+
+    def gap(self, session: int, number: int) -> float:
+        return -math.log(self.draw_of("gaps")[number]) * self._workload.gap * self._factor("gap", session)
+
+    def _factor(self, key: str, session: int) -> float:
+        clients, spread = self._workload.clients, self._workload.client_spread
+        if not clients:
+            return 1.0
+        if key not in self._factors:
+            fractions = Draw(0, "measured", clients).fractions(f"clients/{key}")  # the same clients in all trials
+            normal = map(NormalDist(0, spread or 1e-9).inv_cdf, fractions)
+            self._factors[key] = [min(max(math.exp(each), 1 / LARGEST_FACTOR), LARGEST_FACTOR) for each in normal]
+        return self._factors[key][self.kinds[session]]
 
     def draw_of(self, purpose: str) -> list[float]:
         """Return random numbers in (0, 1), drawn once for each purpose."""
@@ -121,8 +150,8 @@ class _Draws:
         return self._of[purpose]
 
 
-def around(mean: int, spread: float, fractions: Sequence[float]) -> list[int]:
-    """Return whole numbers from 1 within +-`spread` of the mean, for fractions in (0, 1)."""
+def around(mean: int, spread: float, fraction: float) -> int:
+    """Return a whole number from 1 within +-`spread` of the mean, for a fraction in (0, 1)."""
     reach = int(mean * spread + 1e-9)
     low, high = max(mean - reach, 1), mean + reach
-    return [low + int(fraction * (high - low + 1)) for fraction in fractions]
+    return low + int(fraction * (high - low + 1))

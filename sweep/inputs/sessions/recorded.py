@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from sweep.base.config import ConfigError
 from sweep.base.records import Request, SessionPlaces
 from sweep.base.wording import count as counted
+from sweep.inputs.prompts import turns_of
 from sweep.inputs.rows import FIRST_ROWS, OTEL, FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
 from sweep.inputs.sessions.conversations import (
     ConversationRows,
@@ -19,7 +20,7 @@ from sweep.inputs.sessions.conversations import (
     read_conversations,
 )
 from sweep.inputs.sessions.spans import BRANCH, span_turns
-from sweep.inputs.sessions.traces import HASHES, PARENT, orphans, trace_turns
+from sweep.inputs.sessions.traces import HASHES, LENGTHS_ALONE, PARENT, orphans, trace_turns
 from sweep.inputs.sessions.turns import SessionWorkload, Turn, repetitions, replay_note
 from sweep.inputs.workload import Draw, ExactLengths, content_digest
 
@@ -67,9 +68,15 @@ class Recorded(SessionWorkload, ExactLengths):
                 f"{self.file} has no conversations turn by turn" * (not self._is_conversation())
                 or "workload.started: earlier answers are unknown" * (self.started > 0)
                 or "workload.truncate: an answer's length is unknown" * (self.truncate is not None)
+                or "answers call tools, whose results are recorded" * any(t.answer.calls for t in self._all_turns(None))
             )
             if problem:
                 raise ConfigError(f"workload.answers=live: {problem}; expected recorded")
+        columns, rows = trace_columns(self._rows()), self._rows()[:FIRST_ROWS]
+        talks = (turns_of(row[name]) for row in rows if (name := conversation_column(row)))
+        if self.prefixes and columns and any(isinstance(talk, list) for talk in talks):
+            problem = f"has both conversations and columns of lengths ({columns.input_tokens})"
+            raise ConfigError(f"workload.file={self.file}: {problem}; expected one of them; {LENGTHS_ALONE}")
         if not self.replays:
             self._trace()
             return

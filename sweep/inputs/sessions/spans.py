@@ -5,16 +5,15 @@ ended last among those that surely came before it: where the two branches part, 
 sub-agents at work side by side do not wait for each other, and their agent continues after the last of them.
 """
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from sweep.base.config import ConfigError, shortened
 from sweep.base.records import UNKNOWN, Message
-from sweep.inputs.sessions.turns import Turn, check_sendable
+from sweep.inputs.sessions.messages import Talk, list_of, tool_definitions
+from sweep.inputs.sessions.turns import Turn
 
 SPANS = "resourceSpans"  # the key of each export
 START, END, BRANCH = "startTimeUnixNano", "endTimeUnixNano", "branch"
@@ -27,12 +26,7 @@ LONGEST_ID = 64  # characters; OTLP's ids have 16 and 32
 DEEPEST = 200  # spans around a call
 CALLS = ("chat", "generate_content", "text_completion")  # operations that call a model
 EARLIEST, LATEST = 10**18, 10**19  # ns since 1970, i.e. the years 2001 and 2286: other numbers have another unit
-BEFORE = {  # the roles that may precede a message; "": it is the first
-    "system": ("",),
-    "user": ("", "system", "assistant"),
-    "assistant": ("user", "tool"),
-    "tool": ("assistant", "tool"),
-}
+CALL, RESULT = "tool_call", "tool_call_response"  # types of parts
 
 
 class Branching(NamedTuple):
@@ -164,7 +158,8 @@ def span_turns(rows: Mapping[int, Mapping[str, Any]], lengths: Sequence[tuple[in
     for number, row, parent, (_, output) in zip(rows, listed, span_parents(listed), lengths, strict=True):
         gap = 0.0 if parent == UNKNOWN else (row[START] - listed[parent][END]) / 1e9
         try:
-            turns.append(Turn(output, parent, gap, messages=_messages(row), has_history=True, tools=_tools(row)))
+            tools = tool_definitions(list_of(row, DEFINITIONS))
+            turns.append(Turn(output, parent, gap, messages=_messages(row), has_history=True, tools=tools))
         except ValueError as error:
             remedy = "workload.prefixes=false replays only the lengths"
             raise ConfigError(f"{key}: row {number}: {error}; {remedy}") from None
@@ -173,37 +168,21 @@ def span_turns(rows: Mapping[int, Mapping[str, Any]], lengths: Sequence[tuple[in
 
 def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
     """Return the messages of a call's prompt. Raises ValueError."""
-    given = _list_of(row, PROMPT)
-    messages = [Message("system", _text_of_parts(parts))] if (parts := _list_of(row, INSTRUCTIONS)) else []
-    for message in given:
+    talk = Talk()
+    if parts := list_of(row, INSTRUCTIONS):
+        talk.say("system", _text_of_parts(parts))
+    for message in list_of(row, PROMPT):
         role, parts = (message.get("role"), _parts(message.get("parts"))) if isinstance(message, dict) else (None, [])
-        if role == "tool":
-            messages += [_result(part) for part in parts]
-            continue
-        calls = [part for part in parts if role == "assistant" and part.get("type") == "tool_call"]
-        text = _text_of_parts([part for part in parts if part not in calls])
-        listed = json.dumps([_call(part) for part in calls]) if calls else ""
-        messages.append(Message("system" if role == "developer" else shortened(role), text, listed))
-    for before, role in pairwise(["", *(message.role for message in messages)]):
-        if before not in BEFORE.get(role, ()):
-            problem = f"a {role} message after a {before} message" if before else f"a {role} message first"
-            raise ValueError(f"{PROMPT} has {problem}; expected an order that chat templates allow")
-    for message in messages:
-        check_sendable(message.text)
-    if not messages or messages[-1].role not in ("user", "tool"):
+        results = [part for part in parts if part.get("type") == RESULT]
+        calls = [part for part in parts if role == "assistant" and part.get("type") == CALL]
+        text = _text_of_parts([part for part in parts if part not in results and part not in calls])
+        for part in results:
+            talk.result(part.get("response", part.get("result")), part.get("id"))  # the second until v1.37
+        if text or calls or not results:
+            talk.say("system" if role == "developer" else shortened(role), text, calls)
+    if not talk.messages or talk.messages[-1].role not in ("user", "tool"):
         raise ValueError(f"{PROMPT}={shortened(repr(row[PROMPT]))}; expected messages that end with a question")
-    return tuple(messages)
-
-
-def _list_of(row: Mapping[str, Any], name: str) -> list[Any]:
-    content = row[name]
-    try:
-        content = json.loads(content) if isinstance(content, str) else content
-    except (ValueError, RecursionError):
-        raise ValueError(f"{name}={shortened(repr(content))}; expected JSON") from None
-    if content is not None and not isinstance(content, list):
-        raise ValueError(f"{name}={shortened(repr(content))}; expected a list")
-    return content or []
+    return tuple(talk.messages)
 
 
 def _parts(parts: Any) -> list[dict[str, Any]]:
@@ -220,32 +199,3 @@ def _text_of_parts(parts: Any) -> str:
     if others := [text for text in texts if not isinstance(text, str)]:
         raise ValueError(f"{PROMPT} has a text part with content={shortened(repr(others[0]))}; expected text")
     return "\n\n".join(texts)
-
-
-def _call(part: Mapping[str, Any]) -> dict[str, str]:
-    """Return an assistant's call of a tool, with its arguments as JSON text."""
-    given = part.get("arguments")
-    arguments, is_object = given if isinstance(given, str) else json.dumps(given or {}), False
-    with suppress(ValueError, RecursionError):
-        is_object = isinstance(json.loads(arguments), dict)
-    if not (part.get("id") and part.get("name") and is_object):
-        raise ValueError(f"{PROMPT}: tool_call={shortened(repr(part))}; expected id, name and an object as arguments")
-    return {"id": str(part["id"]), "name": str(part["name"]), "arguments": arguments}
-
-
-def _result(part: Mapping[str, Any]) -> Message:
-    """Return a tool's result as a message."""
-    if part.get("type") != "tool_call_response" or not part.get("id"):
-        raise ValueError(f"{PROMPT} has {shortened(repr(part))} of a tool; expected tool_call_response and its id")
-    result = part.get("response", part.get("result"))  # the second until v1.37
-    return Message("tool", result if isinstance(result, str) else json.dumps(result), answers=str(part["id"]))
-
-
-def _tools(row: Mapping[str, Any]) -> str:
-    """Return the definitions of a call's tools as a Request has them. Raises ValueError."""
-    listed = []
-    for each in _list_of(row, DEFINITIONS):
-        if not isinstance(each, dict) or each.get("type", "function") != "function" or not each.get("name"):
-            raise ValueError(f"{DEFINITIONS} has {shortened(repr(each))}; expected functions with names")
-        listed.append({key: each[key] for key in ("name", "description", "parameters") if each.get(key)})
-    return json.dumps(listed) if listed else ""

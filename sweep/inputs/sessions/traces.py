@@ -4,17 +4,28 @@ import json
 from collections.abc import Hashable
 from contextlib import suppress
 from decimal import Decimal
+from statistics import median
 from typing import Any
 
 from sweep.base.config import ConfigError, shortened
 from sweep.base.records import UNKNOWN
-from sweep.inputs.rows import FileRow, TraceColumns, TraceRows, seconds_of
+from sweep.inputs.rows import (
+    CHAT,
+    PARENT,
+    UNIT_IN_NAME,
+    FileRow,
+    TraceColumns,
+    TraceRows,
+    names_sessions,
+    parse_time,
+    seconds_of,
+)
 from sweep.inputs.sessions.turns import Piece, Turn
 
 HASHES = "hash_ids"
-CHAT, PARENT = "chat_id", "parent_chat_id"
 ROOTS = ("-1", "", "nan")  # the parents of turns that begin a session
 LARGEST_EXACT = 2**53  # a float holds every whole number below
+LONGEST_GAPS = 1000  # s, their median, from which the unit of numbers is uncertain
 LENGTHS_ALONE = "workload.prefixes=false replays only the lengths"
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # tokens that one hash stands for
 
@@ -26,11 +37,15 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
     """
     columns, rows = trace.columns, list(trace.rows.items())
     turns: list[Turn] = []
+    is_certain = UNIT_IN_NAME.search(columns.time) is not None  # the unit
     indices: dict[Any, int] = {}  # of a chat's turn
     for number, row in rows:
         if odd := next((name for name in (CHAT, PARENT) if not isinstance(row.get(name), Hashable)), None):
             raise ConfigError(f"{key}: row {number}: {odd}={shortened(repr(row[odd]))}; expected a number or text")
-    chats = {_identifier(row[CHAT]) for _, row in rows if CHAT in row}
+    if 0 < len(unnamed := [number for number, row in rows if not names_sessions(row)]) < len(rows):
+        problem = f"row {unnamed[0]}: no {CHAT}, {PARENT} or turn, unlike other rows; its unit is uncertain"
+        raise ConfigError(f"{key}: {problem}; expected them in all rows or in none")
+    chats = {_identifier(row[CHAT]) for _, row in rows if CHAT in row} - {None}
     for index, (number, row) in enumerate(rows):
         where = f"{key}: row {number}"
         chat, parent = _identifier(row.get(CHAT)), _identifier(row.get(PARENT))
@@ -45,10 +60,15 @@ def trace_turns(trace: TraceRows, block: int | None, tpot: float, key: str) -> l
             if seconds < 0:
                 problem = f"{columns.time}={row[columns.time]!r} is before that of the turn it follows"
                 raise ConfigError(f"{where}: {problem}; expected a later time")
+            is_certain = is_certain or parse_time(row[columns.time])[1]
             gap = max(0.0, float(seconds) - tpot * turns[before].output_tokens)
         inputs, outputs = trace.lengths[index]
-        size = block or (BAILIAN_BLOCK if CHAT in row or PARENT in row else MOONCAKE_BLOCK)
+        size = block or (BAILIAN_BLOCK if names_sessions(row) else MOONCAKE_BLOCK)
         turns.append(Turn(outputs, before, gap, _pieces(row, inputs, size, where)))
+    gaps = [turn.gap for turn in turns if turn.parent != UNKNOWN]
+    if gaps and median(gaps) >= LONGEST_GAPS and not is_certain:
+        problem = f"the median gap is {median(gaps):g} s; the unit of {columns.time} is uncertain"
+        raise ConfigError(f"{key}: {problem}; expected the unit in its name: {columns.time}_s, {columns.time}_ms")
     return turns
 
 
@@ -74,14 +94,15 @@ def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, .
     hashes = row.get(HASHES)
     with suppress(ValueError, RecursionError):
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes  # in a table's cell
-    if not isinstance(hashes, list) or not all(isinstance(each, int | str) for each in hashes):
+    if not isinstance(hashes, list) or not all(type(each) in (int, str) for each in hashes):
         problem = f"{HASHES}={shortened(repr(hashes))}; expected a list of hashes"
         raise ConfigError(f"{where}: {problem}; {LENGTHS_ALONE}")
     needed = -(-tokens // block)
     if len(hashes) != needed:
         problem = f"{len(hashes)} {HASHES} for {tokens} tokens; expected {needed} blocks of {block}"
         raise ConfigError(f"{where}: {problem}; set workload.block_tokens, or {LENGTHS_ALONE}")
-    return tuple(Piece(each, min(block, tokens - index * block)) for index, each in enumerate(hashes))
+    keys = [each if isinstance(each, int) else (each,) for each in hashes]  # "1" is not 1, and may be no valid Unicode
+    return tuple(Piece(key, min(block, tokens - index * block)) for index, key in enumerate(keys))
 
 
 def _time(row: FileRow, columns: TraceColumns, where: str) -> Decimal:

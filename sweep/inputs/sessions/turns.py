@@ -7,7 +7,7 @@ that neither a tokenizer nor a template moves the boundary of a block. Messages 
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, NamedTuple, cast
@@ -55,7 +55,7 @@ class Turn(NamedTuple):
     messages: tuple[Message, ...] = ()  # the new ones, instead of pieces
     has_history: bool = False  # whether the messages are the whole prompt, not only what is new
     tools: str = ""  # definitions of tools, as of a Request
-    answer: str = ""  # the recorded one, which the turns that follow have in their history
+    answer: Message = Message("assistant", "")  # the recorded one, which the turns that follow have in their history
     pinned: int = 0  # leading pieces that are never left out: a system prompt
     repetition: int = 0  # of the file, if it is repeated
     truncated: bool = False  # whether its oldest pieces were left out
@@ -133,12 +133,12 @@ def session_requests(
         else:
             header = texts.header(turn.repetition)
             messages = (() if turn.has_history else histories.get(turn.parent, ())) + turn.messages
-            histories[number] = (*messages, Message("assistant", turn.answer))
+            histories[number] = (*messages, turn.answer)
             fitting = messages if fit is None else fit.messages(messages, turn, header, tokenizer)
             truncated = len(fitting) < len(messages)
             prompt = with_header(_with_live_answers(fitting, turns, number) if live else fitting, header)
         is_open = tokenizer is None or (live and turn.parent != UNKNOWN)
-        tokens = UNKNOWN if is_open else len(sent_ids(prompt, tokenizer))
+        tokens = UNKNOWN if is_open else len(sent_ids(prompt, tokenizer, turn.tools))
         model = models[number] if turn.parent == UNKNOWN else requests[turn.parent].model
         request_id = f"{phase}-{seed:x}-{number}"
         place = turn.parent, turn.gap, truncated, turn.tools
@@ -180,8 +180,8 @@ class ContextFit(NamedTuple):
 
     def too_long(self, messages: Sequence[Message], turn: Turn, header: str, tokenizer: Tokenizer) -> bool:
         """Return whether a conversation and its answer, with what a template may add, do not fit."""
-        text = "\n\n".join([header, *(message.text for message in messages), turn.tools])
-        return len(tokenizer.encode(text).ids) + MESSAGE_TOKENS * len(messages) + turn.output_tokens > self.context
+        tokens = len(sent_ids(with_header(tuple(messages), header), tokenizer, turn.tools))
+        return tokens + MESSAGE_TOKENS * len(messages) + turn.output_tokens > self.context
 
     def messages(
         self, messages: tuple[Message, ...], turn: Turn, header: str, tokenizer: Tokenizer | None
@@ -236,7 +236,7 @@ def under_way(turns: Sequence[Turn], sessions: int, seed: int) -> UnderWay:
     for index, (turn, session) in enumerate(zip(turns, places.session, strict=True)):
         passed[session] += 1
         if turn.parent != UNKNOWN and turn.messages and not turn.has_history:
-            said = (*complete[turn.parent].messages, Message("assistant", turns[turn.parent].answer))
+            said = (*complete[turn.parent].messages, turns[turn.parent].answer)
             complete[index] = turn._replace(messages=(*said, *turn.messages))
         if session < sessions and passed[session] <= int(shares[session] * places.turns[session]):
             continue
@@ -299,6 +299,9 @@ class SessionWorkload(Workload):
             return super().starts(count)
         return [number for number, turn in enumerate(self.begun(count, seed).turns) if turn.parent == UNKNOWN]
 
+    def longest_gaps(self, count: int, seed: int = 0) -> list[float]:
+        return longest_gaps(self.begun(count, seed).turns) if self.replays else super().longest_gaps(count, seed)
+
     def branches(self, count: int, seed: int) -> int:
         turns = self.begun(count, seed).turns if self.replays else ()
         return most_at_once([Request("", "", 0, parent=turn.parent) for turn in turns])
@@ -351,19 +354,6 @@ def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]], size: int = CA
     return hits
 
 
-def recorded_texts(turns: Sequence[Turn], header: Callable[[int], str]) -> list[str]:
-    """Return each turn's recorded conversation as one text, after the header of its repetition."""
-    texts: list[str] = []
-    for turn in turns:
-        before = (
-            header(turn.repetition)
-            if turn.has_history or turn.parent == UNKNOWN
-            else f"{texts[turn.parent]}\n\n{turns[turn.parent].answer}"
-        )
-        texts.append("\n\n".join([before, *(message.text for message in turn.messages)]))
-    return texts
-
-
 def blocks_of_turn(turn: Turn, size: int = CACHE_BLOCK) -> Iterator[Hashable]:
     """Yield the whole blocks of a prompt; each block lists the pieces it covers and their tokens."""
     block: list[tuple[Hashable, int, int]] = []
@@ -384,19 +374,28 @@ def blocks_of_ids(ids: Sequence[int], size: int = CACHE_BLOCK) -> Iterator[Hasha
     return (tuple(ids[end - size : end]) for end in range(size, len(ids) + 1, size))
 
 
-def sent_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:
-    """Return the token ids of a prompt; a text is encoded or, without a tokenizer, cut into words."""
+def sent_ids(prompt: Prompt, tokenizer: Tokenizer | None, tools: str = "") -> Sequence[int]:
+    """Return the token ids of a prompt, behind its tools as in most templates; without a tokenizer, of its words."""
     text = prompt_text(prompt)
     if text is None:
         return cast(tuple[int, ...], prompt)
+    text = f"{tools}\n\n{text}" if tools else text
     return [hash(word) for word in text.split()] if tokenizer is None else list(tokenizer.encode(text).ids)
+
+
+def longest_gaps(turns: Sequence[Turn]) -> list[float]:
+    """Return for each session the longest sum of gaps along a branch, in s."""
+    waits, of_session = list[float](), list[float]()
+    places = SessionPlaces.of([Request("", "", 0, parent=turn.parent) for turn in turns])
+    for turn, session in zip(turns, places.session, strict=True):
+        waits.append(turn.gap + (0.0 if turn.parent == UNKNOWN else waits[turn.parent]))
+        of_session += [0.0] * (session == len(of_session))
+        of_session[session] = max(of_session[session], waits[-1])
+    return of_session
 
 
 def replay_note(turns: Sequence[Turn]) -> str:
     """Describe the replay: its size, the share of input that a prefix cache could supply, and the longest gaps."""
-    waits: list[float] = []
-    for turn in turns:
-        waits.append(turn.gap + (0.0 if turn.parent == UNKNOWN else waits[turn.parent]))
     sessions = sum(turn.parent == UNKNOWN for turn in turns)
     tokens = sum(turn.input_tokens for turn in turns)
     parts = [counted(sessions, "session"), counted(len(turns), "turn")]
@@ -404,4 +403,4 @@ def replay_note(turns: Sequence[Turn]) -> str:
         rate = sum(ideal_hits((turn.input_tokens, blocks_of_turn(turn)) for turn in turns)) / tokens
         parts.append(f"{tokens:,} input and {sum(turn.output_tokens for turn in turns):,} output tokens")
         parts.append(f"an infinite prefix cache supplies {rate:.1%} of the input")
-    return f"{', '.join(parts)}; gaps of {max(waits):.3g} s in the longest session"
+    return f"{', '.join(parts)}; gaps of {max(longest_gaps(turns)):.3g} s in the longest session"

@@ -5,7 +5,9 @@ The trace is read again here, without the code that makes its requests, so that 
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal, InvalidOperation
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -13,10 +15,21 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sweep.base.exits import Cause, Exit
-from sweep.base.records import UNKNOWN, Outcome, Prompt, Records, Request, live_answer, prompt_text
+from sweep.base.records import UNKNOWN, Message, Outcome, Records, Request, live_answer
 from sweep.disk.row import Verdict
 from sweep.inputs.load import Trace
-from sweep.inputs.rows import FileRow, TraceColumns, faults_of, read_rows, seconds_of, time_unit, trace_columns
+from sweep.inputs.prompts import turns_of
+from sweep.inputs.rows import (
+    CONVERSATIONS,
+    FileRow,
+    TraceColumns,
+    faults_of,
+    read_rows,
+    seconds_of,
+    simplified,
+    time_unit,
+    trace_columns,
+)
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.sessions.turns import (
     CACHE_BLOCK,
@@ -29,7 +42,6 @@ from sweep.inputs.sessions.turns import (
     blocks_of_ids,
     blocks_of_turn,
     ideal_hits,
-    recorded_texts,
     sent_ids,
     under_way,
 )
@@ -46,7 +58,8 @@ def replay_inputs(
     work: Work, trial: Trial, requests: Sequence[Request], records: Records, salt: str, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the certificate of a trial that replays prompts, as an input of the quantities; if the file has become
-    unreadable, why it is `uncertified`; otherwise nothing. `facts` describe the engine.
+    unreadable, why it is `uncertified`; otherwise nothing. `facts` describe the engine. The records get what an
+    infinite cache would have of each prompt.
     """
     workload = trial.workload.fetched(work.cache)
     if not isinstance(workload, SessionWorkload) or not workload.replays:
@@ -55,23 +68,59 @@ def replay_inputs(
     arrivals: list[float] = []
     try:
         if isinstance(workload, Recorded) and workload.needs_token_ids:
-            turns = recorded_turns(workload, len(requests), trial.seed)
+            turns = recorded_turns(workload, trial.num_requests, trial.seed)
         else:
-            turns = workload.begun(len(requests), trial.seed, tokenizer).turns
+            turns = workload.begun(trial.num_requests, trial.seed, tokenizer).turns
+        if isinstance(workload, Recorded) and turns[0].messages and not turns[0].has_history:
+            turns = _in_file(turns, read_rows(workload.path, f"workload.file={workload.file}"))
         if workload.live:
-            turns = [turn._replace(answer=live_answer(number)) for number, turn in enumerate(turns)]
+            turns = [t._replace(answer=Message("assistant", live_answer(n))) for n, t in enumerate(turns)]
         if isinstance(workload, Recorded) and isinstance(trial.load, Trace) and trial.load.path == workload.file:
             arrivals = recorded_arrivals(workload, len(requests), trial.load)
     except UNREADABLE as error:
         return {"uncertified": f"{type(error).__name__} {error}".strip()}
     header = PieceTexts(tokenizer, trial.seed, "measured", salt).header
-    primed = [each.prompt for each in workload.priming(tokenizer, len(requests), trial.seed, salt)]
+    primed = workload.priming(tokenizer, len(requests), trial.seed, salt)
     before = workload.begun(len(requests), trial.seed, tokenizer).before if primed else []
-    cache = InfiniteCache(cache_block(facts), before, [sent_ids(prompt, tokenizer) for prompt in primed])
-    proof = certificate(turns, requests, records, tokenizer, header, cache, workload.fit, workload.live)
-    if arrivals:
-        proof = proof._replace(schedule_error=_schedule_error(arrivals, requests, records))
-    return {"certificate": proof}
+    cache = InfiniteCache(cache_block(facts), before, [sent_ids(r.prompt, tokenizer, r.tools) for r in primed])
+    live, fit = workload.live, workload.fit
+    return {"certificate": certificate(turns, requests, records, tokenizer, header, cache, fit, live, arrivals)}
+
+
+UNRECORDED = Turn(UNKNOWN, messages=(Message("", ""),))  # stands for a request that the file does not have
+
+
+def _in_file(turns: Sequence[Turn], rows: Sequence[FileRow]) -> list[Turn]:
+    """Return the turns, with UNRECORDED in place of conversations that the rows do not have in this order.
+
+    Conversations with tools are not looked for, since files have their calls in many forms.
+    """
+    checked, pending, talks = list(turns), iter(rows), list[list[int]]()
+    for number, turn in enumerate(turns):
+        talks += [[]] * (turn.parent == UNKNOWN)
+        talks[-1] = [*talks[-1], number]
+    for before, talk in zip([talks[0], *talks], talks, strict=False):
+        if turns[talk[0]].repetition > turns[before[0]].repetition:
+            pending = iter(rows)
+        messages = [each for number in talk for each in (*turns[number].messages, turns[number].answer)]
+        has_tools = any(each.calls or each.answers for each in messages) or turns[talk[0]].tools
+        texts = [each.content for each in messages]
+        if not has_tools and not any(_texts(row)[: len(texts)] == texts for row in pending):
+            checked[talk[0] : talk[-1] + 1] = [UNRECORDED._replace(parent=turns[number].parent) for number in talk]
+    return checked
+
+
+def _texts(row: FileRow) -> list[str]:
+    """Return the texts of a row's conversation, read without the code that makes its turns."""
+    content = next((row[name] for name in CONVERSATIONS if row.get(name)), ())
+    content, texts = turns_of(content) if isinstance(content, str) else content, list[str]()
+    for turn in [{"content": row.get("system")}, *(content if isinstance(content, list) else ())]:
+        cells = {simplified(key): cell for key, cell in turn.items()} if isinstance(turn, dict) else {}
+        cell = next((cells[key] for key in ("content", "value", "text") if cells.get(key)), "")
+        if isinstance(cell, list):
+            cell = "\n".join(str(part["text"]) for part in cell if isinstance(part, dict) and part.get("text"))
+        texts += [cell] if isinstance(cell, str) and cell else []
+    return texts[1:] if texts[:1] == texts[1:2] == [row.get("system")] else texts
 
 
 class InfiniteCache(NamedTuple):
@@ -135,12 +184,13 @@ def recorded_turns(workload: Recorded, count: int, seed: int = 0) -> list[Turn]:
 def _turns_of(rows: list[FileRow], columns: TraceColumns, workload: Recorded, repetition: int) -> list[Turn]:
     turns, chats, first = list[Turn](), dict[Any, int](), repetition * len(rows)
     for number, row in enumerate(rows):
-        parent = chats.get(str(row.get("parent_chat_id")).removesuffix(".0"), UNKNOWN)  # floats beside an empty cell
-        chats[str(row.get("chat_id", (number,))).removesuffix(".0")] = number
+        parent = chats.get(_chat(row.get("parent_chat_id")), UNKNOWN)
+        chats[_chat(row.get("chat_id"))] = number
+        chats.pop(None, None)
         inputs, outputs = int(float(row[columns.input_tokens])), int(float(row[columns.output_tokens]))
         hashes = row["hash_ids"]
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes
-        block = workload.block_tokens or (512 if "chat_id" not in row and "parent_chat_id" not in row else 16)
+        block = workload.block_tokens or (512 if row.keys().isdisjoint(("chat_id", "parent_chat_id", "turn")) else 16)
         keys = [(repetition, key) for key in hashes] if repetition else hashes
         pieces = tuple(Piece(key, min(block, inputs - block * i)) for i, key in enumerate(keys))
         gap = 0.0
@@ -150,6 +200,15 @@ def _turns_of(rows: list[FileRow], columns: TraceColumns, workload: Recorded, re
             gap, parent = gap / workload.speed, parent + first
         turns.append(Turn(outputs, parent, gap, pieces))
     return turns
+
+
+def _chat(cell: Any) -> Decimal | str | None:
+    """Return a turn's name, equal for 7, 7.0 and " 7"; None for the parent of a turn that begins a session."""
+    text = str(cell).strip()
+    with suppress(InvalidOperation):
+        number = Decimal(text)
+        return None if number.is_nan() or number == -1 else number
+    return None if text in ("", "None") else text
 
 
 class _Recorded(NamedTuple):
@@ -170,21 +229,22 @@ def certificate(
     cache: InfiniteCache,
     fit: ContextFit | None = None,
     live: bool = False,
+    arrivals: Sequence[float] = (),
 ) -> ReplayProof:
     """Compare the prompts, in the order of sending, with the file's turns, both in an infinite cache of such blocks.
 
     Turns that did not fit, and were cut, are compared as cut, and their lengths and content are not judged. If answers
-    are `live`, what a prompt has in the cache is unknown.
+    are `live`, what a prompt has in the cache is unknown. `arrivals`: the recorded times of the turns, if the load has
+    them, s.
     """
+    lost, turns = max(0, len(turns) - len(requests)), [*turns, *[UNRECORDED] * (len(requests) - len(turns))]
     numbers = {request.request_id: number for number, request in enumerate(requests)}
     rows = np.flatnonzero(measured(records) & was_sent(records))
     rows = rows[np.argsort(np.asarray(records.sent)[rows], kind="stable")]
     order = [numbers[records.request_id[row]] for row in rows]
-    sent = [sent_ids(requests[number].prompt, tokenizer) for number in order]
-    if any(turn.messages for turn in turns):
-        recorded = _recorded_messages(
-            turns, [(n, requests[n].prompt) for n in order], sent, tokenizer, header, cache, fit
-        )
+    sent = [sent_ids(requests[number].prompt, tokenizer, requests[number].tools) for number in order]
+    if turns and turns[0].messages:
+        recorded = _recorded_messages(turns, [(n, requests[n]) for n in order], sent, tokenizer, header, cache, fit)
     else:
         recorded = _recorded_blocks([turns[number] for number in order], sent, cache, fit)
     cut = [short and requests[number].truncated for short, number in zip(recorded.cut, order, strict=True)]
@@ -200,22 +260,26 @@ def certificate(
         same and requests[i].parent == turns[i].parent and abs(requests[i].gap - turns[i].gap) < SAME_GAP
         for same, i in zip(recorded.alike, order, strict=True)
     ]
+    hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in sent), recorded=False)
+    for row, tokens in zip(rows, hits, strict=True):
+        records.ideal_cached_tokens[row] = UNKNOWN if live else tokens
+    is_recorded, row_of = [*np.asarray(recorded_turn)[judged], *[False] * lost], dict(zip(order, rows, strict=True))
     return ReplayProof(
         sessions=sum(turn.parent == UNKNOWN for turn in turns),
-        hits=None if live else _hits(recorded, sent, cache, [turns[number].parent != UNKNOWN for number in order]),
-        exact_turns=float(np.mean(np.asarray(recorded_turn)[judged])) if judged.any() else None,
+        hits=None if live else _hits(recorded, sent, hits, [turns[number].parent != UNKNOWN for number in order]),
+        exact_turns=float(np.mean(is_recorded)) if is_recorded else None,
         exact_lengths=float(np.mean(np.asarray(exact)[answered])) if answered.any() else None,
         truncated=None if fit is None or fit.truncate is None else sum(cut),
-        earliest=_earliest(turns, {number: int(row) for row, number in zip(rows, order, strict=True)}, records),
+        earliest=_earliest(turns, row_of, records),
+        schedule_error=_schedule_error(arrivals, turns, row_of, records),
     )
 
 
 def _hits(
-    recorded: _Recorded, sent: Sequence[Sequence[int]], cache: InfiniteCache, is_later: Sequence[bool]
+    recorded: _Recorded, sent: Sequence[Sequence[int]], hits: Sequence[int], is_later: Sequence[bool]
 ) -> ReplayHits:
     """Compare what the cache has of the prompts, as recorded and as sent; `is_later` is false for first turns."""
     lengths = [len(ids) for ids in sent]
-    hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in sent), recorded=False)
     later_tokens = sum(compress(lengths, is_later))
     return ReplayHits(
         recorded_tokens=sum(recorded.lengths),
@@ -229,19 +293,27 @@ def _hits(
 
 def _recorded_messages(
     turns: Sequence[Turn],
-    prompts: Sequence[tuple[int, Prompt]],
+    requests: Sequence[tuple[int, Request]],
     sent: Sequence[Sequence[int]],
     tokenizer: Tokenizer | None,
     header: Callable[[int], str],
     cache: InfiniteCache,
     fit: ContextFit | None,
 ) -> _Recorded:
-    """Return the file's conversations for prompts with the numbers of their turns; `sent` has the prompts' tokens."""
-    texts = recorded_texts(turns, header)
-    alike = [prompt_text(prompt) == texts[number] for number, prompt in prompts]
+    """Return the file's conversations for requests with the numbers of their turns; `sent` has the prompts' tokens."""
+    prompts = list[tuple[Message, ...]]()
+    for turn in turns:
+        before = (
+            () if turn.has_history or turn.parent == UNKNOWN else (*prompts[turn.parent], turns[turn.parent].answer)
+        )
+        first, *others = (*before, *turn.messages)
+        if not before:
+            first = first._replace(content=f"{header(turn.repetition)}\n\n{first.content}")
+        prompts.append((first, *others))
+    alike = [(each.prompt, each.tools) == (prompts[number], turns[number].tools) for number, each in requests]
     whole = [
-        ids if same else sent_ids(texts[number], tokenizer)
-        for ids, same, (number, _) in zip(sent, alike, prompts, strict=True)
+        ids if same else sent_ids(prompts[number], tokenizer, turns[number].tools)
+        for ids, same, (number, _) in zip(sent, alike, requests, strict=True)
     ]
     margins = list[int]()  # tokens that a template may add to each turn's messages
     for turn in turns:
@@ -249,7 +321,7 @@ def _recorded_messages(
         margins.append(before + MESSAGE_TOKENS * len(turn.messages))
     cut = [
         fit is not None and len(ids) + turns[number].output_tokens + margins[number] > fit.context
-        for ids, (number, _) in zip(whole, prompts, strict=True)
+        for ids, (number, _) in zip(whole, requests, strict=True)
     ]
     recorded = [ids if short else full for ids, full, short in zip(sent, whole, cut, strict=True)]
     hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in recorded), recorded=False)
@@ -272,7 +344,7 @@ def _same_pieces(turns: Sequence[Turn], prompts: Sequence[Sequence[int]]) -> lis
     keys: dict[Hashable, Hashable] = {}  # by the first tokens
     alike = []
     for turn, prompt in zip(turns, prompts, strict=True):
-        begin, same = 0, True
+        begin, same = 0, turn.input_tokens == len(prompt)
         for key, length in turn.pieces:
             tokens = prompt[begin : begin + length]
             earlier, begin = tokens_of.get(key, ()), begin + length
@@ -296,10 +368,18 @@ def _earliest(turns: Sequence[Turn], rows: Mapping[int, int], records: Records) 
     return float(min(waits)) if waits else None
 
 
-def _schedule_error(arrivals: Sequence[float], requests: Sequence[Request], records: Records) -> float | None:
-    """Return the largest difference between the scheduled and the recorded beginning of a session."""
-    scheduled = dict(zip(records.request_id, records.scheduled, strict=True))
-    due = [scheduled.get(request.request_id, np.nan) for request in requests]
-    begin = [i for i, request in enumerate(requests) if request.parent == UNKNOWN and not np.isnan(due[i])]
-    errors = [abs(due[i] - arrivals[i]) for i in begin]
+def _schedule_error(
+    arrivals: Sequence[float], turns: Sequence[Turn], rows: Mapping[int, int], records: Records
+) -> float | None:
+    """Return the largest difference between when a turn was due and when it should have been: a session at its arrival,
+    a later turn at the end of its parent's answer plus its gap.
+    """
+    errors = list[float]()
+    for number, row in rows.items():
+        turn, due = turns[number], records.scheduled[row]
+        due = records.released[row] if np.isnan(due) else due
+        if turn.parent in rows:
+            errors.append(abs(due - records.ended[rows[turn.parent]] - turn.gap))
+        elif turn.parent == UNKNOWN and number < len(arrivals):
+            errors.append(abs(due - arrivals[number]))
     return float(max(errors)) if errors else None

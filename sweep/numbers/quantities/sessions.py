@@ -191,9 +191,11 @@ def replay_exact_turns(certificate: ReplayProof) -> float | None:
 
 
 @quantity(unit="", kind="validity", type=str, label="Not certified")
-def replay_unchecked(certificate: ReplayProof) -> str | None:
+def replay_unchecked(certificate: ReplayProof, cached_share: float | None, prefix_hit_rate: float | None) -> str | None:
     """what the certificate cannot check, and why; null if it checks everything."""
-    return None if certificate.hits else "prefix hits and prompts' lengths: prompts contain the engine's own answers"
+    if certificate.hits is None:
+        return "prefix hits and prompts' lengths: prompts contain the engine's own answers"
+    return "the engine's hits: it counts none" if cached_share is None and prefix_hit_rate is None else None
 
 
 @quantity(unit="s", kind="validity", label="Earliest turn")
@@ -204,7 +206,9 @@ def earliest_turn(certificate: ReplayProof) -> float | None:
 
 @quantity(unit="s", kind="validity", better="lower", label="Schedule error")
 def replay_schedule_error(certificate: ReplayProof) -> float | None:
-    """largest difference between a session's scheduled and recorded time; null unless `load=recorded`."""
+    """largest difference between when a turn was due and when it should have been. With `load=recorded` a session is due
+    at its recorded time; a later turn is due at the end of its parent's answer plus its gap.
+    """
     return certificate.schedule_error
 
 
