@@ -241,7 +241,8 @@ def test_a_conversation_with_tools_is_replayed_and_a_lost_role_or_tool_is_caught
 
     with changed_requests(lambda requests: [changed(each) for each in requests] if fault else requests):
         row = measure(*line, f"backend.api={api}", "backend.batch_form=streams", f"out={tmp_path / 'out'}")
-    assert alarms(row.dropna().to_dict()) == ({"other-turns"} if fault else set())
+    raised = alarms(row.dropna().to_dict())
+    assert ("other-turns" in raised) == bool(raised) == bool(fault)
     assert row["num_failed"] == 0
 
 

@@ -206,8 +206,8 @@ def earliest_turn(certificate: ReplayProof) -> float | None:
 
 @quantity(unit="s", kind="validity", better="lower", label="Schedule error")
 def replay_schedule_error(certificate: ReplayProof) -> float | None:
-    """largest difference between when a turn was due and when it should have been. With `load=recorded` a session is due
-    at its recorded time; a later turn is due at the end of its parent's answer plus its gap.
+    """largest difference between when a turn was due and when it should have been. With `load=recorded` a session
+    should be due at its recorded time; a later turn always at the end of its parent's answer plus its gap.
     """
     return certificate.schedule_error
 
