@@ -34,7 +34,7 @@ def by_turn(run: Run, layout: Layout, title: str, axis: str, curves: Curves, lev
         numbers = [turn for turn in np.unique(turns[chosen]).tolist() if np.sum(turns[chosen] == turn) >= FEWEST]
         if len(numbers) > 1 and min(numbers) == 0:
             values = [[value(records, chosen & (turns == turn)) for turn in numbers] for value in curves.values()]
-            height = pd.to_numeric(trial.get(level), errors="coerce")
+            height = float(trial[level]) if level and pd.notna(trial.get(level)) else np.nan
             drawn.setdefault(str(trial["panel"]), {})[str(trial["line"])] = numbers, values, height
     drawn = {panel: drawn[panel] for panel in layout.visible_panels if panel in drawn}
     everything = [cell for of_panel in drawn.values() for _, values, _ in of_panel.values() for cell in values]
@@ -53,7 +53,7 @@ def by_turn(run: Run, layout: Layout, title: str, axis: str, curves: Curves, lev
             style = line_style(layout, line)
             for heights, look in zip(values, DASHINGS, strict=False):
                 ax.plot([number + 1 for number in numbers], heights, **{**style, **look})
-            if not pd.isna(height):
+            if np.isfinite(height):
                 ax.axhline(height, color=style["color"], **DOTTED)
         ax.set(xlabel="turn of the session", ylabel=axis if index % PANELS_IN_A_ROW == 0 else "")
         ax.set_ylim(bottom=0)

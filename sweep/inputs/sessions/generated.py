@@ -118,12 +118,13 @@ class _Draws:
         self._workload, self._draw, self._of = workload, draw, dict[str, list[float]]()
         kinds = workload.clients or workload.prefixes
         weights = np.cumsum(np.arange(1, kinds + 1, dtype=np.float64) ** -workload.zipf)
-        self.kinds = np.searchsorted(weights, np.asarray(draw.fractions("prefixes")) * weights[-1]).tolist()
+        self.kinds: list[int] = np.searchsorted(weights, np.asarray(draw.fractions("prefixes")) * weights[-1]).tolist()
         self._factors = dict[str, list[float]]()  # of each client's means
 
     def mean(self, key: str, session: int) -> int:
         """Return the mean of a session's client; without clients, the workload's."""
-        return max(1, round(getattr(self._workload, key) * self._factor(key, session)))
+        mean: int = getattr(self._workload, key)
+        return max(1, round(mean * self._factor(key, session)))
 
     def whole_number(self, key: str, session: int, number: int) -> int:
         """Return the number around that mean which is drawn for a turn, or for the session itself."""
@@ -131,7 +132,8 @@ class _Draws:
         return around(self.mean(key, session), self._workload.spread, self.draw_of(purpose)[number])
 
     def gap(self, session: int, number: int) -> float:
-        return -math.log(self.draw_of("gaps")[number]) * self._workload.gap * self._factor("gap", session)
+        mean: float = self._workload.gap
+        return -math.log(self.draw_of("gaps")[number]) * mean * self._factor("gap", session)
 
     def _factor(self, key: str, session: int) -> float:
         clients, spread = self._workload.clients, self._workload.client_spread

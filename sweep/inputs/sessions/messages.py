@@ -56,7 +56,7 @@ class Talk:
         """Return a call of a tool, with its arguments as JSON text; without an id it gets a number."""
         call = raw if isinstance(raw, Mapping) else {}
         function = each if isinstance(each := call.get("function"), Mapping) else call
-        arguments = next((function[key] for key in ("arguments", "input") if function.get(key)), {})
+        arguments: Any = next((function[key] for key in ("arguments", "input") if function.get(key)), {})
         arguments, is_object = arguments if isinstance(arguments, str) else _json_text(arguments), False
         with suppress(ValueError, RecursionError):
             is_object = isinstance(json.loads(arguments), dict)

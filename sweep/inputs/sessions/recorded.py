@@ -12,7 +12,17 @@ from sweep.base.config import ConfigError
 from sweep.base.records import Request, SessionPlaces
 from sweep.base.wording import count as counted
 from sweep.inputs.prompts import turns_of
-from sweep.inputs.rows import FIRST_ROWS, OTEL, FileRow, TraceRows, omissions, read_rows, read_trace, trace_columns
+from sweep.inputs.rows import (
+    FIRST_ROWS,
+    OTEL,
+    PARENT,
+    FileRow,
+    TraceRows,
+    omissions,
+    read_rows,
+    read_trace,
+    trace_columns,
+)
 from sweep.inputs.sessions.conversations import (
     ConversationRows,
     conversation_column,
@@ -20,7 +30,7 @@ from sweep.inputs.sessions.conversations import (
     read_conversations,
 )
 from sweep.inputs.sessions.spans import BRANCH, span_turns
-from sweep.inputs.sessions.traces import HASHES, LENGTHS_ALONE, PARENT, orphans, trace_turns
+from sweep.inputs.sessions.traces import HASHES, LENGTHS_ALONE, orphans, trace_turns
 from sweep.inputs.sessions.turns import SessionWorkload, Turn, repetitions, replay_note
 from sweep.inputs.workload import Draw, ExactLengths, content_digest
 

@@ -299,7 +299,7 @@ class SessionWorkload(Workload):
             return super().starts(count)
         return [number for number, turn in enumerate(self.begun(count, seed).turns) if turn.parent == UNKNOWN]
 
-    def longest_gaps(self, count: int, seed: int = 0) -> list[float]:
+    def longest_gaps(self, count: int, seed: int = 0) -> Sequence[float]:
         return longest_gaps(self.begun(count, seed).turns) if self.replays else super().longest_gaps(count, seed)
 
     def branches(self, count: int, seed: int) -> int:

@@ -263,7 +263,8 @@ def certificate(
     hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in sent), recorded=False)
     for row, tokens in zip(rows, hits, strict=True):
         records.ideal_cached_tokens[row] = UNKNOWN if live else tokens
-    is_recorded, row_of = [*np.asarray(recorded_turn)[judged], *[False] * lost], dict(zip(order, rows, strict=True))
+    is_recorded = [*np.asarray(recorded_turn)[judged], *[False] * lost]
+    row_of = {number: int(row) for number, row in zip(order, rows, strict=True)}
     return ReplayProof(
         sessions=sum(turn.parent == UNKNOWN for turn in turns),
         hits=None if live else _hits(recorded, sent, hits, [turns[number].parent != UNKNOWN for number in order]),
@@ -303,13 +304,11 @@ def _recorded_messages(
     """Return the file's conversations for requests with the numbers of their turns; `sent` has the prompts' tokens."""
     prompts = list[tuple[Message, ...]]()
     for turn in turns:
-        before = (
-            () if turn.has_history or turn.parent == UNKNOWN else (*prompts[turn.parent], turns[turn.parent].answer)
-        )
-        first, *others = (*before, *turn.messages)
-        if not before:
-            first = first._replace(content=f"{header(turn.repetition)}\n\n{first.content}")
-        prompts.append((first, *others))
+        if turn.has_history or turn.parent == UNKNOWN:
+            content = f"{header(turn.repetition)}\n\n{turn.messages[0].content}"
+            prompts.append((turn.messages[0]._replace(content=content), *turn.messages[1:]))
+        else:
+            prompts.append((*prompts[turn.parent], turns[turn.parent].answer, *turn.messages))
     alike = [(each.prompt, each.tools) == (prompts[number], turns[number].tools) for number, each in requests]
     whole = [
         ids if same else sent_ids(prompts[number], tokenizer, turns[number].tools)
