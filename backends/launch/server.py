@@ -549,8 +549,8 @@ class _Start:
             reason = "; ".join(filter(None, [f"serves without its GPUs: {unused}", cause_table().find_remedy(unused)]))
             exit = engine.backend.log.exit_told_by(unused)
             return LaunchError(Outcome.LAUNCH_FAILED, engine.named(reason), exit, engine.log_tail())
-        killed = engine.exit_status in KILLED_STATUSES or CHILD_DIED.search(engine.words())
-        killed = killed and _oom_kills() > self.oom_kills
+        ended = engine.exit_status in KILLED_STATUSES or CHILD_DIED.search(engine.words())
+        killed = bool(ended) and _oom_kills() > self.oom_kills
         memory = killed or engine.ran_out_of_memory()
         outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
         reason = engine.exit_reason()
