@@ -49,8 +49,7 @@ class SGLang(Backend):
         prefix=r"^\[\d{4}-\d\d-\d\d [\d:]+( \w+)*\] ",  # "[2026-11-21 12:00:00 TP0] …": time, process
         out_of_memory=(
             r"Not enough memory\. Please try to increase --mem-fraction-static",
-            r"\b(Prefill|Decode) out of memory",
-            r"alloc_req_slots runs out of memory",
+            *(r"\b(Prefill|Decode) out of memory", r"alloc_req_slots runs out of memory"),
         ),
         noise=(r"Received sigquit from a child process",),
         choices={

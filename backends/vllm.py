@@ -87,10 +87,8 @@ class VLLM(Backend):
         prefix=r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?",
         out_of_memory=(
             r"on kv cache allocation is less than requested memory for kv",
-            r"No available memory for the cache blocks",
-            r"larger than the available KV cache memory",
-            r"is less than desired GPU memory utilization",
-            r"is less than the engine's budget",
+            *(r"No available memory for the cache blocks", r"larger than the available KV cache memory"),
+            *(r"is less than desired GPU memory utilization", r"is less than the engine's budget"),
         ),
         noise=(r"See root cause above", r"EngineCore failed to start", r"EngineDeadError"),
         dtype=r"\bdtype=torch\.(\w+), max_seq_len=",
