@@ -18,7 +18,10 @@ NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth
 OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
 RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
 VLLM_BLOCK = r'vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"'  # on the metrics page
-ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags for an engine's address, which must stay local
+ADDRESS_FLAGS = (  # flags for an engine's address and protocol: sweep reaches engines by HTTP on loopback
+    *("host", "hostname", "server-name", "uds", "api-prefix", "grpc", "grpc-mode", "smg-grpc-mode"),
+    *("ssl", "ssl-keyfile", "ssl-certfile", "ssl-key-file", "ssl-cert-file"),
+)
 
 # The final error line of a Python or C++ program: "ValueError: …", "x.py: error: unrecognized arguments …".
 ERROR_LINE = re.compile(
@@ -29,8 +32,8 @@ ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # Signs that a line is not an error: its level, or a length that only a line of settings has.
 LEVEL = re.compile(  # NCCL calls its errors warnings
-    r"\b(DEBUG|INFO)\b|(?<!NCCL )\bWARN\b|[Ww]arning\b|WARNING|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] "
-    r"|^\[[\d/:-]+\] \[TRT-LLM\] (\[RANK \d+\] )?\[[DVIW]\]"
+    r"(?<!NCCL_DEBUG=)\b(DEBUG|INFO)\b|(?<!NCCL )(?<!NCCL_DEBUG=)\bWARN\b|[Ww]arning\b|WARNING"
+    r"|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] |^\[[\d/:-]+\] \[TRT-LLM\] (\[RANK \d+\] )?\[[DVIW]\]"
 )
 HARMLESS = re.compile(LEVEL.pattern + "|^.{1000}")
 RANK = re.compile(r"^\[rank\d+\]: ?")
@@ -52,8 +55,8 @@ class FlagRules:
     set_by: Mapping[str, str] = field(default_factory=dict)  # "flag" or "flag=value" -> the sweep key to set instead
     beyond: tuple[str, ...] = ()  # "flag" or "flag=value" that reaches beyond the leased nodes or GPUs
     parallel: tuple[str, ...] = ()  # flags that multiply an engine's GPUs: data, pipeline, context
-    folded: str | None = None  # flag with a JSON object whose keys may also be dotted flags, or flags in `short`
-    short: Mapping[str, str] = field(default_factory=dict)  # flag -> the key of `folded` that it sets
+    folded: tuple[str, ...] = ()  # flags with a JSON object whose keys may also be dotted flags, or flags in `short`
+    short: Mapping[str, str] = field(default_factory=dict)  # flag -> the "flag.key" of `folded` that it sets
     draft: str | None = None  # "flag", or "flag.key" in a JSON object, that names a draft model
     draft_revision: str | None = None  # the same, for the draft's revision
     settled: tuple[str, ...] = ()  # flags whose final settings `Wire.version_path` reports
@@ -86,48 +89,45 @@ class FlagRules:
             if "trust-remote-code" in meanings or spelling(key).startswith("trust-remote"):
                 raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
             if not set(ADDRESS_FLAGS).isdisjoint(meanings):
-                raise ValueError(f"flags.{key}: engines answer on loopback only")
+                raise ValueError(f"flags.{key}: sweep reaches engines by HTTP on loopback, without a path prefix")
             name = self.table.canonical(key) if self.table else key
             if name in spelt:
                 raise ValueError(f"flags.{key}: given twice, in different spellings")
             spelt[name] = value
-        return self._with_one_object(spelt)
+        return self._with_objects(spelt)
 
-    def _with_one_object(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """Return the flags with `folded` as a mapping, whether its keys were given as JSON, dotted or short flags."""
-        keys: dict[str, Any] = {}
+    def _with_objects(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """Return the flags with each of `folded` as a mapping, even if given as JSON, or as dotted or short flags."""
+        objects: dict[str, Any] = {}
         unrelated: dict[str, Any] = {}
+        paths = set()
         for flag, value in flags.items():
-            parts = self._keys_of_object(flag, value)
-            if twice := next((key for key in parts if key in keys), None):
-                raise ValueError(f"flags.{flag}: {twice} is given twice, in different spellings")
-            keys |= parts
+            head, parts = self._keys_of_object(flag, value)
             unrelated |= {} if parts else {flag: value}
-        if not keys:
-            return flags
-        assert self.folded is not None
-        nested: dict[str, Any] = {}
-        for path, value in keys.items():
-            *outer, last = path.split(".")
-            inner = nested
-            for key in outer:
-                inner = inner.setdefault(key, {})
-            inner[last] = value
-        return {**unrelated, self.table.canonical(self.folded) if self.table else self.folded: nested}
+            for path, part in parts.items():
+                if (head, path) in paths:
+                    raise ValueError(f"flags.{flag}: {path} is given twice, in different spellings")
+                paths.add((head, path))
+                *outer, last = path.split(".")
+                inner = objects.setdefault(self.table.canonical(head) if self.table else head, {})
+                for key in outer:
+                    inner = inner.setdefault(key, {})
+                inner[last] = part
+        return unrelated | objects
 
-    def _keys_of_object(self, flag: str, value: Any) -> dict[str, Any]:
-        """Return the keys of `folded` that a flag sets; empty for an unset or unrelated flag."""
-        head, _, path = flag.partition(".")
-        if spelling(flag) in self.short and value is not None:
-            return {self.short[spelling(flag)]: value}
-        if self.folded is None or spelling(head) != self.folded:
-            return {}
+    def _keys_of_object(self, flag: str, value: Any) -> tuple[str, dict[str, Any]]:
+        """Return a flag of `folded` and the keys that `flag` sets in it; no keys for an unset or unrelated flag."""
+        long = self.short.get(spelling(flag), flag) if value is not None else flag
+        head, _, path = long.partition(".")
+        head = spelling(head)
+        if head not in self.folded:
+            return head, {}
         if path:
-            return {path: value}
+            return head, {path: value}
         if isinstance(value, str):
             with suppress(ValueError):
                 value = json.loads(value)
-        return dict(value) if isinstance(value, Mapping) else {}
+        return head, dict(value) if isinstance(value, Mapping) else {}
 
     def draft_model(self, flags: Mapping[str, Any]) -> tuple[str, str | None] | None:
         """Return the flags' draft model (a repository or folder) and its revision, or None if they name none."""
@@ -182,6 +182,9 @@ class LogReading:
         """
         raw = [line for line in log.splitlines() if re.search(r"\w", self.message(line))]
         lines = list(map(self.message, raw))
+        for i, line in enumerate(lines):
+            if ANNOUNCES.search(line):  # pydantic explains the error on the next lines
+                lines[i] += " " + " ".join(lines[i + 1 :][:2]).partition(" [type=")[0]
         causes = {
             i: cause
             for i, line in enumerate(lines)
@@ -197,12 +200,8 @@ class LogReading:
         errors = [i for i in errors if not LEVEL.search(raw[i])] or errors
         if not errors:
             return lines[max(reasons or range(len(lines)))] if lines else ""
-        tracebacks = [i for i, line in enumerate(lines) if line.startswith(TRACEBACK) and i < errors[-1]]
-        chosen = next(i for i in errors if i > tracebacks[-1]) if tracebacks else errors[-1]
-        line = lines[chosen]
-        if ANNOUNCES.search(line):  # pydantic explains the error on the next lines
-            line += " " + " ".join(lines[chosen + 1 :][:2]).partition(" [type=")[0]
-        return line
+        tracebacks = [i for i, line in enumerate(lines) if TRACEBACK in line and i < errors[-1]]
+        return lines[next(i for i in errors if i > tracebacks[-1]) if tracebacks else errors[-1]]
 
 
 @dataclass(frozen=True, kw_only=True)

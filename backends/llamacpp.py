@@ -14,6 +14,7 @@ from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Launch, m
 from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Traits, Wire
 from backends.prepare import checkpoints, environments, locks
 from backends.tables.flags import value_of
+from backends.tables.table import load
 from sweep.base.records import BatchForm
 
 GGUF = "model.gguf"
@@ -27,6 +28,10 @@ FileType = Literal[
     "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "IQ4_NL", "IQ4_XS",
 ]
 # fmt: on
+
+# Flags that serve another model: one of the user's choice, or of llama.cpp's own.
+MODEL_SOURCES = ("hf-repo", "hf-file", "model-url", "docker-repo", "models-dir", "models-preset")
+PRESETS = [flag for flag in load("llamacpp").flags if re.search(r"(\db|gemma)-(default|spec)$", flag)]
 
 
 class LlamaCpp(Backend):
@@ -42,7 +47,8 @@ class LlamaCpp(Backend):
             "parallel": "backend.slots",
             "ctx-size": "model.max_model_len and backend.slots",
             "metrics": "backend.metrics_path",
-            **dict.fromkeys(("hf-repo", "hf-file", "model-url", "docker-repo", "models-dir", "models-preset"), "model"),
+            **dict.fromkeys((*PRESETS, *MODEL_SOURCES), "model"),
+            "spec-draft-hf": "backend.flags.spec-draft-model",
             "override-kv": OTHER_CONFIGURATION,
         },
         beyond=("rpc",),  # makes other machines compute

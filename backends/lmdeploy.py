@@ -29,6 +29,7 @@ class LMDeploy(Backend):
         draft="speculative-draft-model",
     )
     log = LogReading(
+        prefix=r"^\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - \w+ - (\S+:\d+ - )?",  # time, level, source file
         out_of_memory=(r"\bout of memory at \S+/\S+", r"No enough gpu memory"),  # TurboMind's messages
         choices={  # it logs little unless flags.log-level is INFO, which also logs every prompt
             "engine": r"Fallback to (pytorch) engine because",

@@ -33,7 +33,7 @@ class Ollama(LlamaCpp):
         },
     )
     log = LogReading(
-        prefix=r"^(time=\S+ )?(level=[A-Z]+ )?(source=\S+ )?(msg=)?",
+        prefix=r"^(time=\S+ )?(level=[A-Z]+ )?(source=\S+ )?(msg=)?(Error: 500 Internal Server Error: )?",
         out_of_memory=LlamaCpp.log.out_of_memory,
         gpus_unused=(r"no compatible GPUs were discovered",),
     )

@@ -7,6 +7,9 @@ from backends.declarations import OTHER_CONFIGURATION, RANDOM_WEIGHTS, FlagRules
 from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
 
+# Flags for caches outside the GPU that /flush_cache leaves intact.
+UNRESETTABLE = ("enable-lmcache", "enable-flexkv", "enable-unified-cache-external-linker", "radix-cache-backend")
+
 
 class SGLang(Backend):
     """`flags` are options of `python -m sglang.launch_server`."""
@@ -24,35 +27,29 @@ class SGLang(Backend):
             "config": "backend.flags",
             "tokenizer-path": "model.tokenizer",
             "revision": "model.revision",
-            "json-model-override-args": OTHER_CONFIGURATION,
-            "decrypted-config-file": OTHER_CONFIGURATION,
+            **dict.fromkeys(("json-model-override-args", "decrypted-config-file"), OTHER_CONFIGURATION),
             "load-format=dummy": RANDOM_WEIGHTS,
         },
         beyond=(
             *("nnodes", "node-rank", "dist-init-addr", "base-gpu-id", "gpu-id-step", "use-ray"),
-            *("disaggregation-mode=prefill", "disaggregation-mode=decode"),
+            *("disaggregation-mode=prefill", "disaggregation-mode=decode", "encoder-urls", "encoder-register-urls"),
+            *("encoder-only", "decoupled-spec-role=verifier", "decoupled-spec-role=drafter"),
+            "remote-instance-weight-loader-seed-instance-ip",
         ),
         parallel=("dp-size", "pp-size"),
         draft="speculative-draft-model-path",
         draft_revision="speculative-draft-model-revision",
         settled=(
-            "attention-backend",
-            "prefill-attention-backend",
-            "decode-attention-backend",
-            "sampling-backend",
-            "disable-cuda-graph",
-            "disable-overlap-schedule",
-            "chunked-prefill-size",
-            "kv-cache-dtype",
-            "page-size",
-            "max-running-requests",
+            *("attention-backend", "prefill-attention-backend", "decode-attention-backend", "sampling-backend"),
+            *("disable-cuda-graph", "disable-overlap-schedule", "chunked-prefill-size", "kv-cache-dtype"),
+            *("page-size", "max-running-requests"),
         ),
     )
     log = LogReading(
+        prefix=r"^\[\d{4}-\d\d-\d\d [\d:]+( \w+)*\] ",  # "[2026-11-21 12:00:00 TP0] …": time, process
         out_of_memory=(
             r"Not enough memory\. Please try to increase --mem-fraction-static",
-            r"\b(Prefill|Decode) out of memory",
-            r"alloc_req_slots runs out of memory",
+            *(r"\b(Prefill|Decode) out of memory", r"alloc_req_slots runs out of memory"),
         ),
         noise=(r"Received sigquit from a child process",),
         choices={
@@ -90,9 +87,10 @@ class SGLang(Backend):
 
     @property
     def resets(self) -> tuple[str, ...]:
-        """Also reset the storage behind the hierarchical cache, which has a separate route."""
-        stored = value_of(self.flags_for("cuda"), "hicache-storage-backend")
-        return (*self.reset_paths, *(["/hicache/storage-backend/clear"] if stored else []))
+        """Also reset the storage behind the hierarchical cache, which has a separate route; other caches have none."""
+        flags = self.flags_for("cuda")
+        stored = ("/hicache/storage-backend/clear",) if value_of(flags, "hicache-storage-backend") else ()
+        return () if any(value_of(flags, flag) for flag in UNRESETTABLE) else (*self.reset_paths, *stored)
 
     def command(self, launch: Launch) -> list[str]:
         arguments: dict[str, Any] = {

@@ -14,6 +14,7 @@ from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
 
 RESETTABLE = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # can be reset in vLLM 0.32; the others only say so
+SPECULATION_KEYS = {"method": "method", "model": "model", "tokens": "num_speculative_tokens"}  # of --spec-…
 NO_KV_SCALES = "the checkpoint's scales, else 1.0 (vLLM 0.32 has no --calculate-kv-scales)"
 
 
@@ -65,19 +66,19 @@ class VLLM(Backend):
             "tokenizer": "model.tokenizer",
             "tokenizer-revision": "model.tokenizer_revision",
             "revision": "model.revision",
-            "hf-config-path": OTHER_CONFIGURATION,
-            "hf-overrides": OTHER_CONFIGURATION,
+            **dict.fromkeys(("hf-config-path", "hf-overrides"), OTHER_CONFIGURATION),
             "load-format=dummy": RANDOM_WEIGHTS,
         },
         beyond=(
             *("nnodes", "node-rank", "master-addr", "headless", "device-ids", "data-parallel-backend=ray"),
-            *("distributed-executor-backend=ray", "distributed-executor-backend=external_launcher"),
+            *(f"distributed-executor-backend={launcher}" for launcher in ("ray", "external_launcher")),
+            *("ec-transfer-config", "mm-encoder-only"),
             *(f"data-parallel-{part}" for part in ("rank", "start-rank", "size-local", "address")),
             *(f"data-parallel-{part}-lb" for part in ("external", "hybrid", "multi-port-external")),
         ),
         parallel=("data-parallel-size", "pipeline-parallel-size", "prefill-context-parallel-size"),
-        folded="speculative-config",
-        short={"spec-method": "method", "spec-model": "model", "spec-tokens": "num_speculative_tokens"},
+        folded=("speculative-config", "kv-transfer-config"),
+        short={f"spec-{flag}": f"speculative-config.{key}" for flag, key in SPECULATION_KEYS.items()},
         draft="speculative-config.model",
         draft_revision="speculative-config.revision",
     )
@@ -86,10 +87,8 @@ class VLLM(Backend):
         prefix=r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?",
         out_of_memory=(
             r"on kv cache allocation is less than requested memory for kv",
-            r"No available memory for the cache blocks",
-            r"larger than the available KV cache memory",
-            r"is less than desired GPU memory utilization",
-            r"is less than the engine's budget",
+            *(r"No available memory for the cache blocks", r"larger than the available KV cache memory"),
+            *(r"is less than desired GPU memory utilization", r"is less than the engine's budget"),
         ),
         noise=(r"See root cause above", r"EngineCore failed to start", r"EngineDeadError"),
         dtype=r"\bdtype=torch\.(\w+), max_seq_len=",

@@ -40,6 +40,7 @@ from sweep.base.records import API_VERSION, HTTP2_ONLY, Outcome, Proxy, proxy_of
 LOG = "engine.log"
 READY_POLL = 0.05  # seconds between two checks of a starting engine
 PORT_ATTEMPTS = 4
+CHILD_DIED = re.compile(r"died unexpectedly|is dead\b|EOFError")  # a parent's words, if its log has no better ones
 KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended, directly or (in a container) through a shell
 GPU_MEMORY_WITHIN = 60.0  # seconds within which the driver must release an ended engine's GPU memory
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use, since another process's use of the GPU may have grown
@@ -548,7 +549,8 @@ class _Start:
             reason = "; ".join(filter(None, [f"serves without its GPUs: {unused}", cause_table().find_remedy(unused)]))
             exit = engine.backend.log.exit_told_by(unused)
             return LaunchError(Outcome.LAUNCH_FAILED, engine.named(reason), exit, engine.log_tail())
-        killed = engine.exit_status in KILLED_STATUSES and _oom_kills() > self.oom_kills
+        ended = engine.exit_status in KILLED_STATUSES or CHILD_DIED.search(engine.words())
+        killed = bool(ended) and _oom_kills() > self.oom_kills
         memory = killed or engine.ran_out_of_memory()
         outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
         reason = engine.exit_reason()

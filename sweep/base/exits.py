@@ -17,12 +17,12 @@ LIBRARY_OUTAGES = re.compile(  # messages of libc, Python and HTTP clients in C,
     r"|(temporary failure in|failed to resolve|error in) name resolution|name or service not known|no route to host"
     r"|(network|host) (is unreachable|cannot be reached)|(operation|read|request|connect) timed out"
     r"|(server|peer|remote end) (disconnected|closed|hung up)|unexpected[ _]eof(?! while parsing)"
-    r"|(handshake|i/o|connection) time-?out|timeout was reached|deadline exceeded|policy exhausted|transfer closed"
+    r"|(handshake|i/o|connection) time-?out|timeout was reached|(deadline|timeout) exceeded|policy exhausted"
     r"|AWS Error (NETWORK_CONNECTION(?!.*certificate)|SLOW_DOWN|THROTTLING|INTERNAL_F|SERVICE_UNAV|REQUEST_TIMEOUT)"
     r"|Status\((UNAVAILABLE|DEADLINE_EXCEEDED)|error decoding response body|not closed cleanly|failed to connect to"
-    r"|incomplete ?read|bad gateway|service unavailable|gateway time-?out"
+    r"|incomplete ?read|transfer closed|failed after \d+ retries|bad gateway|service unavailable|gateway time-?out"
     r"|too ?many ?requests|could(n't| not) (connect to server|resolve host)"
-    r"|(status|error)( code)?:? ?(429|50[0234])\b|stale (nfs )?file handle|input/output error"
+    r"|(status|error)( code)?:? ?(429|50[0234])\b|stale (nfs )?file handle|(input/output|remote i/o) error"
     r"|no space left|disk quota exceeded|transport endpoint is not connected",
     re.IGNORECASE,
 )

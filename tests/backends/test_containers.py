@@ -211,10 +211,11 @@ def test_a_failed_engine_is_told_in_its_own_words(runtime, tmp_path, model):
     wait_until_gone(tmp_path)
 
 
+@pytest.mark.parametrize("ends", ["kill -9 $$", "echo 'Worker proc VllmWorker-1 died unexpectedly'; exit 1"])
 @pytest.mark.parametrize("kills", [1, 0])
-def test_the_kernels_kill_for_memory_in_a_container_is_out_of_memory(runtime, kills, tmp_path, model, monkeypatch):
-    """The shell in the container says 137 where a process of ours would be ended by signal 9."""
-    monkeypatch.setenv("CONTAINER_STAND_IN_COMMAND", json.dumps(["sh", "-c", "sleep 0.2; kill -9 $$"]))
+def test_the_kernels_kill_for_memory_is_out_of_memory(runtime, kills, ends, tmp_path, model, monkeypatch):
+    """Also of a child. The shell in the container says 137 where a process of ours would be ended by signal 9."""
+    monkeypatch.setenv("CONTAINER_STAND_IN_COMMAND", json.dumps(["sh", "-c", f"sleep 0.2; {ends}"]))
     counts = iter([0, kills])
     monkeypatch.setattr(server, "_oom_kills", lambda: next(counts, kills))
     backend, its = TGI(name="tgi", stop_grace=2), launch(tmp_path, model, runtime, port=0)

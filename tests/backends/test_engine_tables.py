@@ -143,22 +143,17 @@ def test_a_flag_that_cannot_be_is_refused_before_anything_starts(flag, message, 
 @pytest.mark.parametrize(
     ("backend", "flags", "key"),
     [
-        ("vllm", {"load-format": "dummy"}, "a model with random weights"),
-        ("vllm", {"tokenizer": "org/other"}, "model.tokenizer"),
+        *((engine, {"load-format": "dummy"}, "a model with random") for engine in ("vllm", "vllm_offline", "sglang")),
+        *((engine, {"tokenizer": "x"}, "model.tokenizer") for engine in ("vllm", "tensorrt_llm", "exllama")),
+        *((engine, {"revision": "v2"}, "model.revision") for engine in ("tgi", "transformers")),
         ("vllm", {"hf_overrides": {"num_hidden_layers": 2}}, "model=path"),
         ("vllm", {"revis": "v2"}, "model.revision"),
-        ("vllm_offline", {"load_format": "dummy"}, "a model with random weights"),
-        ("sglang", {"load-format": "dummy"}, "a model with random weights"),
         ("sglang", {"json-model-override-args": "{}"}, "model=path"),
-        ("llamacpp", {"hf-repo": "org/other"}, "model"),
-        ("llamacpp", {"model-url": "https://x/y.gguf"}, "model"),
+        *(("llamacpp", {flag: "x"}, "model") for flag in ("hf-repo", "model-url", "fim-qwen-7b-spec")),
+        ("llamacpp", {"hf-repo-draft": "org/draft"}, "backend.flags.spec-draft-model"),
         ("lmdeploy", {"hf-overrides": {"num_hidden_layers": 2}}, "model=path"),
-        ("tensorrt_llm", {"tokenizer": "org/other"}, "model.tokenizer"),
-        ("tgi", {"revision": "v2"}, "model.revision"),
-        ("transformers", {"revision": "v2"}, "model.revision"),
         ("transformers_cb", {"gguf-file": "x.gguf"}, "model"),
         ("ctranslate2", {"model_path": "x"}, "model"),
-        ("exllama", {"tokenizer": "x"}, "model.tokenizer"),
     ],
 )
 def test_a_flag_that_puts_another_model_under_the_rows_name_is_refused(backend, flags, key):
@@ -243,10 +238,12 @@ def test_speculation_in_any_spelling_brings_its_distribution_and_has_one_id(tmp_
     assert "environment cpu+suffix" in capsys.readouterr().out
 
 
-def test_random_weights_are_a_models():
+def test_random_weights_are_a_models_and_options_hide_no_gpus():
     build({**load_option("backend", "vllm"), "flags": {"load-format": "safetensors"}}, "backend").check()
-    with pytest.raises(ConfigError, match=r"options\.load_format=dummy: set a model with random weights"):
-        build({**load_option("backend", "tensorrt_llm"), "options": {"load_format": "dummy"}}, "backend")
+    refused = {("load_format", "dummy"): "a model with random weights", ("context_parallel_size", 2): "backend.flags"}
+    for (option, value), key in refused.items():
+        with pytest.raises(ConfigError, match=rf"options\.{option}.*: set {key}"):
+            build({**load_option("backend", "tensorrt_llm"), "options": {option: value}}, "backend")
 
 
 def ids(capsys, out: Path, *overrides: str) -> set[str]:

@@ -405,11 +405,13 @@ ALONE = {"speculative-config": {"method": "suffix", "suffix_decoding_max_cached_
         ("vllm", OFFLOADED, ("/reset_prefix_cache?reset_external=true",)),
         ("vllm", {**OFFLOADED, "kv-offloading-backend": "lmcache"}, ()),  # says that it is reset, and is not
         ("vllm", OTHER, ()),
+        ("vllm", {"kv_transfer_config.kv_connector": "LMCacheConnectorV1"}, ()),
         ("vllm", SUFFIX, ()),
         ("vllm", ALONE, ("/reset_prefix_cache",)),
         ("vllm_offline", OTHER, ()),
         ("vllm_offline", OFFLOADED, ("/reset_caches",)),
         ("sglang", {"hicache-storage-backend": "file"}, ("/flush_cache", "/hicache/storage-backend/clear")),
+        ("sglang", {"enable-lmcache": True}, ()),
     ],
 )
 def test_a_reset_reaches_all_that_remembers_or_is_none(name, flags, paths, launch):

@@ -353,9 +353,9 @@ def test_memory_that_a_gpu_does_not_give_back_is_said_in_the_log(launch, marker,
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [("host", "loopback only"), ("hostname", "loopback only"), ("trust_remote_code", "code that comes with a model")],
+    [*((flag, "by HTTP on") for flag in ("host", "hostname", "uds", "ssl_keyfile")), ("trust_remote_code", "code")],
 )
-def test_flags_that_would_open_a_machine_are_refused(flag, said):
+def test_flags_that_open_a_machine_or_hide_its_engine_are_refused(flag, said):
     with pytest.raises(ValueError, match=said):
         Fake(name="fake", flags={flag: "0.0.0.0"})
 
