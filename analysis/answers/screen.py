@@ -7,10 +7,11 @@ showing it imports neither pandas nor SciPy.
 import hashlib
 import json
 import os
+import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -47,23 +48,30 @@ class Screen:
     is_explained: bool = False  # whether sweep explain divides a gain among several settings or steps
     claims: Sequence[str] = ()  # lines of a capacity search
     others: int = 0  # rows of other plans in the folder
+    advice: str = ""  # how to break a tie
+    marks: Mapping[str, str] = field(default_factory=dict)  # meanings of marks in cells
     place: str = ""  # the run, as the user gave it
+    lines: int = LINES
+
+    def above(self, lines: Sequence[str], width: int) -> "Screen":
+        """Return a screen that leaves room for these lines below its report's path."""
+        return replace(self, lines=LINES - sum(max(1, -(-len(line) // width)) for line in lines))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield as many warnings, then rows, as fit on the screen, and at least a few."""
-        for most in range(MOST_DOUBTS, 0, -1):
+        for most in range(MOST_DOUBTS, -1, -1):  # at last one warning without hints
             parts = list(self._parts(most, console, options))
-            if sum(len(console.render_lines(part, options)) for part in parts) <= LINES:
+            if sum(len(console.render_lines(part, options)) for part in parts) <= self.lines:
                 break
         yield from parts
 
     def _parts(self, most: int, console: Console, options: ConsoleOptions) -> Iterator[OutputPart]:
         width = options.max_width
         heading = Line(self.heading, "bold")
-        doubtful = list(self.doubtful(width, most))
+        doubtful = list(self.doubtful(width, max(most, 1)))
         below = [Line(""), Line(self.answer or "no trial has a result", "bold green"), *self._further(most)]
         lines = [*([Line(""), *doubtful] if doubtful else []), *below]
-        room = LINES - sum(len(console.render_lines(part, options)) for part in (heading, *lines))
+        room = self.lines - sum(len(console.render_lines(part, options)) for part in (heading, *lines))
         points, equal = self.points, ""
         if points.points == len(points.rows):  # otherwise points on other rows might differ
             points, equal = points.condensed()
@@ -71,7 +79,9 @@ class Screen:
         room -= sum(len(console.render_lines(part, options)) for part in winning)
         fitting, brief = points.within(width), points.brief().within(width)
         fitting = fitting if len(fitting.headings) >= len(brief.headings) else brief
-        note = f"in all rows: {equal}" if equal else ""
+        cells = " ".join(str(cell) for row in [*fitting.body, *self.winners.body] for cell in row)
+        meanings = [meaning for mark, meaning in self.marks.items() if mark in cells]
+        note = "; ".join([*([f"in all rows: {equal}"] if equal else []), *meanings])
         shown = list(_fitted_rows(fitting, note, room, console, options))
         if self.ranks and any(isinstance(part, Table) and len(part.rows) < len(points.rows) for part in shown):
             ranked = replace(fitting, rows=[fitting.rows[index] for index in self.ranks])
@@ -85,7 +95,9 @@ class Screen:
     def doubtful(self, width: int, most: int = MOST_DOUBTS) -> Iterator[Line]:
         """Yield failures and warnings, severe first, with the first failure's log."""
         for number, (text, style, lines) in enumerate(self.doubts[:most]):
-            yield Line(text if len(text) <= lines * width else f"{text[: lines * width - 1]}…", style)
+            shown = textwrap.wrap(text, width)
+            cut = [*shown[: lines - 1], f"{shown[lines - 1][: width - 1]}…"] if len(shown) > lines else shown
+            yield Line(" ".join(cut), style)
             if self.log and number == 0:
                 yield Line(f"log: {self.place}/{self.log}", "dim")
         if self.dropped:
@@ -93,12 +105,14 @@ class Screen:
 
     def _further(self, most: int) -> Iterator[Line]:
         """Yield where to read more."""
-        left_out = len(self.doubts) - most
+        if self.advice and most:
+            yield Line(f"tie: {self.advice}", "dim")
+        left_out = len(self.doubts) - max(most, 1)
         details = f" ({count(left_out, 'more warning')}, remedies)" if left_out > 0 else ""
         yield Line(f"more: sweep summary {self.place} --table, or --all{details}", "dim")
-        if self.is_explained:
+        if self.is_explained and most:
             yield Line(f"gain: sweep explain {self.place}", "dim")
-        elif not self.with_slo:
+        elif not self.with_slo and most:
             yield Line(f"slo: sweep summary {self.place} --slo ttft=200ms", "dim")
 
 
@@ -113,15 +127,23 @@ def _fitted_rows(
     """Yield the rows that fit in this many lines (at least a few), the note, and the number of rows not shown."""
     if not table.rows:
         return
+    points = max(table.points, len(table.rows))
+
+    def below(rows: int) -> list[Line]:
+        left_out = [f"{points - rows:,} more: --table"] if rows < points else []
+        return [Line("; ".join(texts), "dim")] if (texts := [*([note] if note else []), *left_out]) else []
+
+    def shown(rows: int) -> list[OutputPart]:
+        return [table.first(rows), *below(rows)]
+
+    def size(rows: int) -> int:
+        return 1 + sum(len(console.render_lines(part, options)) for part in shown(rows))
+
     rows = min(len(table.rows), max(FEWEST_ROWS, lines))
-    while rows > FEWEST_ROWS and len(console.render_lines(table.first(rows), options)) > lines - 2:
+    while rows > FEWEST_ROWS and size(rows) > lines:
         rows -= 1
     rows += not note and rows == len(table.rows) - 1  # a line about one more row takes as much space as the row
-    yield from (Line(""), table.first(rows))
-    points = max(table.points, len(table.rows))
-    left_out = f"{points - rows:,} more: --table" if rows < points else ""
-    if note or left_out:
-        yield Line("; ".join(filter(None, (note, left_out))), "dim")
+    yield from [Line(""), *shown(rows)]
 
 
 def is_stale(folder: Path) -> bool:

@@ -20,33 +20,30 @@ def lead(answers: Sequence[TaskAnswer]) -> str:
     """Return the sentence that covers all answers: what leads, and on which tasks; empty if there are no answers."""
     if len(answers) == 1:
         return sentence(answers[0])
-    noun = _noun(answers)
     contested = [answer for answer in answers if len(answer.meeting) > 1]
     alone = Counter(
         answer.meeting[0].name for answer in answers if len(answer.meeting) == 1 < len(answer.configurations)
     )
     unmet = sum(not answer.meeting for answer in answers if answer.judged)
     unranked = sum(not answer.judged for answer in answers)
-    parts = [_contested(contested, len(answers) - alone.total() - unmet - unranked, noun)] if contested else []
-    parts += [f"{name} alone meets the SLO at {times} of {count(len(answers), noun)}" for name, times in alone.items()]
+    parts = [_contested(contested, len(answers) - alone.total() - unmet - unranked)] if contested else []
+    parts += [
+        f"{name} alone meets the SLO at {times} of {count(len(answers), 'task')}" for name, times in alone.items()
+    ]
     if answers and not parts and not unmet and not unranked:
-        parts.append(f"At each of {count(len(answers), noun)} a single configuration can be compared")
+        parts.append(f"At each of {count(len(answers), 'task')} a single configuration can be compared")
     if unmet:
-        parts.append(f"at {unmet} of {count(len(answers), noun)} none meets the SLO")
+        parts.append(f"at {unmet} of {count(len(answers), 'task')} none meets the SLO")
     if unranked:
-        parts.append(f"at {unranked} of {count(len(answers), noun)} none can be ranked")
+        parts.append(f"at {unranked} of {count(len(answers), 'task')} none can be ranked")
     text = "; ".join(parts) + caveats(answers)
     return f"A{text[1:]}" if text.startswith("at ") else text
 
 
-def _noun(answers: Sequence[TaskAnswer]) -> str:
-    return "task" if answers and answers[0].criterion.bounds else "point"
-
-
-def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
+def _contested(contested: Sequence[TaskAnswer], total: int) -> str:
     names = list(dict.fromkeys(each.name for answer in contested for each in answer.meeting))
     wins = Counter(answer.meeting[0].name for answer in contested if answer.decided)
-    where = count(len(contested), noun)
+    where = count(len(contested), "task")
     others = f" ({total - len(contested)} more with nothing to compare)" if len(contested) < total else ""
     quantities = listed(list(dict.fromkeys(answer.criterion.quantity.in_sentence for answer in contested)))
     if not wins:
@@ -89,7 +86,7 @@ def caveats(answers: Sequence[TaskAnswer]) -> str:
     # The first is left out: its later trials are dropped if it has won.
     dropped = Counter(each.full_name for answer in answers for each in answer.configurations[1:] if each.dropped)
     parts = {"not compared, since answers were shorter": shorter, "not ranked": list(dict.fromkeys(barred))}
-    of_answers = f" of {count(len(answers), _noun(answers))}"
+    of_answers = f" of {count(len(answers), 'task')}"
     parts["dropped by the race"] = [
         f"{name} ({times}{of_answers})" if len(answers) > 1 else name for name, times in dropped.items()
     ]
@@ -123,7 +120,7 @@ def _met(answer: TaskAnswer, best: RankedConfiguration) -> str:
         )
     names = [f"{each.full_name} ({figure(answer, each)})" for each in answer.tied[:MOST_IN_SENTENCE]]
     more = f" and {len(answer.tied) - MOST_IN_SENTENCE} more" if len(answer.tied) > MOST_IN_SENTENCE else ""
-    equal = all(each.low > 1 - MARGIN and each.high < 1 + MARGIN for each in answer.tied)
+    equal = is_equal(answer)
     verdict = f"is equal within {MARGIN:.0%} to" if equal else "ties with"
     decisive = f": {remedy_text(answer.suggested)}" if answer.suggested and not equal else ""
     return f"{shown} {verdict} {', '.join(names)}{more}{decisive}"
@@ -176,11 +173,28 @@ def remedy_text(remedy: Remedy) -> str:
         needed = f"replicates={remedy.replicates} with relaunch=per_replicate would show it"
         return f"one launch of each configuration does not show how much launches differ; {needed}"
     minutes = "" if math.isnan(remedy.minutes) else f", about {duration_text(60 * remedy.minutes)}"
-    size = f"{remedy.difference:.1%}" if remedy.difference < 0.1 else f"{remedy.difference:.0%}"
     few = remedy.replicates - remedy.launches < FEWEST_ADVISERS
     doubt = "; this few launches hardly show the spread, so more may be needed" if few else ""
     more = "1 more launch" if remedy.launches == 1 else f"{remedy.launches:,} more launches"
-    return f"{more} of each would detect a difference of {size}{minutes} (replicates={remedy.replicates}){doubt}"
+    return f"{more} of each would detect a difference of {remedy.size}{minutes} (replicates={remedy.replicates}){doubt}"
+
+
+def tie_advice(answers: Sequence[TaskAnswer]) -> str:
+    """Return in a few words what would decide the nearest tie of several tasks; empty if nothing within reach would."""
+    ties = [(answer, answer.suggested) for answer in answers if answer.tied and not is_equal(answer)]
+    within_reach = [(answer, remedy) for answer, remedy in ties if remedy]
+    if len(answers) < 2 or not within_reach:
+        return ""
+    nearest, remedy = min(within_reach, key=lambda tie: tie[1].replicates)
+    if not remedy.launches:
+        return f"replicates={remedy.replicates} with relaunch=per_replicate shows how much launches differ"
+    time = "" if math.isnan(remedy.minutes) else f" (about {duration_text(60 * remedy.minutes)} more)"
+    return f"replicates={remedy.replicates}{time} would detect {remedy.size} at {nearest.criterion.title}"
+
+
+def is_equal(answer: TaskAnswer) -> bool:
+    """Return whether all tied configurations are surely as good as the best, within the margin."""
+    return all(each.low > 1 - MARGIN and each.high < 1 + MARGIN for each in answer.tied)
 
 
 def _headroom(configuration: RankedConfiguration) -> str:

@@ -79,6 +79,11 @@ class Remedy(NamedTuple):
     replicates: int  # total replicates
     minutes: float  # NaN if no durations are known
 
+    @property
+    def size(self) -> str:
+        """The difference as text, e.g. `5.1%`."""
+        return f"{self.difference:.1%}" if self.difference < 0.1 else f"{self.difference:.0%}"
+
 
 @dataclass(frozen=True)
 class TaskAnswer:

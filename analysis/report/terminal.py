@@ -15,7 +15,7 @@ from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
 from analysis.answers.output import lines as answer_lines
 from analysis.answers.screen import Screen, dropped_text, of_texts
-from analysis.answers.sentences import BY_LAUNCHES, advantage, range_text
+from analysis.answers.sentences import BY_LAUNCHES, advantage, range_text, tie_advice
 from analysis.answers.task_answer import TaskAnswer
 from analysis.explain.design import Ladder, Unexplained, designs
 from analysis.failures import Loss
@@ -33,7 +33,7 @@ from analysis.results import RunResults
 from analysis.statistics.ratios import is_baseline
 from analysis.summary import planned_trials
 from analysis.table import KEY, NONE, Cell, Line, OutputPart, Table, view
-from analysis.warnings import grouped, scope
+from analysis.warnings import MOST_NAMED, grouped, scope
 from sweep.base.records import UNMEASURED
 from sweep.base.wording import count, duration_text
 from sweep.disk.run_files import all_claim_lines
@@ -47,6 +47,14 @@ LEGENDS = {
     MAYBE: f"{MAYBE} may be a tie: the interval includes 1 or is missing",
 }
 """The meanings of the marks in cells."""
+MARKS = {
+    "–": "(a–b): 95% interval",
+    BY_LAUNCHES: f"{BY_LAUNCHES} of the launches' values",
+    OF_STEADY: f"{OF_STEADY} steady state",
+    MAYBE: f"{MAYBE} may be a tie",
+}
+"""Their meanings in short, for one line."""
+NARROW = 80  # columns of a terminal in which a warning that names its points takes one line
 
 
 class Summary:
@@ -79,6 +87,8 @@ class Summary:
             is_explained=_is_explained(results),
             claims=all_claim_lines(results.searched),
             others=results.run.others,
+            advice=tie_advice(answered),
+            marks=MARKS,
             place=str(results.run.place),
         )
 
@@ -173,10 +183,12 @@ def _doubts(results: RunResults) -> Iterator[tuple[str, str, int]]:
             2,
         )
     for warning in grouped(results.warnings):
-        place = scope(warning, results.layout).partition(":")[0].partition(";")[0]
-        points, some, _ = place.partition(" points")
-        text = f"! {warning.message.partition(': ')[0]}" + (f" ({points}{some})" if place else "")
-        yield text, STYLES[warning.kind.severity], 1
+        place, _, names = scope(warning, results.layout).partition(": ")
+        points, some, _ = place.partition(";")[0].partition(" points")
+        text = f"! {warning.message.partition(': ')[0]}"
+        named = f"{text} ({names})"
+        is_short = names and len(warning.points) <= MOST_NAMED and len(named) <= NARROW
+        yield named if is_short else text + (f" ({points}{some})" if place else ""), STYLES[warning.kind.severity], 1
 
 
 def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> list[OutputPart]:

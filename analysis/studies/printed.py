@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from analysis.point_names import listed
 from analysis.results import RunResults
 from analysis.studies.answer import lacking
 from analysis.studies.findings import Beside, Judged, beside, judge_run
@@ -78,9 +79,13 @@ def run_findings(results: RunResults) -> Output:
 
 
 def study_differences(results: RunResults) -> list[str]:
-    """Return the run's differences from its published study: `vllm: …`."""
-    by_backend = results.run.experiment.get("study_differences") or {}
-    return [f"{backend}: {reason}" for backend, reasons in by_backend.items() for reason in reasons]
+    """Return the run's differences from its published study, each once: `vllm, tgi: …`, or `all engines: …`."""
+    engines: dict[str, list[str]] = {}
+    for backend, reasons in (results.run.experiment.get("study_differences") or {}).items():
+        for reason in reasons:
+            engines.setdefault(reason, []).append(backend)
+    total = max(2, results.run.trials["backend"].nunique())  # a single engine is named
+    return [f"{'all engines' if len(each) == total else listed(each)}: {reason}" for reason, each in engines.items()]
 
 
 def run_parts(results: RunResults) -> list[Line | Table[Any]]:

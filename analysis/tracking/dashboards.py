@@ -142,4 +142,4 @@ def save_online(made: workspaces.Workspace, page: reports.Report, folder: Path) 
     page.save()
     ids = {"workspace_name": made._internal_name, "workspace": made._internal_id, "report": page.id}
     write_whole(remembered, json.dumps(ids))
-    return [f"workspace: {made.url}", f"report: {page.url}"]
+    return [f"W&B workspace: {made.url}", f"W&B report: {page.url}"]

@@ -57,10 +57,8 @@ def publish(folder: Path, project: str | None, entity: str | None, trials: bool 
     from analysis.tracking.sweep_run import track_sweep
 
     track_sweep(settings, mode, results)
-    return [
-        f"W&B: the run and {sent} trials ({mode})" if trials else f"W&B: the run ({mode})",
-        *_views(settings, mode, results),
-    ]
+    sent_now = [f"W&B: the run and {sent} trials ({mode})"] if trials else []
+    return [*sent_now, *_views(settings, mode, results)]
 
 
 def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str]:
@@ -72,9 +70,8 @@ def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str
     made = dashboards.engines_workspace(results, *place)
     if mode == "online":
         return dashboards.save_online(made, dashboards.engines_report(results, *place), tracking)
-    file = dashboards.write_offline(made, tracking)
-    command = f"wandb sync {shlex.quote(str(tracking))}/offline-run-*"
-    return [f"workspace: {file} (`sweep wandb` saves it once there is a login)", f"to send it: {command}"]
+    dashboards.write_offline(made, tracking)
+    return [f"W&B: wandb sync {shlex.quote(str(tracking))}/offline-run-*"]
 
 
 def _destination(results: RunResults, project: str | None, entity: str | None) -> dict[str, Any]:

@@ -292,7 +292,7 @@ def _print_screen(run: str) -> int:
             screen = Summary(_opened(run, all_rows=False)).screen
             screens.append(screen)
     console = make_console(160)
-    console.print(screen)
+    console.print(screen.above(screen.claims, console.width))
     for line in [*screen.claims, *([report_line(folder)] if folder else [])]:
         console.print(line, markup=False, soft_wrap=True)
     return 0

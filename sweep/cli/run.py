@@ -265,22 +265,23 @@ def _run_locked(
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
     moved = _put_together(paths, console, mirror)  # before the report, so that its links stay valid
     rebuild = plan.settings.report and (changed or moved or is_stale(paths.out))
-    if rebuild or changed or (pending.launches and plan.settings.capacity is None):
-        print_report(paths.out, console, plan.settings.metrics, rebuild)
-    else:
-        console.print(f"nothing to do; sweep summary {paths.out}", markup=False, soft_wrap=True)
-        console.print(report_line(paths.out), markup=False, soft_wrap=True)
-    for line in [*(tracker.publish(paths.out) if tracker is not None else ()), *all_claim_lines(claims)]:
-        console.print(line, markup=False, soft_wrap=True)
+    ending = list(all_claim_lines(claims))
     remedy = "run the same command again to continue"
     if result.interrupted:
         ends = Counter(ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows)
         lost = ends.total() - ends[Outcome.OK]
         without = f", {lost} ended without one" if lost else ""
         results = f"{ends[Outcome.OK]} of {count(len(plan.trials), 'trial')} have a result{without}"
-        console.print(f"interrupted: {results}; {remedy}")
+        ending.append(f"interrupted: {results}; {remedy}")
     elif result.unfinished:
-        console.print(f"{count(result.unfinished, 'trial')} not finished; {remedy}")
+        ending.append(f"{count(result.unfinished, 'trial')} not finished; {remedy}")
+    if rebuild or changed or (pending.launches and plan.settings.capacity is None):
+        print_report(paths.out, console, plan.settings.metrics, rebuild, below=[*ending, *([""] if tracker else [])])
+    else:
+        console.print(f"nothing to do; sweep summary {paths.out}", markup=False, soft_wrap=True)
+        console.print(report_line(paths.out), markup=False, soft_wrap=True)
+    for line in [*(tracker.publish(paths.out) if tracker is not None else ()), *ending]:
+        console.print(line, markup=False, soft_wrap=True)
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
 
 
@@ -365,11 +366,17 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 
 
 def print_report(
-    folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
+    folder: Path,
+    console: Console,
+    metrics: str = "sweep",
+    rebuild: bool = True,
+    all_rows: bool = False,
+    below: Sequence[str] = (),
 ) -> None:
     """Print the summary of the results in a folder, after rebuilding tables, charts and report.
 
-    If the folder is read-only, the report is written to a folder within the current one.
+    If the folder is read-only, the report is written to a folder within the current one. The screen leaves room for
+    the lines that are printed `below`.
     """
     import analysis  # imports pandas and scipy, which a command with nothing to do does not need
 
@@ -392,7 +399,7 @@ def print_report(
             screens += [] if all_rows else [screen]
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
-    console.print(screen)
+    console.print(screen.above(below, console.width))
     for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
         console.print(table)
     console.print(f"report: {paths.report}" if rebuild else report_line(paths.out), markup=False, soft_wrap=True)

@@ -113,7 +113,7 @@ class Batch(Load):
         return batches * self.batch_size
 
     def describe(self) -> str:
-        return f"batches of {self.batch_size}"
+        return f"batches of {self.batch_size}" if self.batch_size > 1 else "single requests"
 
     def check_pairing(self, workload: Any) -> None:
         """Raise ConfigError for sessions, since the requests of a batch cannot wait for each other."""
@@ -140,7 +140,7 @@ class Closed(Load):
 
     def describe(self) -> str:
         thinking = f", thinking {self.think_time:g} s" if self.think_time else ""
-        return f"{self.concurrency} users{thinking}"
+        return f"{self.concurrency} user{'s' * (self.concurrency > 1)}{thinking}"
 
     def mode(self, count: int, seed: int, starts: Sequence[int] | None = None) -> Mode:
         count = count if starts is None else len(starts)

@@ -410,7 +410,7 @@ def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> E
 def shared_timestamps(buffered_share: float) -> Evidence | None:
     """Between 1 and 10% of the events arrived together with another event of the same answer."""
     shared = SHARED_EVENTS < buffered_share <= BUFFERED
-    message = f"{buffered_share:.1%} of the events arrived together with another"
+    message = f"{buffered_share:.1%} of events arrived together with another"
     return Evidence(buffered_share, message) if shared else None
 
 
@@ -465,7 +465,7 @@ def unverified_tokens(
 def buffered_stream(buffered_share: float) -> Evidence | None:
     """More than 10% of the events arrived together with another event of the answer, or the answer was held back."""
     buffered = buffered_share > BUFFERED
-    message = f"{buffered_share:.0%} of the events arrived together with another"
+    message = f"{buffered_share:.0%} of events arrived together with another"
     return Evidence(buffered_share, message) if buffered else None
 
 

@@ -54,7 +54,7 @@ def summary(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, spread=0.015)
     first, *rest = summary(capsys, run).splitlines()
-    assert first == "tgi and vllm differ at none of 2 points in throughput"
+    assert first == "tgi and vllm differ at none of 2 tasks in throughput"
     assert all("ties with vllm" in line for line in rest)
     assert all("more launches of each would detect a difference of 3.0%, about" in line for line in rest)
     answers = json.loads(summary(capsys, run, "--format", "json"))["answers"]
@@ -65,13 +65,13 @@ def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(
 def test_of_three_two_that_are_alike_do_not_make_all_alike(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 100, "tgi": 100.2, "transformers": 20}, spread=0.05)
     first = summary(capsys, run).splitlines()[0]
-    assert first == "None of 3 configurations leads at any of 2 points in throughput"
+    assert first == "None of 3 configurations leads at any of 2 tasks in throughput"
 
 
 def test_a_faster_engine_is_named_with_its_lead(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100})
     first, *rest = summary(capsys, run).splitlines()
-    assert first == "vllm is the fastest at 2 of 2 points"
+    assert first == "vllm is the fastest at 2 of 2 tasks"
     assert rest[0].startswith("qa, batch size 1: vllm (110 tokens/s")
     assert "is the fastest; 1.10×" in rest[0]
     assert "ahead of tgi (100 tokens/s" in rest[0]
@@ -81,7 +81,7 @@ def test_with_a_price_the_cheapest_is_named(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 110}, cost_per_million_tokens=2.0)
     other = engines(tmp_path / "b", {"tgi": 120}, cost_per_million_tokens=3.0)
     first, *rest = summary(capsys, run, other).splitlines()
-    assert first == "vllm is the cheapest at 2 of 2 points"
+    assert first == "vllm is the cheapest at 2 of 2 tasks"
     assert all("is the cheapest; 1.50×" in line for line in rest)
 
 
@@ -209,7 +209,7 @@ def test_an_answer_says_when_it_was_measured_and_replicates_that_aged_are_named(
 
 def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):
     out = summary(capsys, engines(tmp_path / "a", {"vllm": 200, "tgi": 100}, launched=1))
-    assert out.startswith("vllm and tgi had too few launches to tell which leads at any of 2 points")
+    assert out.startswith("vllm and tgi had too few launches to tell which leads at any of 2 tasks")
     assert "does not show how much launches differ; replicates=3 with relaunch=per_replicate would show it" in out
 
 
@@ -223,7 +223,7 @@ def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 110})
     longer = {**CONFIG, "workload": {"name": "qa", "output_tokens": 512}}
     other = engines(tmp_path / "b", {"tgi": 50}, config=json.dumps(longer))
-    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration can be compared")
+    assert summary(capsys, run, other).startswith("At each of 4 tasks a single configuration can be compared")
 
 
 @pytest.mark.slow
@@ -234,10 +234,10 @@ def test_a_run_of_other_files_is_no_rival_and_one_of_unknown_files_is(tmp_path, 
     changed = engines(tmp_path / "b", {"tgi": 100}, digests=json.dumps({part: "f"}))
     equal = engines(tmp_path / "c", {"tgi": 100}, digests=json.dumps({part: "e", "lock": "2"}))
     unknown = engines(tmp_path / "d", {"llamacpp": 90})
-    assert summary(capsys, known, changed).startswith("At each of 4 points a single configuration can be compared")
-    assert summary(capsys, known, equal).startswith("vllm is the fastest at 2 of 2 points")
-    assert summary(capsys, known, unknown).startswith("vllm is the fastest at 2 of 2 points")
-    assert summary(capsys, known, unknown, changed).startswith("At each of 6 points a single configuration")
+    assert summary(capsys, known, changed).startswith("At each of 4 tasks a single configuration can be compared")
+    assert summary(capsys, known, equal).startswith("vllm is the fastest at 2 of 2 tasks")
+    assert summary(capsys, known, unknown).startswith("vllm is the fastest at 2 of 2 tasks")
+    assert summary(capsys, known, unknown, changed).startswith("At each of 6 tasks a single configuration")
 
 
 def test_engines_on_other_numbers_of_gpus_in_another_run_are_no_rivals(tmp_path, capsys):
@@ -246,8 +246,8 @@ def test_engines_on_other_numbers_of_gpus_in_another_run_are_no_rivals(tmp_path,
     other, equal = (
         engines(tmp_path / name, {"tgi": 500}, config=text) for name, text in zip("bc", texts[::-1], strict=True)
     )
-    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration can be compared")
-    assert summary(capsys, run, equal).startswith("tgi is the fastest at 2 of 2 points")
+    assert summary(capsys, run, other).startswith("At each of 4 tasks a single configuration can be compared")
+    assert summary(capsys, run, equal).startswith("tgi is the fastest at 2 of 2 tasks")
 
 
 def test_a_bound_is_on_a_percentile_that_the_run_has(tmp_path, capsys):
@@ -377,7 +377,7 @@ def test_a_configuration_that_the_race_dropped_at_one_point_is_not_said_to_be_dr
     keys = ("backend", "batch_size", "replicate")
     run_of(tmp_path / "a", [row | (dropped if tuple(row[key] for key in keys) in lasts else {}) for row in rows])
     lead, *answered = summary(capsys, run).splitlines()
-    assert lead == "vllm is the fastest at 2 of 2 points; dropped by the race: tgi (1 of 2 points)"
+    assert lead == "vllm is the fastest at 2 of 2 tasks; dropped by the race: tgi (1 of 2 tasks)"
     assert ["dropped by the race: tgi" in answer for answer in answered] == [True, False]
 
 
@@ -387,7 +387,7 @@ def test_a_configuration_of_several_runs_is_named_with_its_run_and_their_slos_mu
         for name, speed, limit in (("a", 110, 0.38), ("b", 100, 0.5))
     ]
     out = summary(capsys, *runs)
-    assert out.startswith("vllm (a) is the fastest at 2 of 2 points")
+    assert out.startswith("vllm (a) is the fastest at 2 of 2 tasks")
     assert "headroom" not in out
 
 

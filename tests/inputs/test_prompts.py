@@ -14,6 +14,7 @@ import analysis
 from sweep.__main__ import main
 from sweep.base.config import ConfigError, build
 from sweep.base.options import load_option
+from sweep.inputs.load import Batch
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from tests.inputs.test_model import COMMITS, Hub, folder, hub  # noqa: F401  fixtures
 from tests.plan.test_compose import composed
@@ -225,7 +226,7 @@ def test_the_completion_study_has_the_first_6000_of_the_validation_split(
     output = capsys.readouterr().out
     assert "instead of tinystories" not in output
     for size in (1, 4, 16, 64):
-        (point,) = re.findall(f"  tinystories batches of {size}: .*", output)
+        (point,) = re.findall(f"  tinystories {Batch(batch_size=size).describe()}: .*", output)
         assert f"{6000 + size + -6000 % size} requests" in point
         assert all(int(tokens) < 30 for tokens in re.findall(r"input (\d+)(?: to (\d+))? tokens", point)[0] if tokens)
     fetched = {path.split("/")[-1] for path, _ in Hub.requests if "/resolve/" in path}

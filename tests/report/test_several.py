@@ -166,7 +166,7 @@ def test_the_page_has_answer_verdicts_warnings_and_provenance_of_each_run(tmp_pa
     one = engines(tmp_path / "a", {"vllm": 100, "tgi": 90}, engine_version="1.0", attempt="1")
     two = engines(tmp_path / "b", {"vllm": 200, "tgi": 90}, engine_version="2.0", attempt="1", num_failed=5)
     text = html_of_several([open_results(run) for run in (one, two)], tmp_path / "both")
-    assert "vllm (b) is the fastest at 2 of 2 points" in text
+    assert "vllm (b) is the fastest at 2 of 2 tasks" in text
     tally = "throughput: b against a: faster in 2, equal within 3% in 2 of 4"
     assert tally in text
     rows = [row for row in rows_of(text.partition(tally)[2].partition("</table>")[0]) if row]

@@ -4,7 +4,9 @@ import io
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -121,6 +123,62 @@ def test_the_screen_answers_each_task_and_says_what_is_equal_and_doubtful(
     assert "\ngain: sweep explain factorial" in combined
     assert "sweep explain" not in text, "no setting varies"
     assert re.search(r"19\d more: --table", "\n".join(screen(RunResults(many(Path("many"))), 120)))
+
+
+@pytest.mark.parametrize("make", [main_job, doubtful])
+def test_lines_below_the_screen_take_the_place_of_rows(make: Callable[[Path], Run], tmp_path: Path) -> None:
+    """W&B's line, or the lines of a search, once moved the heading out of the last 24 lines."""
+    shown = Summary(RunResults(make(tmp_path / "run"))).screen
+    below = ["W&B: wandb sync run/wandb/offline-run-*"]
+    console = Console(width=80, file=io.StringIO())
+    console.print(replace(shown, place="results/night").above(below, 80))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) + len(["report: results/night/report.html", *below]) <= 24, "\n".join(lines)
+    assert lines[0].strip() == shown.heading
+
+
+def tied(replicates: int, spread: float) -> list[dict[str, Any]]:
+    """Two engines at two loads: a lead of 25%, and a tie of engines 4% apart; `spread` is between launches."""
+    return [
+        trial(
+            name,
+            batch,
+            n,
+            speed * (1 + spread * ((n * shift + (batch > 1)) % 3 - 1)),
+            launch=f"{name}{n}",
+            wall_seconds=60.0,
+        )
+        for name, shift, batch, speed in (
+            ("a", 1, 1, 100.0),
+            ("b", 2, 1, 125.0),
+            ("a", 1, 8, 100.0),
+            ("b", 2, 8, 104.0),
+        )
+        for n in range(replicates)
+    ]
+
+
+def test_a_tie_among_several_tasks_says_what_would_decide_it(tmp_path: Path) -> None:
+    """Only `--all` said it once. Missing replicates are no further ones."""
+
+    def advice(name: str, rows: list[dict[str, Any]], **experiment: Any) -> str:
+        return Summary(RunResults(run_of(tmp_path / name, rows, **experiment))).screen.advice
+
+    decisive = "replicates=6 (about 6 min more) would detect 4.0% at qa, batch size 8"
+    assert advice("near", tied(3, 0.01)) == decisive
+    assert f"\ntie: {decisive}\n" in "\n".join(screen(RunResults(open_run(tmp_path / "near")), 80))
+    assert advice("far", tied(3, 0.02)) == "", "too many launches"
+    assert advice("missing", tied(3, 0.01), replicates=6) == "", "they are planned"
+    assert advice("single", tied(1, 0)) == "replicates=3 with relaunch=per_replicate shows how much launches differ"
+
+
+def test_marks_are_explained_and_a_doubt_about_few_points_names_them(tmp_path: Path) -> None:
+    rows = tied(3, 0.01)
+    doubt = {"foreign_cpu_share": 0.8, "foreign_processes": "x"}
+    rows = [row | (doubt if row["trial_id"].startswith("b-8") else {}) for row in rows]
+    text = "\n".join(screen(RunResults(run_of(tmp_path, rows)), 80))
+    assert "(a–b): 95% interval" in text
+    assert re.search(r"^! .* \(b, qa, batch size 8\)$", text, re.MULTILINE)
 
 
 def test_a_full_screen_keeps_the_memory_and_each_tasks_winner(tmp_path: Path) -> None:

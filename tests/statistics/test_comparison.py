@@ -136,7 +136,7 @@ def test_the_best_is_never_of_another_load_or_task(tmp_path: Path) -> None:
         ("qa", 1), ("qa", 8), ("stories", 1), ("stories", 8)
     ]  # fmt: skip
     assert set(best["backend"]) == {"b"}
-    assert printed(run, 120).startswith("b is the fastest at 4 of 4 points")
+    assert printed(run, 120).startswith("b is the fastest at 4 of 4 tasks")
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_a_severe_warning_takes_the_crown(tmp_path: Path, capsys: pytest.Capture
     assert points.loc[("vllm", 8), "output_throughput_standing"] == "best"
     assert main(["summary", str(tmp_path), "--all"]) == 0
     lead, sentence, *_ = capsys.readouterr().out.splitlines()
-    assert lead == "vllm is the fastest at 2 of 2 points; not ranked: gptq (low-agreement)"
+    assert lead == "vllm is the fastest at 2 of 2 tasks; not ranked: gptq (low-agreement)"
     assert "is the fastest; 1.20×" in sentence
     assert sentence.endswith("not ranked: gptq (low-agreement)")
     assert lead in " ".join(printed(run, 200).split())

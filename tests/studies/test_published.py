@@ -652,3 +652,21 @@ def test_a_run_may_be_given_by_its_name(tmp_path: Path, monkeypatch: pytest.Monk
 def test_data_is_in_the_wheel() -> None:
     assert {path.stem for path in STUDY_FILES.glob("*.yaml")} == {study.name for study in all_studies()}
     assert json.dumps([study.model_dump(mode="json") for study in all_studies()])
+
+
+def test_differences_from_the_study_stand_once_below_the_judgements_and_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    differences = yaml.safe_load((CONF / "study_differences" / "first_study.yaml").read_text())
+    RunResults(run_of(tmp_path, throughput_rows(), name="throughput_bound", study_differences=differences))
+    assert main(["studies", str(tmp_path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert main(["report", str(tmp_path)]) == 0
+    report = (tmp_path / "report.html").read_text()
+    for difference in (
+        "all engines: each prompt begins with a header of random words",
+        "vllm: --max-model-len 4096 is omitted",
+        "tgi: PREFIX_CACHING=0",
+    ):
+        assert printed.count(f"not as published: {difference}") == 1
+        assert report.count(difference) == 2, "with the findings and in the provenance"

@@ -91,7 +91,7 @@ def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_p
     assert section_titles(spec)["qa"][0] == "Output throughput (tokens/s)"
     assert f"x {token}" in workspace["spec"]
     assert "curves of qa/output_throughput/vllm" in report["spec"]
-    assert "vllm is the fastest at 4 of 4 points" in json.loads(report["spec"])["blocks"][1]["content"]
+    assert "vllm is the fastest at 4 of 4 tasks" in json.loads(report["spec"])["blocks"][1]["content"]
     sent = b"".join([*kept.bodies, done.stdout.encode(), done.stderr.encode()])
     assert KEY.encode() not in sent
     assert SECRET.encode() not in sent
@@ -195,7 +195,9 @@ def test_a_sweep_ends_with_its_run_its_workspace_and_the_command_that_syncs(
 ) -> None:
     done = sweep_of_one_trial(tmp_path, *more)
     tracking = tmp_path / "run" / "wandb"
-    assert "to send it: wandb sync" in done.stdout
+    *_, report, sync = done.stdout.splitlines()
+    assert report == f"report: {tmp_path}/run/report.html", "the answer, then the paths, a line each"
+    assert sync == f"W&B: wandb sync {tracking}/offline-run-*"
     assert len(list(tracking.glob("offline-run-*"))) == runs  # the trial, and the whole
     assert (tracking / "workspace.json").is_file()
 

@@ -245,10 +245,10 @@ def _key_figures(row: Mapping[str, Any]) -> str:
     figures = (
         ("output_throughput", 1, "{} tokens/s"),
         ("ttft_p50", 1000, "TTFT p50 {} ms"),
-        ("num_failed", 1, "{} requests failed"),
         ("cost_per_million_tokens", 1, "${}/M tokens"),
     )
     texts = [text.format(number(row[name] * scale)) for name, scale, text in figures if row.get(name)]
+    texts += [f"{count(row['num_failed'], 'request')} failed"] if row.get("num_failed") else []
     return ", ".join(texts) or "ok"
 
 
