@@ -238,6 +238,8 @@ class Backend(Strict):
             port = parts.port
         except ValueError as error:  # e.g. unclosed brackets, or a port that is not a number
             raise ValueError(f"{error}; {allowed}") from None
+        if not re.fullmatch(r"[!-~]*", url):
+            raise ValueError(f"{allowed} in printable ASCII, others as %XX")
         if parts.username or parts.password:
             raise ValueError("holds credentials; put the key into an environment variable named by api_key_env")
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.fragment:

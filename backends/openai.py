@@ -38,6 +38,7 @@ class OpenAI(Backend):
         return dict([key_header(self.api, self.auth_header, self.auth_scheme, key)]) if key else {}
 
     def unavailable(self, host: Host) -> str | None:
-        if self.api_key_env and self.api_key_env not in os.environ:
-            return f"backend.api_key_env={self.api_key_env}: no such environment variable is set; export it"
+        if self.api_key_env and not os.environ.get(self.api_key_env):
+            state = "is empty" if self.api_key_env in os.environ else "is not set"
+            return f"backend.api_key_env={self.api_key_env}: this environment variable {state}; export it"
         return super().unavailable(host)

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     replace_streams()
     warnings.showwarning = _show_warning
     gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
+    if os.path.expanduser("~") == "~":  # a user without a name, as in containers: libraries would make a folder `~`
+        os.environ["HOME"] = os.devnull
     try:
         return dispatch(arguments)
     except (ConfigError, DamagedFile) as error:

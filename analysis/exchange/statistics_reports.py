@@ -6,6 +6,7 @@ joined by slashes.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +40,10 @@ LLM_D_NAMES: dict[str, dict[str, str]] = {
     "inference-perf": {"tpot": "time_per_output_token", "tpot_e2e": "normalized_time_per_output_token"},
 }
 AVERAGED_OVER_TIME = ("guidellm",)  # tools whose rates are not totals divided by the duration
+# How tools send requests at a rate, unless told otherwise. A tool that reports no distribution is not in the table.
+ARRIVALS = {"GenAI-Perf": "constant"} | dict.fromkeys(("inference-perf", "vllm-benchmark", "inferencemax"), "poisson")
+# inference-perf's counts of tokens: TPOT counts events before 0.5. In 0.5 and 0.6 an event may count as two tokens.
+OF_TOKENS = ("tpot", "tpot_e2e", "output_throughput", "total_throughput")
 REPORT_KINDS = (
     Report(  # its gaps between tokens are 0 within a chunk, so it has no ITL
         "inference-perf",
@@ -63,7 +68,7 @@ REPORT_KINDS = (
     ),
     Report(
         "llm-d-benchmark",
-        marks=(f"{LLM_D_LATENCY}/time_to_first_token", f"{LLM_D_TOTALS}/total", f"{LLM_D_LOAD}/tool"),
+        marks=(f"{LLM_D_TOTALS}/total", f"{LLM_D_LOAD}/tool"),
         model=("scenario/stack/0/standardized/model/name", "scenario/load/native/config/server/model_name"),
         users=(f"{LLM_D_LOAD}/concurrency",),
         rate=(f"{LLM_D_LOAD}/rate_qps",),
@@ -91,12 +96,17 @@ REPORT_KINDS = (
     ),
     Report(  # vLLM's benchmark in seconds, with throughputs divided by the number of GPUs
         "InferenceX",
-        marks=("conc", "framework", "tput_per_gpu", "output_tput_per_gpu", "median_ttft"),
+        marks=("conc", "framework", "tput_per_gpu", "output_tput_per_gpu"),
         model=("model",),
         users=("conc",),
         rate=(),
         series={name: f"{{}}_{name}" for name in ("ttft", "tpot", "itl", "e2el")},
-        figures={"output_throughput": "output_throughput", "total_throughput": "total_throughput"},
+        figures={
+            "num_requests": "benchmark_outcome/requested",
+            "num_failed": "benchmark_outcome/failed",
+            "output_throughput": "output_throughput",
+            "total_throughput": "total_throughput",
+        },
     ),
 )
 
@@ -131,7 +141,33 @@ def series_of(report: Report, content: Any) -> dict[str, str]:
     streams = first_of(content, ("input_config/endpoint/streaming", "input_config/streaming"))
     if report.tool == "GenAI-Perf" and not streams:  # its first token is then the end of the answer
         del series["ttft"]
-    return series
+    return {latency: path for latency, path in series.items() if latency not in _miscounted(report, content)}
+
+
+def load_of(report: Report, content: Any) -> tuple[Any, Any, str]:
+    """Return the users, the rate, and how requests at a rate arrive.
+
+    inference-perf gives a closed loop the number of its requests as a rate.
+    """
+    users, rate, tools = first_of(content, report.users), first_of(content, report.rate), _tools(report, content)
+    users, rate = users or None, None if users and "inference-perf" in tools else rate
+    return users, rate, next((ARRIVALS[tool] for tool in tools if tool in ARRIVALS), "unknown")
+
+
+def _tools(report: Report, content: Any) -> tuple[str, str]:
+    """Return the tool that wrote a report, and in llm-d's reports the tool that measured."""
+    return report.tool, str(at(content, f"{LLM_D_LOAD}/tool"))
+
+
+def _miscounted(report: Report, content: Any) -> tuple[str, ...]:
+    """Return those of OF_TOKENS that a report of inference-perf may count otherwise; later reports have more keys."""
+    if "inference-perf" not in _tools(report, content) or at(content, "successes/output_tokens") is not None:
+        return ()
+    number = re.search(r"(\d+)\.(\d+)", str(at(content, f"{LLM_D_LOAD}/tool_version")))
+    version = (int(number[1]), int(number[2])) if number else (0, 0)
+    if version >= (0, 7):
+        return ()
+    return OF_TOKENS if version >= (0, 5) or at(content, "benchmark_time_seconds") is not None else OF_TOKENS[:1]
 
 
 def statistics_of(content: Any, path: str, names: Mapping[str, str]) -> tuple[dict[str, Any], float]:
@@ -151,17 +187,24 @@ def figures_of(report: Report, content: Mapping[str, Any]) -> Figures:
     """Return the other columns that a report has."""
     if report.tool == "InferenceX":
         content = {**content, **_totals_of_gpus(content)}
-    figures = {column: cell for column, path in report.figures.items() if (cell := at(content, path)) is not None}
+    paths = {column: path for column, path in report.figures.items() if column not in _miscounted(report, content)}
+    figures = {column: cell for column, path in paths.items() if (cell := at(content, path)) is not None}
     if at(content, f"{LLM_D_LOAD}/tool") in AVERAGED_OVER_TIME:
         figures = {column: cell for column, cell in figures.items() if not column.endswith("_throughput")}
     return figures
 
 
 def _totals_of_gpus(content: Mapping[str, Any]) -> Figures:
-    """Return the throughputs of all GPUs. If prefill has GPUs of its own, output is divided by those of decode."""
-    decode, prefill = (content.get(f"num_{phase}_gpu") for phase in ("decode", "prefill"))
-    gpus = content.get("tp") if decode is None else decode
-    if not gpus or (decode is not None and prefill is None):
+    """Return the throughputs of all GPUs. If decode has GPUs of its own, output is divided by those, input by others.
+
+    Otherwise both are divided by all GPUs, of which expert and decode-context parallelism share those of others.
+    """
+    prefill, decode = (content.get(f"num_{phase}_gpu") or 0 for phase in ("prefill", "decode"))
+    if not prefill:
+        sizes = content.get("pp") or 1, content.get("pcp_size") or 1
+        prefill, decode = math.prod([content.get("tp") or 0, *sizes]), 0
+    if not prefill:
         return {}
-    total = content["tput_per_gpu"] * (gpus + (prefill or 0))
-    return {"total_throughput": total, "output_throughput": content["output_tput_per_gpu"] * gpus}
+    output, of_input = content["output_tput_per_gpu"] * (decode or prefill), content.get("input_tput_per_gpu")
+    total = content["tput_per_gpu"] * (prefill + decode) if of_input is None else output + of_input * prefill
+    return {"total_throughput": total, "output_throughput": output}

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from analysis.exchange import statistics_reports
-from analysis.exchange.statistics_reports import Report
+from analysis.exchange.statistics_reports import Report, first_of
 from analysis.load import ASKED_MODELS, REQUESTS_BY_MODEL
 from sweep.base.config import PERCENTILES, ConfigError, first_line, shortened
 from sweep.base.records import LOAD_COLUMNS, Outcome
@@ -171,6 +171,8 @@ def _rows(content: Any) -> list[ImportedRow]:
     if any("aiperf_version" in result for result in results):
         return [_aiperf_row(result, result["aiperf_version"]) for result in results if "aiperf_version" in result]
     kinds = list(map(statistics_reports.report_kind, results))
+    if None in kinds and any(kinds):
+        raise ValueError(f"entry {kinds.index(None) + 1} of {len(kinds)} is of no known tool")
     return [_reported_row(kind, report) for kind, report in zip(kinds, results, strict=True) if kind]
 
 
@@ -277,13 +279,13 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
 
 def _reported_row(kind: Report, content: Mapping[str, Any]) -> ImportedRow:
     """Return a row from a report that may lack the load, and the numbers of requests and of failures."""
-    model, users, rate = (statistics_reports.first_of(content, paths) for paths in (kind.model, kind.users, kind.rate))
-    load = "poisson" if _positive(rate) else "unknown" if users is None else CLOSED
+    model, (users, rate, arrivals) = first_of(content, kind.model), statistics_reports.load_of(kind, content)
+    load = arrivals if _positive(rate) else "unknown" if users is None else CLOSED
     row = _row(kind.tool, model, load, _positive(rate), users)
     for latency, path in statistics_reports.series_of(kind, content).items():
         _add_series(row, latency, *statistics_reports.statistics_of(content, path, STATISTICS))
     row = _plausible(row | statistics_reports.figures_of(kind, content))
-    if not any(column.startswith("service_") for column in row) and "num_requests" not in row:
+    if not any(column.startswith("service_") for column in row) and not row.get("num_failed"):
         return row | {"outcome": "invalid", "reason": "the file has no latencies: nothing was completed"}
     return row
 

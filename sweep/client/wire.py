@@ -27,6 +27,7 @@ A request with an error keeps the chunks that arrived before it.
 import json
 import re
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from itertools import accumulate, pairwise
@@ -428,6 +429,7 @@ class Answer:
         if self._carry:
             data = self._carry + data
             self._carry = b""
+        data = data.removeprefix(BOM_UTF8)  # which a stream may begin with
         # Some proxies give a stream another content type.
         self._is_stream = self._is_stream or (self.status == 200 and data.startswith((b"data:", b"event:")))
         if not self._is_stream or self.status != 200:

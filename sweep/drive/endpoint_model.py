@@ -69,7 +69,8 @@ def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
     endpoint = _endpoint(line := parse_command_line(arguments), options)
     if endpoint is None or "model" in line.typed:
         return arguments
-    return [*arguments, f"model='{endpoint.served_model()}'"]
+    name = endpoint.served_model()
+    return [*arguments, f'model="{name}"' if "'" in name else f"model='{name}'"]
 
 
 def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[str], str | None]:
@@ -108,7 +109,7 @@ def check_schemes(backends: Iterable[Any]) -> None:
 
 def written_out(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with a URL replaced by `backend.url=...`, and defaults for all settings not typed."""
-    urls = [argument for argument in arguments if re.match(r"https?://", argument)]
+    urls = [argument for argument in arguments if re.match(r"https?://", argument, re.IGNORECASE)]
     others = [argument for argument in arguments if argument not in urls]
     if len(urls) != 1:
         return list(arguments)
@@ -129,7 +130,7 @@ def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
     for key in line.scalars:
         if key.startswith("backend."):
             parent_mapping(settings, key)[key.rpartition(".")[2]] = line.scalars[key]
-    if not re.fullmatch(r"https?://[^@\s]+", str(settings["backend"].get("url"))):
+    if not re.fullmatch(r"(?i:https?)://[^@/?#\s]+([/?#]\S*)?", str(settings["backend"].get("url"))):
         return None  # an engine to launch, or rejected by planning
     build(settings["backend"], "backend")  # so that the same mistakes are rejected as in planning
     return _Endpoint(settings["backend"])
@@ -160,6 +161,10 @@ class _Endpoint:
         self.backend = backend
         self.url = str(backend["url"]).rstrip("/")
         self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(self.url))
+        try:
+            httpx.URL(self.url)
+        except httpx.InvalidURL as error:  # e.g. of 256.1.1.1
+            raise ConfigError(f"backend.url={self.url}: {error}") from None
         self.headers = {str(name): str(value) for name, value in (backend.get("headers") or {}).items()}
         self.key = os.environ.get(str(backend.get("api_key_env"))) or None
         if self.key:
@@ -178,7 +183,7 @@ class _Endpoint:
         self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh, proxy=address)
 
     def models(self) -> list[str]:
-        """Return the names in the endpoint's own list of models.
+        """Return the names in the endpoint's own list of models, without LoRA adapters, which name their parent.
 
         If the usual request is rejected, it tries /models without a version, and the key as the Messages API sends it.
         """
@@ -190,7 +195,9 @@ class _Endpoint:
         rejections = list[httpx.HTTPStatusError]()
         for path, headers in requests:
             try:
-                return [str(model["id"]) for model in json.loads(self._read(path, headers))["data"]]
+                listed = json.loads(self._read(path, headers))["data"]
+                adapters = [model for model in listed if isinstance(model, dict) and model.get("parent")]
+                return list(dict.fromkeys(str(model["id"]) for model in listed if model not in adapters))
             except httpx.HTTPStatusError as error:
                 rejections.append(error)
         raise rejections[0]
@@ -201,16 +208,19 @@ class _Endpoint:
         request = f"backend.url={self.url}: queried for its model, since no model=NAME is given"
         try:
             names = self.models()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            remedy = tls_remedy(error) or self._tls_address(error)
+        except httpx.HTTPError as error:
+            remedy, unset = tls_remedy(error) or self._tls_address(error), self.backend.get("api_key_env")
+            if unset and not self.key and isinstance(error, httpx.HTTPStatusError):
+                remedy = f"; backend.api_key_env={unset} is not set or empty: export it"
             problem = f"{request}: {shortened(first_line(error))}{remedy or '; start it, or add model=NAME'}"
             raise (ConfigError if remedy or not _is_starting(error) else Outage)(problem) from None
         except ConfigError:
             raise
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{request}: {path} returned no list of models; add model=NAME") from None
-        if len(names) != 1 or "'" in names[0]:
-            raise ConfigError(f"{request}: it serves {shortened(', '.join(names) or 'none')}; add model=NAME")
+        if len(names) != 1 or {*"'\""} <= {*names[0]} or not (names[0].strip() and names[0].isprintable()):
+            listed = ", ".join(name if name.isprintable() else ascii(name) for name in names)
+            raise ConfigError(f"{request}: it serves {shortened(listed or 'none')}; add model=NAME")
         return names[0]
 
     def _read(self, path: str, headers: Mapping[str, str]) -> bytes:

@@ -364,7 +364,7 @@ class Trace(_ArrivalProcess):
         is_published = columns and self.column is None and columns[1:] in (BURSTGPT[1:], BAILIAN[1:])
         rare = unit == "s" and not is_published and gap > rarest and instants[0] < EARLIEST_DATE
         if (rare or (unit == "ms" and 0 < gap < DENSE)) and not self._has_unit(column):
-            problem = f"times are {gap.scaleb(-DIGITS[unit]):g} apart on average; their unit is uncertain"
+            problem = f"times are {float(gap.scaleb(-DIGITS[unit])):g} apart on average; their unit is uncertain"
             raise ConfigError(f"load.path={self.path}: {problem}; set load.unit to {', '.join(DIGITS)}")
 
     def _has_unit(self, column: str) -> bool:

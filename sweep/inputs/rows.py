@@ -25,7 +25,15 @@ from sweep.inputs.sessions.spans import INPUT_TOKENS, OUTPUT_TOKENS, SPANS, STAR
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # maximum number of reasons for skipped rows that a plan lists
 DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # power of ten of each unit of time, in s
-UNIT_IN_NAME = re.compile(r"(?:_|\W)(s|ms|us|ns)\W?$", re.IGNORECASE)  # arrival_ms, time (s)
+UNIT_NAMES = {
+    "s": "s", "sec": "s", "secs": "s", "seconds": "s",
+    "ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms",
+    "us": "us", "usec": "us", "micros": "us", "microseconds": "us",
+    "ns": "ns", "nsec": "ns", "nanos": "ns", "nanoseconds": "ns",
+}  # fmt: skip
+UNIT_IN_NAME = re.compile(  # arrival_ms, time (s), arrivalMillis
+    rf"(?:_|\W+|(?<=[a-z])(?=[A-Z]))(?i:({'|'.join(UNIT_NAMES)}))\W?$"
+)
 MOST_DIGITS = 21  # of a time before its decimal point
 MOST_TOKENS_OF_A_TEXT = 10_000_000  # tokens of a prompt or an answer: more than any model accepts
 csv.field_size_limit(1 << 30)  # a prompt may be longer than the module's limit of 128 KiB
@@ -78,6 +86,8 @@ def column_name(name: str) -> str:
 
 def _with_known_names(row: FileRow) -> FileRow:
     known = {name: other for name in row if (other := column_name(name)) not in row}
+    if len({*known.values()}) < len(known):
+        raise ValueError(f"columns {columns_of([known])} have the same meaning; expected different names")
     return {known.get(name, name): cell for name, cell in row.items()} if known else row
 
 
@@ -94,7 +104,7 @@ def time_column(row: Mapping[str, Any], name: str = "timestamp") -> str:
 
 def time_unit(column: str, default: str) -> str:
     """Return the unit in a column's name, e.g. ms of arrival_ms, or the default."""
-    return named[1].lower() if (named := UNIT_IN_NAME.search(column)) else default
+    return UNIT_NAMES[named[1].lower()] if (named := UNIT_IN_NAME.search(column)) else default
 
 
 def names_sessions(row: Mapping[str, Any]) -> bool:

@@ -14,7 +14,10 @@ from sweep.base.options import ConfigPath
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 
-PLAIN_TEXT = re.compile(r"(\+?[\w./]+)=([^][{}(),'\"\\$]+)")  # a key and a value without a character of the grammar
+# A key and a value without a character of the grammar; in an address or a model's name some are no list or call.
+PLAIN_TEXT = re.compile(r"(\+?[\w./]+)=([^][{}(),'\"\\$]+)")
+ONE_NAME = re.compile(r"""(\+?(?:model|backend\.url))=([^[{,'"\\$][^,"\\$]*)""")
+ADDRESS = re.compile(r"([\w.-]+:\d+|localhost|\d+\.\d+\.\d+\.\d+)(/\S*)?")
 MODEL_NAME = r"""(?:[\w.+-]+|'[^'\\]*'|"[^"\\]*")"""
 MODEL_NAMES = re.compile(rf"(\+?model(?:\.name|\.served_name)?)=({MODEL_NAME}(?:,{MODEL_NAME})*)")
 MOST_PLANNED = 100_000  # trials; more would be a typing mistake, and fill the memory
@@ -110,13 +113,16 @@ def _parse_override(argument: str) -> Override:
     except ValueError as error:  # a number with thousands of digits
         raise ConfigError(f"{typed}: {first_line(error)}") from None
     except HydraException:
-        if plain := PLAIN_TEXT.fullmatch(argument):  # e.g. a URL with a query, or a folder with non-ASCII letters
-            return OverridesParser.create().parse_overrides(["{}='{}'".format(*plain.groups())])[0]
+        plain = PLAIN_TEXT.fullmatch(argument) or ONE_NAME.fullmatch(argument)
+        if plain:  # e.g. a URL with a query, or a folder with non-ASCII letters
+            quoted = '{}="{}"' if "'" in plain[2] else "{}='{}'"
+            return OverridesParser.create().parse_overrides([quoted.format(*plain.groups())])[0]
         if argument.startswith("-"):
             raise ConfigError(f"{typed}: unknown option; expected key=value, such as dry_run=true, or --help") from None
         if "=" not in argument:
             is_experiment = argument in ConfigPath.of_user().choices("experiment")
             remedy = f"; did you mean +experiment={typed}?" if is_experiment else ", without spaces around ="
+            remedy = f"; did you mean http://{typed}?" if ADDRESS.fullmatch(argument) else remedy
             raise ConfigError(f"{typed}: expected key=value{remedy}") from None
         quoting = "put a value with brackets or commas in quotes, \"key='value'\""
         raise ConfigError(f"{typed}: not an override such as key=value; {quoting}") from None

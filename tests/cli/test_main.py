@@ -45,6 +45,8 @@ def refused(capsys, *arguments):
         (["nope=1"], ["nope", "replicates"]),
         (["backend=openai", "model=Meta Llama 3, 8B"], ["for one name with a comma, or model=A,B for two models"]),
         (["backend=openai", "model=m", "backend.path=chat"], ["backend.path='chat'"]),
+        (["127.0.0.1:8000/v1"], ["did you mean http://127.0.0.1:8000/v1?"]),
+        (["backend=openai", "model=m", "backend.url=http://h/ü"], ["printable ASCII, others as %XX"]),
         (["backend=openai", "model=m", "backend.url='http://h?token=sk-1234567890abcdef'"], ["looks like a secret"]),
         (["load.batch_size=-1"], ["load.batch_size=-1"]),
         (["load.batch_size=[]"], ["load.batch_size=[]", "at least one value"]),

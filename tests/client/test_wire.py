@@ -197,7 +197,7 @@ STREAMS: dict[str, tuple[Api, int, bytes]] = {
         1,
         b": ping\n\n" + sse(completion(" a")) + b":\n\nevent: x\nid: 3\n\n" + sse(completion(" b"), "[DONE]"),
     ),
-    "crlf": ("completions", 1, sse(*map(completion, TEXTS), "[DONE]", newline=b"\r\n")),
+    "crlf": ("completions", 1, b"\xef\xbb\xbf" + sse(*map(completion, TEXTS), "[DONE]", newline=b"\r\n")),  # and a BOM
     "two data lines": ("completions", 1, b'data: {"choices":[{"text":\ndata: "x"}]}\n\n' + sse("[DONE]")),
     "no last blank line": ("completions", 1, sse(completion(" a"), completion(" b", finish="stop"))[:-2]),
     "no blanks in JSON": ("completions", 1, sse(json.dumps(completion(" a")), json.dumps(completion(" b")), "[DONE]")),

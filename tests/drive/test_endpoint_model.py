@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler
+from operator import methodcaller
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -44,6 +45,7 @@ from tests.plan.test_plan import ids, planned
 from tests.support.http_stub import Stub, running, serving
 from tests.support.simulated_engine import _pump, behind_tls, simulated
 
+OF_PARENT = methodcaller("partition", " of ")
 KEY = "a key that nobody else has"
 BEARER = f"Bearer {KEY}"
 
@@ -57,7 +59,7 @@ def endpoint():
         def do_GET(self):
             keys = self.headers["Authorization"], f"Bearer {self.headers['x-key']}"
             allowed = f"Bearer {KEY}" in keys and self.path == "/base/v1/models"
-            models = {"data": [{"id": name} for name in served]}
+            models = {"data": [{"id": name, "parent": parent} for name, _, parent in map(OF_PARENT, served)]}
             self.reply(200 if allowed else 401, json.dumps(models).encode())
 
     with serving(Handler) as address:
@@ -67,6 +69,7 @@ def endpoint():
 @pytest.mark.parametrize("suffix", ["", "/v1", "/"])
 def test_an_endpoint_is_asked_for_its_model_with_its_key(endpoint, monkeypatch, suffix):
     monkeypatch.setenv("SOME_KEY", KEY)
+    endpoint[1].extend(["adapter of org/model-7b", "org/model-7b"])
     command = ["backend=openai", f"backend.url={endpoint[0]}{suffix}", "backend.api_key_env=SOME_KEY"]
     asked = with_model(command, ConfigPath())
     assert asked == [*command, "model='org/model-7b'"]
@@ -87,13 +90,28 @@ def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoin
     url, served = endpoint
     with pytest.raises(ConfigError, match=r"401 .*; start it, or add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}"], ConfigPath())
+    with pytest.raises(ConfigError, match=r"401 .*; backend.api_key_env=SOME_KEY is not set or empty: export it$"):
+        with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
     monkeypatch.setenv("SOME_KEY", KEY)
     served.append("another")
     with pytest.raises(ConfigError, match=r"serves org/model-7b, another; add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
+    served[:] = ["O'Neil"]
+    named = with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())[-1]
+    assert [parse_command_line([each]).scalars["model"] for each in (named, "model=O'Neil (x)")] == [
+        *served,
+        "O'Neil (x)",
+    ]
+    for name in ("half \ud83d", "two\nlines", " "):
+        served[:] = [name]
+        with pytest.raises(ConfigError, match="it serves .*; add model=NAME$") as caught:
+            with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
+        assert str(caught.value).isprintable()
     monkeypatch.setattr("sweep.drive.endpoint_model.LARGEST_LIST", 9)
     with pytest.raises(ConfigError, match=r"its response exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
+    with pytest.raises(ConfigError, match=r"^backend.url=http://256.1.1.1: Invalid IPv4 address"):
+        dialect_of("http://256.1.1.1")
     with pytest.raises(Outage, match=r"no model=NAME is given: .*[Cc]onnect.*add model=NAME$"):
         with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
 
@@ -166,6 +184,7 @@ def test_the_documents_example_with_key_chat_and_price_runs(tmp_path, monkeypatc
 
 
 AZURE = "/openai/deployments/d/chat/completions?api-version=1"
+VARIED = "backend.api=chat workload=serving workload.input_tokens=9 workload.output_tokens=9 workload.num_requests=64"
 
 
 class Endpoint(BaseHTTPRequestHandler):
@@ -223,6 +242,8 @@ class Endpoint(BaseHTTPRequestHandler):
         ("/v1/completions", "max_tokens", "", "backend.proxy=environment", None),
         ("/v1/completions", "max_completion_tokens", "", "backend.max_tokens_field=max_completion_tokens", BEARER),
         ("/v3/chat/completions", "max_tokens", "/v3", "", None),
+        ("/@cf/v1/completions", "max_tokens", "/@cf/v1", "", None),
+        ("/v1/chat/completions", "max_completion_tokens", "", VARIED, None),
     ],
 )
 def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expected, limit, base, typed, key):
@@ -243,7 +264,8 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     with serving(Endpoint) as url:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 120), hard))
         try:
-            main(["run", f"{url}{base}", "model=phi-4-mini", *typed.split(), "load.concurrency=16", f"out={tmp_path}"])
+            common = ["model=phi-4-mini", "load.concurrency=16", f"out={tmp_path}"]
+            main(["run", f"{url.upper()}{base}", *common, *typed.split()])
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     row = analysis.load(tmp_path).iloc[0]  # a busy client is no matter
@@ -251,6 +273,7 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     assert (expected, key, "phi-4-mini") in asked
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert len(asked) == 1 or not typed, "no guess beside what is typed"
+    assert (analysis.requests(tmp_path)["output_tokens"].nunique() > 1) == (typed == VARIED)
 
 
 @pytest.mark.slow
@@ -485,13 +508,16 @@ def test_a_wrong_scheme_is_refused_for_an_experiment_too(tmp_path, capsys, addre
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("trials.parquet"))
 
 
+UNNAMED = "import pwd, sys; pwd.getpwuid = {}.__getitem__; from sweep.__main__ import main; main(sys.argv[1:])"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["gemma4:e4b", "a/b", "@cf/meta/llama-3.1-8b-instruct", "phi-4-mini", "Meta Llama 3, 8B", "1e5"]
 )
 @pytest.mark.parametrize("home", [None, "/proc"])
 def test_a_models_name_is_sent_as_it_is_from_an_odd_place(tmp_path, monkeypatch, model, home):
-    """A folder with a blank and letters beyond ASCII, a narrow umask, and no HOME, or one that nobody can write."""
+    """A folder with a blank and letters beyond ASCII, a narrow umask, no HOME and no user, or one nobody can write."""
     monkeypatch.setattr(Endpoint, "asked", asked := Counter())
     folder = tmp_path / "Läufe von heute"
     folder.mkdir()
@@ -499,7 +525,8 @@ def test_a_models_name_is_sent_as_it_is_from_an_odd_place(tmp_path, monkeypatch,
     environment = {name: setting for name, setting in environment.items() if setting and name != "XDG_CACHE_HOME"}
     with serving(Endpoint) as url:
         typed = f"model='{model}'" if "," in model else f"model={model}"
-        command = [sys.executable, "-m", "sweep", "run", url, typed, "workload.num_requests=4"]
+        program = ["-m", "sweep"] if home else ["-c", UNNAMED]
+        command = [sys.executable, *program, "run", url, typed, "workload.num_requests=4"]
         run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, umask=0o077)
     assert "Traceback" not in run.stdout + run.stderr
     (out,) = (folder / "results").iterdir()
@@ -656,8 +683,8 @@ def test_exceptions_from_a_proxy_have_many_forms(monkeypatch, host, exceptions, 
 
 
 def test_a_value_without_a_character_of_the_grammar_needs_no_quotes():
-    """A query and an equals sign, letters beyond ASCII; and the empty scheme of a bare key, in quotes."""
-    typed = {"backend.url": "http://h/d?api-version=1", "out": "/tmp/Läufe=1"}
+    """A query and an equals sign, letters beyond ASCII, brackets; and the empty scheme of a bare key, in quotes."""
+    typed = {"backend.url": "http://[::1]:80/d?api-version=1", "out": "/tmp/Läufe=1", "model": "Qwen/Qwen3(AWQ)"}
     arguments = [f"{key}={value}" for key, value in typed.items()]
     assert parse_command_line([*arguments, "backend.auth_scheme=''"]).scalars == typed | {"backend.auth_scheme": ""}
 

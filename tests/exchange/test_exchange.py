@@ -196,7 +196,7 @@ def summarised(mean, unit=None, key="mean"):
 # token, then 10 ms each. Formats: kubernetes-sigs/inference-perf reportgen/base.py; llm-d/llm-d-benchmark
 # br_v0_2_1_example.yaml; triton-inference-server/perf_analyzer#298; SemiAnalysisAI/InferenceX utils/process_result.py.
 INFERENCE_PERF = {
-    "load_summary": {"count": 40, "concurrency": 4},
+    "load_summary": {"count": 40, "concurrency": 4, "requested_rate": 40.0},
     "benchmark_time_seconds": 2.0,
     "successes": {
         "count": 40,
@@ -208,9 +208,12 @@ INFERENCE_PERF = {
             "request_latency": summarised(0.2),
         },
         "throughput": {"output_tokens_per_sec": 320.0, "total_tokens_per_sec": 400.0, "requests_per_sec": 20.0},
+        "output_tokens": {"total": 640.0},
     },
     "failures": {"count": 0},
 }
+OF_EVENTS = {**INFERENCE_PERF, "successes": {**INFERENCE_PERF["successes"], "output_tokens": None}}  # 0.5 and 0.6
+BY_EVENTS = {**OF_EVENTS, "benchmark_time_seconds": None}  # 0.4
 GENAI_PERF = {
     "input_config": {"model": ["m"], "streaming": True, "perf_analyzer": {"stimulus": {"concurrency": 4}}},
     "time_to_first_token": summarised(50.0, "unit", "avg"),
@@ -227,11 +230,13 @@ INFERENCE_X = {
     "tput_per_gpu": 200.0,
     "output_tput_per_gpu": 160.0,
 }
+OF_STAGES = {"tp": 1, "pp": 2, "pcp_size": 1, "dcp_size": 4, "benchmark_outcome": {"requested": 40, "failed": 0}}
+OF_BOTH_PHASES = {"num_prefill_gpu": 2, "num_decode_gpu": 0, "input_tput_per_gpu": 40.0, "tput_per_gpu": 7.0}
 INFERENCE_X |= {f"median_{name}": value for name, value in {"ttft": 0.05, "tpot": 0.01, "itl": 0.01}.items()}
 INFERENCE_X |= {"mean_ttft": 0.05, "p99_ttft": 0.1, "mean_tpot": 0.01, "mean_itl": 0.01, "mean_e2el": 0.2}
 
 
-def llm_d_report(tool, concurrency=4, **latencies):
+def llm_d_report(tool, concurrency=4, version=None, **latencies):
     series = {"time_to_first_token": 50.0, "request_latency": 200.0} | latencies
     rates = {"output_token_rate": 320.0, "total_token_rate": 400.0, "request_rate": 20.0}
     aggregate = {
@@ -240,6 +245,7 @@ def llm_d_report(tool, concurrency=4, **latencies):
         "throughput": {name: {"mean": rate} for name, rate in rates.items()},
     }
     load = {"standardized": {"tool": tool, "concurrency": concurrency, "rate_qps": None if concurrency else 10.0}}
+    load["standardized"]["tool_version"] = version
     model = [{"standardized": {"model": {"name": "m"}}}]
     results = {"request_performance": {"aggregate": aggregate}}
     return {"version": "0.2.1", "results": results, "scenario": {"load": load, "stack": model}}
@@ -253,14 +259,20 @@ OF_OTHERS = llm_d_report("another", time_per_output_token=10.0, inter_token_late
 @pytest.mark.parametrize(
     ("content", "ending", "absent"),
     [
-        (INFERENCE_PERF, "json", ("itl",)),
+        (INFERENCE_PERF, "json", ("itl", "rate")),
+        (BY_EVENTS, "json", ("itl", "tpot_p", "tpot_m", "duration")),
+        (OF_EVENTS, "json", ("itl", "tpot", "output_throughput", "total_throughput")),
         (GENAI_PERF, "json", ("itl", "num_requests", "total_throughput")),
         (INFERENCE_X, "json", ("num_requests", "tpot_e2e")),
+        (INFERENCE_X | OF_STAGES, "json", ("tpot_e2e",)),
+        (INFERENCE_X | OF_BOTH_PHASES, "json", ("tpot_e2e",)),
         ({**INFERENCE_X, "num_prefill_gpu": 1, "num_decode_gpu": 2, "tput_per_gpu": 400 / 3}, "json", ("tpot_e2e",)),
         (LLM_D, "yaml", ("tpot_e2e", "duration")),
         (OF_GUIDELLM, "yml", ("itl", "output_throughput")),
         (OF_OTHERS, "yaml", ("tpot", "itl")),
-        (llm_d_report("inference-perf", concurrency=0, time_per_output_token=10.0), "yaml", ("ttft", "e2el", "itl")),
+        (llm_d_report("inference-perf", 0, time_per_output_token=5.0), "yaml", ("ttft", "e2el", "itl", "tpot")),
+        (llm_d_report("inference-perf", 4, "v0.7.0", time_per_output_token=10.0), "yaml", ("itl", "rate")),
+        (llm_d_report("inference-perf", 4, "0.5.0", time_per_output_token=9.0), "yaml", ("tpot", "output_throughput")),
         ({**GENAI_PERF, "input_config": {"model": "m", "concurrency": 4, "streaming": False}}, "json", ("ttft", "itl")),
         ({**INFERENCE_PERF, "load_summary": {"count": 40}}, "json", ("ttft", "e2el", "concurrency", "itl")),
     ],
@@ -283,13 +295,34 @@ def test_a_report_of_statistics_is_read_where_its_definitions_are_ours(tmp_path,
     assert row["client_stamp_source"] in ("inference-perf", "GenAI-Perf", "InferenceX", "llm-d-benchmark")
 
 
+@pytest.mark.parametrize(
+    ("content", "load"),
+    [
+        (INFERENCE_PERF, "closed"),
+        ({**GENAI_PERF, "input_config": {"model": "m", "request_rate": 10.0}}, "constant"),
+        (llm_d_report("inference-perf", 0), "poisson"),
+        (llm_d_report("guidellm", 0), "unknown"),
+    ],
+)
+def test_requests_at_a_rate_arrive_as_their_tool_sends_them(tmp_path, content, load):
+    assert rows_of_content(tmp_path, content)[0]["load"] == load
+
+
 def test_a_report_of_nothing_completed_is_a_failed_row(tmp_path):
     zeros = {name: 0.0 if isinstance(value, float) else value for name, value in INFERENCE_X.items()}
     (row,) = rows_of_content(tmp_path, zeros)
     assert (row["outcome"], row["reason"]) == ("invalid", "the file has no latencies: nothing was completed")
+    (row,) = rows_of_content(tmp_path, {**zeros, "benchmark_outcome": {"requested": 40, "failed": 40}})
+    assert (row["outcome"], row["num_failed"]) == ("invalid", 40)
+    of_llm_d = llm_d_report("guidellm")
+    of_llm_d["results"]["request_performance"]["aggregate"] = {"requests": {"total": 40, "failures": 40}}
+    (row,) = rows_of_content(tmp_path, of_llm_d)
+    assert (row["outcome"], row["num_failed"]) == ("invalid", 40)
     failed = {**INFERENCE_PERF, "failures": {"count": 40}, "successes": {"count": 0, "latency": {}, "throughput": {}}}
     (row,) = rows_of_content(tmp_path, failed)
     assert (row["outcome"], row["num_failed"]) == ("invalid", 40)
+    with pytest.raises(ConfigError, match="entry 2 of 2 is of no known tool"):
+        rows_of_content(tmp_path, [INFERENCE_X, {"scenario_type": "agentic-coding"}])
     odd = llm_d_report("guidellm")
     latencies = odd["results"]["request_performance"]["aggregate"]["latency"]
     latencies["request_latency"]["units"] = "fortnights"

@@ -128,6 +128,8 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
     ("nan.csv", "prompt,output_tokens\nx,4\nNaN,4\n", "workload.skip_unsendable=true", X),
     ("capitals.csv", BURST.replace("Timestamp", "TIMESTAMP").replace(",0", ",9"), RECORDED, BURST.replace(",0", ",9")),
     ("unit.csv", "timestamp_ms,input_tokens,output_tokens\n0,48,8\n500,48,8\n", RECORDED, HALF_SECOND),
+    ("unit.csv", "timestampMillis,input_tokens,output_tokens\n0,48,8\n500,48,8\n", RECORDED, HALF_SECOND),
+    ("unit.csv", "timestamp (seconds),input_tokens,output_tokens\n0,48,8\n.5,48,8\n", RECORDED, HALF_SECOND),
     (
         "late.jsonl",
         [{"version": 1}, *json.loads(HALF_SECOND)],
@@ -247,6 +249,12 @@ ONE = '{"prompt": "a"}\n'
             '[{"prompt": "a", "prompt": "b"}]',
             "workload.output_tokens=4",
             "key prompt occurs twice in an objec",
+        ),
+        (
+            "p.csv",
+            "prompt,Output Tokens,outputTokens\na,4,5\n",
+            "",
+            "columns Output Tokens, outputTokens have the sa",
         ),
         ("p.csv", "prompt,prompt\na,b\n", "workload.output_tokens=4", "column prompt occurs twice; expected different"),
         (
