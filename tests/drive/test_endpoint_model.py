@@ -91,7 +91,11 @@ def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoin
     served.append("another")
     with pytest.raises(ConfigError, match=r"serves org/model-7b, another; add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
-    monkeypatch.setattr("sweep.drive.endpoint_model.LARGEST_LIST", 9)
+    for name in ("${oc.env:SOME_KEY}", "it's", "a\\", "a\nb", "\x1b]0;x", "x" * 300):  # no name may be an interpolation
+        served[:] = [name]
+        with pytest.raises(ConfigError, match=r"add model=NAME$"):
+            with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
+    monkeypatch.setattr("backends.launch.control_client.ControlClient.largest", 9)
     with pytest.raises(ConfigError, match=r"its response exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
     with pytest.raises(Outage, match=r"no model=NAME is given: .*[Cc]onnect.*add model=NAME$"):
