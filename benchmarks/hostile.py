@@ -32,7 +32,7 @@ from benchmarks.memory import peak_memory
 from sweep.base.config import ROOT
 from sweep.client.wire import LARGEST_EVENT
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER
-from tests.support.gateway_stand import STREAM_HEAD, Received, Script, chunked, engine
+from tests.support.gateway_stand import STREAM_HEAD, Received, Script, engine
 
 LIMIT = 1_000_000_000  # maximum bytes
 SECONDS = 150.0  # maximum seconds of a command or an attack
@@ -104,8 +104,8 @@ def endpoint(folder: Path, answer: Callable[[socket.socket], None]) -> Peaks:
 
 def _stream(connection: socket.socket, parts: Iterator[bytes]) -> None:
     connection.sendall(STREAM_HEAD)
-    for part in parts:
-        connection.sendall(chunked(part))
+    for part in parts:  # without the chunk that would end the answer
+        connection.sendall(b"%x\r\n%b\r\n" % (len(part), part))
 
 
 def endless_answer(folder: Path) -> Peaks:
