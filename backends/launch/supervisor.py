@@ -209,8 +209,6 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
     signal.signal(signal.SIGTERM, on_stop)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    if status is not None:  # without its guardian, nobody would end the engine's daemons once this process is killed
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     engine = start(spec)
     say(pid=engine)
 

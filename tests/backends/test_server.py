@@ -188,14 +188,6 @@ def test_a_daemon_without_environment_and_session_ends_with_its_supervisor(launc
         assert daemons() == []
 
 
-def test_the_death_of_the_guardian_ends_the_engine(launch, marker):
-    """Without it a daemon would be left if the supervisor were killed, too."""
-    with server.running(fake(), launch, marker=marker) as engine:
-        os.kill(psutil.Process(psutil.Process(engine.pid).ppid()).ppid(), signal.SIGKILL)
-        wait_until(lambda: not engine.alive(), 5)
-    assert living(marker) == []
-
-
 def test_a_log_keeps_its_head_and_its_tail_and_counts_the_rest(launch, marker):
     with server.running(fake("--flood", "40"), launch, marker=marker) as engine:
         wait_until(lambda: engine.log_left_out() > 0, 10)
