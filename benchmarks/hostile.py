@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,8 @@ from benchmarks.documents import markdown_table, publish
 from benchmarks.memory import peak_memory
 from sweep.base.config import ROOT
 from sweep.client.wire import LARGEST_EVENT
-from tests.support.gateway_stand import STREAM_HEAD, Received, Script, chunked, engine
+from sweep.inputs.tokenizer import SHIPPED_TOKENIZER
+from tests.support.gateway_stand import STREAM_HEAD, Received, Script, engine
 
 LIMIT = 1_000_000_000  # maximum bytes
 SECONDS = 150.0  # maximum seconds of a command or an attack
@@ -102,8 +104,8 @@ def endpoint(folder: Path, answer: Callable[[socket.socket], None]) -> Peaks:
 
 def _stream(connection: socket.socket, parts: Iterator[bytes]) -> None:
     connection.sendall(STREAM_HEAD)
-    for part in parts:
-        connection.sendall(chunked(part))
+    for part in parts:  # without the chunk that would end the answer
+        connection.sendall(b"%x\r\n%b\r\n" % (len(part), part))
 
 
 def endless_answer(folder: Path) -> Peaks:
@@ -142,6 +144,7 @@ def gateway(script: Script, attack: Callable[[str], None], **settings: object) -
     """Return the peaks of a gateway in front of an engine, while `attack` sends to it."""
     with engine(script) as behind:
         line = [sys.executable, "-m", "sweep.gateway.server", "--to", behind.url, "--settings", json.dumps(settings)]
+        line += ["--tokenizer", str(SHIPPED_TOKENIZER)]
         process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout is not None
         url = process.stdout.readline().split()[2].decode().strip(",")
@@ -211,6 +214,86 @@ def large_answers(folder: Path) -> Peaks:
     return gateway(answer, _post_all(bodies, 4), cache={"mode": "exact"})
 
 
+def wide_bodies(folder: Path) -> Peaks:
+    """60 requests of 15 MiB in flight, whose texts take four bytes for each character."""
+    return gateway(_held, _post_all(['{"prompt": "%s\U0001f600"}'.encode() % (b"x" * (15 * MIB))] * 60, 60))
+
+
+def endless_trailers(folder: Path) -> Peaks:
+    """100 connections, each with a trailer of 10 MiB."""
+
+    def send(url: str) -> None:
+        with contextlib.suppress(OSError), _connected(url) as connection:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+            connection.sendall(head + b"X-Long: ")
+            for _ in range(160):
+                connection.sendall(b"x" * (64 << 10))
+
+    return gateway(_held, lambda url: _at_once(send, [url] * 100))
+
+
+def pipelined_requests(folder: Path) -> Peaks:
+    """100 connections, each with 10,000 requests behind one that is answered slowly."""
+    body = b'{"prompt": "x"}'
+    first = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+    def send(url: str) -> None:
+        with contextlib.suppress(OSError), _connected(url) as connection:
+            connection.sendall(first + b"GET /health HTTP/1.1\r\n\r\n" * 10_000)
+            connection.recv(1)
+
+    return gateway(_held, lambda url: _at_once(send, [url] * 100))
+
+
+def endless_list(folder: Path) -> Peaks:
+    """A list of models of 200 MiB, which 10 clients ask for."""
+
+    def answer(connection: socket.socket, received: Received) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        for _ in range(200):
+            connection.sendall(b"x" * MIB)
+
+    def send(url: str) -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.get(f"{url}/v1/models", timeout=60)
+
+    return gateway(answer, lambda url: _at_once(send, [url] * 10))
+
+
+def long_prompts(folder: Path) -> Peaks:
+    """8 prompts of 15 MiB that are clipped to 100 tokens."""
+    bodies = [b'{"prompt": "%b"}' % (b"many words " * (15 * MIB // 11))] * 8
+    return gateway(_held, _post_all(bodies, 8), clip={"input_tokens": 100})
+
+
+def many_words(folder: Path) -> Peaks:
+    """4 questions of 15 MiB to a semantic cache, of short words and of one long word."""
+    texts = [b"to be or " * (15 * MIB // 9), b"x" * (2 * MIB)] * 2
+    bodies = [b'{"prompt": "%d %b", "temperature": 0}' % (number, text) for number, text in enumerate(texts)]
+    return gateway(_held, _post_all(bodies, 2), cache={"mode": "semantic"})
+
+
+def large_flights(folder: Path) -> Peaks:
+    """40 answers of 50 MiB under way at once, through a cache."""
+
+    def answer(connection: socket.socket, received: Received) -> None:
+        _stream(connection, iter([b"data: " + b"x" * MIB + b"\n\n"] * 50))
+        time.sleep(20)
+
+    def send(url: str) -> None:
+        body = {"prompt": uuid.uuid4().hex, "temperature": 0, "stream": True}
+        with contextlib.suppress(httpx.HTTPError), httpx.stream("POST", f"{url}/v1/completions", json=body) as reply:
+            for _ in reply.iter_raw():
+                pass
+
+    return gateway(answer, lambda url: _at_once(send, [url] * 40), cache={"mode": "exact"})
+
+
+def _at_once(send: Callable[[str], None], urls: Sequence[str]) -> None:
+    with ThreadPoolExecutor(len(urls)) as pool:
+        list(pool.map(send, urls))
+
+
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +329,8 @@ def nested_import(folder: Path) -> Peaks:
 
 INPUTS: tuple[Callable[[Path], Peaks], ...] = (
     *(flooding_log, endless_answer, endless_event, nested_event, endless_head),
-    *(long_heads, large_bodies, nested_bodies, large_answers),
+    *(long_heads, large_bodies, nested_bodies, wide_bodies, large_answers, large_flights),
+    *(endless_trailers, pipelined_requests, endless_list, long_prompts, many_words),
     *(endless_trace, packed_lock, nested_import),
 )
 

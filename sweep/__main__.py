@@ -20,8 +20,8 @@ from sweep.base.config import (
 )
 from sweep.base.exits import Outage
 from sweep.base.masking import masked_message, secret_values
-from sweep.cli.commands import dispatch
-from sweep.cli.output import replace_streams
+from sweep.cli.commands import READING, dispatch
+from sweep.cli.output import lost_output, replace_streams
 from sweep.drive.policy import DISK_FULL, is_waited_for
 
 # Allocations between two garbage collections: a long plan or ledger has millions of objects, none in a cycle.
@@ -37,7 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     if os.path.expanduser("~") == "~":  # a user without a name, as in containers: libraries would make a folder `~`
         os.environ["HOME"] = os.devnull
     try:
-        return dispatch(arguments)
+        status = dispatch(arguments)
+        if (problem := lost_output()) is None:
+            return status
+        print(f"error: standard output: {problem}; part of the output is missing", file=sys.stderr)
+        return status or (ISSUE_AGAIN if READING.intersection(arguments[:1]) else 0)
     except (ConfigError, DamagedFile) as error:
         print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return 2

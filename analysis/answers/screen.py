@@ -20,7 +20,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 
 from analysis.table import Cell, Line, OutputPart, Table, view
 from sweep.base.config import REPORT_FILE, ROOT
-from sweep.base.whole_file import write_whole
+from sweep.base.whole_file import read_bounded, write_whole
 from sweep.base.wording import count
 
 LINES = 23  # lines of a screen, before the report's path
@@ -185,7 +185,7 @@ def keeping(folder: Path, is_refreshed: bool = False) -> Iterator[list[Screen]]:
 def kept_screen(folder: Path) -> Screen | None:
     """Return the kept screen of a run; None without one, or after any change of the run's files or of this code."""
     try:
-        kept = json.loads((folder / KEPT).read_bytes())
+        kept = json.loads(read_bounded(folder / KEPT))
         if kept["state"] != (_state_of(folder) or None):
             return None
         tables = {name: _of_texts(*kept["screen"][name]) for name in TABLES}

@@ -29,7 +29,7 @@ done
 kill "$lease" 2>/dev/null
 # What root wrote into the mounted cache is its user's again, where root is the host's own and no other user's alias.
 read -r _ outside _ </proc/self/uid_map
-[ -z "$SWEEP_OWNER" ] || [ "$outside" != 0 ] || chown -R "$SWEEP_OWNER" "$XDG_CACHE_HOME" 2>/dev/null
+[ -z "$SWEEP_CACHE_OWNER" ] || [ "$outside" != 0 ] || chown -R "$SWEEP_CACHE_OWNER" "$XDG_CACHE_HOME" 2>/dev/null
 exit "$status"
 """
 

@@ -34,7 +34,8 @@ def _docker(launch: Launch, passed: Iterable[str]) -> list[str]:
     elif launch.gpus:
         options += [f"--device=nvidia.com/gpu={_cdi(gpu)}" for gpu in launch.gpus]
     options += [f"--volume={source}:{target}:{mode}" for source, target, mode in _mounts(launch)]
-    owner = [f"--env=SWEEP_OWNER={os.getuid()}:{os.getgid()}"] if launch.image_cache else []
+    # Another name than supervisor.OWNER, which is passed on too, and would win.
+    owner = [f"--env=SWEEP_CACHE_OWNER={os.getuid()}:{os.getgid()}"] if launch.image_cache else []
     return [*options, *_cache_variables(launch), *owner, *(f"--env={variable}" for variable in passed)]
 
 

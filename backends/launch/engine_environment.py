@@ -52,16 +52,15 @@ def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[st
         **launch.environ,
         **backend.environment(launch),
         supervisor.MARKER: marker,
-        supervisor.OWNER: supervisor.this_process(),
+        **supervisor.owner_marks(),
     }
 
 
 def telling_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that may change how an engine computes, without secrets and without OF_THE_PLACE."""
-    ours = {supervisor.MARKER, supervisor.OWNER}
     return {
         name: value
         for name, value in sorted(environ.items())
-        if name not in ours and not any(fnmatch.fnmatchcase(name, each) for each in OF_THE_PLACE)
+        if name not in supervisor.MARKS and not any(fnmatch.fnmatchcase(name, each) for each in OF_THE_PLACE)
         if not is_secret(name, value)
     }

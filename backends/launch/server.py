@@ -29,6 +29,7 @@ import psutil
 
 from backends.base import AMPERE, Backend, Launch
 from backends.launch import container_options, supervisor, task
+from backends.launch.control_client import ControlClient
 from backends.launch.engine_environment import ENGINE_ENVIRON, engine_environment, telling_variables
 from backends.launch.gpus import find_gpu, gpus_show, used_memory
 from backends.prepare.fit import older
@@ -46,6 +47,7 @@ GPU_MEMORY_WITHIN = 60.0  # seconds within which the driver must release an ende
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use, since another process's use of the GPU may have grown
 TAIL_BYTES = 2**18
 LOG_PART = 2**20  # bytes at a log's beginning, and at its end, that are searched for an engine's choices
+LINE_PART = 1000  # characters at a log line's beginning, and at its end, that are kept of a longer one
 LOG_LINES = 3000  # lines at a log's end that are searched for the cause of a failure
 PROBE_EVERY, PROBE_TIMEOUT = 1.0, 5.0  # seconds between two probes of an endpoint, and seconds allowed for a connection
 PROBES, PROBE_PAUSE = 3, 0.2  # refused connections in a row that show an endpoint is down, and seconds between them
@@ -98,7 +100,7 @@ class Engine:
         self.variables = telling_variables(environ)
         if self.launch.image:
             # With the marker, processes in the container count as the engine's, also when leftovers are searched for.
-            marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)}
+            marks = {name: environ[name] for name in supervisor.MARKS}
             variables = {**ENGINE_ENVIRON, **self.launch.environ, **self.backend.environment(self.launch), **marks}
             self.command = container_options.wrap(self.command, self.launch, variables)
             if "HF_TOKEN" in os.environ:  # which the wrapper passes on as a file
@@ -135,7 +137,7 @@ class Engine:
             begin = max(oldest, since - self._log_shift(), end - TAIL_BYTES)
             file.seek(begin)
             text = file.read().decode(errors="replace")
-        tail = masked(text, self._secrets).splitlines()[-lines:]
+        tail = [_cut(line) for line in masked(text, self._secrets).splitlines()[-lines:]]
         cut = [f"sweep: {missing} bytes of this log are omitted"] if (missing := self.log_left_out()) and tail else []
         return "\n".join(cut + tail)
 
@@ -276,7 +278,7 @@ class Engine:
             "log": str(self.log),
             "cpus": list(self.launch.cpus),
             "grace": self.backend.stop_grace,
-            "marks": {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)},
+            "marks": {name: environ[name] for name in supervisor.MARKS},
         }
         try:
             subprocess.run(
@@ -356,7 +358,7 @@ class Engine:
 
     def _http(self) -> httpx.Client:
         proxy = self.proxy.url if self.proxy else None
-        return httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False, proxy=proxy)
+        return ControlClient(verify=tls_context(self.backend.verify_tls), proxy=proxy)
 
     def _get(self, path: str) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
@@ -479,7 +481,7 @@ def running_together(
         for launch in launches:
             launch_marker = f"{marker}/{launch.workdir.name}" if len(launches) > 1 else marker
             starts.append(_Start(backend, launch, launch_marker, versions or {}))
-        with httpx.Client(timeout=2.0, trust_env=False) as client:
+        with ControlClient(timeout=2.0) as client:
             while any([not start.ready(client) for start in starts]):  # noqa: C419 - ask every one: any may have died
                 task.pause(READY_POLL)
         yield tuple(start.engine for start in starts)
@@ -570,21 +572,24 @@ class _Start:
         return LaunchError(Outcome.LAUNCH_TIMEOUT, engine.named(reason), exit, engine.log_tail())
 
 
+def _cut(line: str) -> str:
+    """Return a line without the middle of a very long one: the time of some patterns grows with the square of it."""
+    return line if len(line) <= 2 * LINE_PART else f"{line[:LINE_PART]} … {line[-LINE_PART:]}"
+
+
 def _answers(engine: Engine, client: httpx.Client) -> bool:
     try:
         path = engine.backend.wire.ready_path.format(model=quote(engine.launch.served_name))
         return client.get(engine.url + path).status_code == 200
-    except httpx.TransportError:
+    except httpx.HTTPError:
         return False
 
 
 def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list[int]:
-    """Kill engines whose owner (pid and start time) is dead or whose marker is `stale`. Return their pids."""
+    """Kill engines whose owner is dead or whose marker is `stale`. Return their pids."""
 
-    def orphaned(environ: Mapping[str, str]) -> bool:
-        pid, _, started = environ.get(supervisor.OWNER, "").partition(":")
-        owned = pid.isdecimal() and supervisor.start_time(int(pid)) == started
-        return not owned or stale(environ[supervisor.MARKER])
+    def orphaned(environ: dict[str, str]) -> bool:
+        return supervisor.living_owner(environ) == 0 or stale(environ[supervisor.MARKER])
 
     pids = supervisor.marked(orphaned)
     supervisor.kill_all(lambda: supervisor.marked(orphaned))

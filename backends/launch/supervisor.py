@@ -22,6 +22,8 @@ from typing import Any
 
 MARKER = "SWEEP_MARKER"  # variable in an engine's environment with the attempt that the engine belongs to
 OWNER = "SWEEP_OWNER"  # "pid:start time" of the process that launched it
+OWNER_NAMESPACE = "SWEEP_OWNER_NAMESPACE"  # pid namespace of that process; not in OWNER, which earlier versions compare
+MARKS = (MARKER, OWNER, OWNER_NAMESPACE)
 SUPERVISOR = "SWEEP_SUPERVISOR"  # variable only in a supervisor's environment
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LOG_HEAD = LOG_TAIL = 8 << 20  # bytes to keep of a log that has grown to twice as many
@@ -50,9 +52,24 @@ def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
-def this_process() -> str:
-    """Return the value of OWNER for engines that this process launches."""
-    return f"{os.getpid()}:{start_time(os.getpid())}"
+def owner_marks() -> dict[str, str]:
+    """Return the variables that name this process as the owner of engines that it launches."""
+    return {OWNER: f"{os.getpid()}:{start_time(os.getpid())}", OWNER_NAMESPACE: pid_namespace()}
+
+
+def pid_namespace() -> str:
+    """Return the namespace of this process's id; empty if it is unknown."""
+    with contextlib.suppress(OSError):
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    return ""
+
+
+def living_owner(environment: dict[str, str]) -> int | None:
+    """Return the pid of the process that launched an engine; 0 if it is dead, None if it is in another container."""
+    if environment.get(OWNER_NAMESPACE, pid_namespace()) != pid_namespace():
+        return None
+    pid, _, started = environment.get(OWNER, "").partition(":")
+    return int(pid) if pid.isdecimal() and start_time(int(pid)) == started else 0
 
 
 def process_environment(pid: int) -> dict[str, str]:
@@ -213,6 +230,8 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
     deadline = time.monotonic() + spec["grace"]
     while ours() and time.monotonic() < deadline:
         wait([wake_read], 0.05)
+        if spec["log"]:
+            cut_log(spec["log"])
         ended = reap()
         if engine in ended:
             say(exit=ended[engine])

@@ -99,7 +99,7 @@ def program(command: list[str], environ: Mapping[str, str], **streams: Any) -> I
     """Run a program until the block ends. Its status is 127 if it cannot start. Raises Stopped if cancelled."""
     task = _task.get()
     lease_read, lease = os.pipe()
-    marks = {supervisor.MARKER: f"{task.marker}/{uuid.uuid4().hex[:8]}", supervisor.OWNER: supervisor.this_process()}
+    marks = {supervisor.MARKER: f"{task.marker}/{uuid.uuid4().hex[:8]}", **supervisor.owner_marks()}
     over = threading.Event()
 
     def hold() -> None:

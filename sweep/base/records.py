@@ -50,6 +50,7 @@ TLS_REMEDIES = {  # words in an error, and what to do
     "WRONG_VERSION_NUMBER": "it does not expect TLS: use an http:// address",
     "illegal request line": f"{HTTP2_ONLY}; or it expects TLS: use an https:// address",  # httpx's, if not HTTP/1.1
 }
+LARGEST_HEAD = 64 << 10  # maximum bytes of the headers, and of the trailers, of a request or an answer
 LARGEST_PROXY_ANSWER = 16 << 10  # bytes of the head in which a proxy confirms a tunnel
 LONGEST_TIMEOUT = 4200  # s: chunk stamps are uint32 µs, which end at 4,294 s
 MOST_TOKENS = 0xFFFF  # in one chunk, as counts are stored as uint16

@@ -3,6 +3,7 @@
 import errno
 import filecmp
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -11,7 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 LARGEST_FILE = 2 << 30  # maximum bytes of a file to read
-OBJECT_BYTES, MEMBER_BYTES = 240, 40  # bytes of a parsed JSON object or list, and of each member
+# Bytes of a parsed JSON object or list, of each member, and in addition of each string and each key.
+OBJECT_BYTES, MEMBER_BYTES, STRING_BYTES, KEY_BYTES = 160, 40, 40, 80
+WIDE_CHARACTER = re.compile(
+    rb"[\xf0-\xf7]|\\u[dD][89aAbB]"
+)  # a character that makes its string take four bytes for each
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -34,7 +39,11 @@ def read_bounded(path: Path, largest: int = LARGEST_FILE) -> bytes:
 def parsed_size(document: bytes) -> int:
     """Return a rough upper bound of the memory, in bytes, that a JSON document takes once parsed."""
     objects, members = document.count(b"{") + document.count(b"["), document.count(b",")
-    return OBJECT_BYTES * objects + MEMBER_BYTES * members + len(document)
+    strings, keys = document.count(b'"') // 2, document.count(b":")
+    is_narrow = document.isascii() and b"\\u" not in document and b"\0" not in document[:4]
+    width = 1 if is_narrow else 4 if WIDE_CHARACTER.search(document) else 2
+    parts = OBJECT_BYTES * objects + MEMBER_BYTES * members + STRING_BYTES * strings + KEY_BYTES * keys
+    return parts + width * len(document)
 
 
 def write_whole(

@@ -41,6 +41,7 @@ class Reissuer:
     def __init__(self, arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
         self.arguments, self.config_dirs = list(arguments), list(config_dirs)
         self.process: subprocess.Popen[bytes] | None = None
+        self.issued_at = 0.0  # s since the epoch
         self.signals = 0  # number of signals received
 
     def run(self) -> int:
@@ -82,7 +83,7 @@ class Reissuer:
         folders = [part for folder in self.config_dirs for part in ("--config-dir", folder)]
         command = [sys.executable, "-m", "sweep", "run", *folders, *self.arguments]
         # In a separate session, so that a terminal's Ctrl-C reaches it only once, through `_forward`.
-        environ = {**os.environ, "PYTHONPATH": import_path()}
+        environ, self.issued_at = {**os.environ, "PYTHONPATH": import_path()}, time.time()
         with subprocess.Popen(command, env=environ, start_new_session=True) as self.process:
             return self.process.wait()
 
@@ -104,7 +105,8 @@ class Reissuer:
             return True
         consequence = "it is unknown whether the command ended normally, so it is repeated"
         status = last_status(RunPaths(results_folder(settings)), consequence, _print_error) or {}
-        return bool(status.get("ended")) and status.get("pid") == self.process.pid
+        is_own = status.get("pid") == self.process.pid and status["at"] >= self.issued_at  # ids are used again
+        return bool(status.get("ended")) and is_own
 
     def _deadline(self) -> float | None:
         """Return the command's deadline in s since the epoch; None if it has no deadline or bad input."""

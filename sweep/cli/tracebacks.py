@@ -26,6 +26,8 @@ def traced(arguments: Sequence[str], expected: tuple[type[Exception], ...] = ())
             raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a path that the user typed
             raise ConfigError(f"{shortened(error.filename)}: {os.strerror(error.errno)}") from None
+        if isinstance(error, RuntimeError) and "home directory" in str(error):  # of a path that begins with ~
+            raise ConfigError("~: no such home directory is known; expected a path without ~") from None
         text = masked_message(f"sweep {shlex.join(arguments)}\n{traceback.format_exc()}", secret_values(os.environ))
         problem = f"internal error of sweep: {type(error).__name__}: {shortened(first_line(error))}"
         raise Unforeseen(f"{problem}; traceback: {_error_file(text)}") from error
@@ -33,12 +35,12 @@ def traced(arguments: Sequence[str], expected: tuple[type[Exception], ...] = ())
 
 def _error_file(text: str) -> Path:
     """Write this text to a new file in the cache folder, or else in the folder for temporary files; return its path."""
-    folder = cache_directory(None) / "errors"
     try:
+        folder = cache_directory(None) / "errors"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", prefix="planning-", suffix=".txt", dir=folder, delete=False) as file:
             file.write(text)
-    except OSError:
+    except (OSError, ConfigError):
         with tempfile.NamedTemporaryFile("w", prefix="sweep-planning-", suffix=".txt", delete=False) as file:
             file.write(text)
     return Path(file.name)

@@ -18,7 +18,7 @@ from typing import Any
 import httptools
 
 from sweep.base.clock import STAMP_OPTION, StampClock
-from sweep.base.records import HTTP2_ONLY, TunnelRefused, is_http2, open_tunnel, tls_remedy
+from sweep.base.records import HTTP2_ONLY, LARGEST_HEAD, TunnelRefused, is_http2, open_tunnel, tls_remedy
 from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 
@@ -101,6 +101,7 @@ class StampedConnection:
     _connected: int = 0  # ns, when the socket was connected
     _part: bytes = b""  # the part of the body that the parser returned last
     _between_chunks: bool = False  # whether the next byte begins a chunk
+    _framing: int = 0  # bytes in a row that are in no body: headers, trailers, chunk sizes
 
     @property
     def is_open(self) -> bool:
@@ -138,7 +139,7 @@ class StampedConnection:
             self._opening = None
         self._sock = sock
         self._parser = httptools.HttpResponseParser(self)
-        self._between_chunks, self._answers = False, 0
+        self._between_chunks, self._answers, self._framing = False, 0, 0
         self.idle_since = self._connected = time.monotonic_ns()
         self._poller.add(sock.fileno(), self._readable)
 
@@ -323,6 +324,9 @@ class StampedConnection:
             return
         self._part, self._arrived = b"", arrived
         self._parser.feed_data(data)
+        self._framing = 0 if self._part else self._framing + len(data)
+        if self._framing > LARGEST_HEAD:
+            raise httptools.HttpParserError(f"{self._framing} bytes of headers without an end")
         self._between_chunks = is_chunk and self._part == data[len(head) : -2]
 
     def _end_of_file(self, arrived: int) -> None:

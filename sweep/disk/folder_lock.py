@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import psutil
 
 from sweep.base.config import ConfigError
+from sweep.base.whole_file import read_bounded
 from sweep.disk.heartbeat_lock import Lock
 
+LARGEST_HEARTBEAT = 1 << 16  # bytes
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
 
@@ -36,7 +38,7 @@ class _Folder:
 
     def read(self, name: str) -> bytes | None:
         try:
-            return (self.out / name).read_bytes()
+            return read_bounded(self.out / name, LARGEST_HEARTBEAT)
         except FileNotFoundError:
             return None
 
@@ -61,23 +63,32 @@ class Heartbeat(Lock):
         super().__init__(_Folder(out))
 
     def describe_holder(self) -> dict[str, Any]:
-        driver = psutil.Process()
-        identity = {"pid": driver.pid, "began": driver.create_time()}
-        return {**super().describe_holder(), "processes": process_space(), **identity}
+        return {**super().describe_holder(), **process_identity()}
 
     def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
-        """Return whether the holder is dead. If it runs in this boot and pid namespace, its process is looked up.
+        """Return whether the holder is dead: its process is looked up, or else the heartbeat decides."""
+        runs = identity_runs(lock)
+        return super().expired(lock, notify) if runs is None else not runs
 
-        If a process has the same id but a different start time, either it is a new process, or the clock was set, which
-        shifts start times. In that case the heartbeat decides.
-        """
-        if lock.get("processes") == process_space():
-            try:
-                if psutil.Process(int(lock["pid"])).create_time() == lock["began"]:
-                    return False
-            except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
-                return True
-        return super().expired(lock, notify)
+
+def process_identity() -> dict[str, Any]:
+    """Return what identifies this process: its id, when it began, and within what both are unique."""
+    process = psutil.Process()
+    return {"processes": process_space(), "pid": process.pid, "began": process.create_time()}
+
+
+def identity_runs(identity: Mapping[str, Any]) -> bool | None:
+    """Return whether a process runs; None if that is unknown, since it belongs to another boot or pid namespace.
+
+    If a process has the same id but a different start time, either it is a new process, or the clock was set, which
+    shifts start times: that is unknown, too.
+    """
+    if identity.get("processes") != process_space():
+        return None
+    try:
+        return True if psutil.Process(int(identity["pid"])).create_time() == identity["began"] else None
+    except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
+        return False
 
 
 def process_space() -> str:

@@ -88,7 +88,7 @@ class RunPaths:
 
     def staging(self) -> Path:
         """Return a new staging folder for a file, named by host and process, since nodes share `out`."""
-        return self.out / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+        return self.out / f".tmp-{socket.gethostname()}-{_pid_namespace()}-{os.getpid()}-{uuid.uuid4().hex}"
 
     def attempt(self, deployment_id: str, attempt: str) -> Path:
         """Return the folder of one launch of a deployment. An attempt writes only there."""
@@ -101,11 +101,19 @@ class RunPaths:
         return TrialPaths(self, self.attempt(deployment_id, attempt) / trial_id)
 
     def clear_staging(self) -> None:
-        """Remove unfinished files of killed processes on this host."""
-        for folder in self.out.glob(f".tmp-{socket.gethostname()}-*-*"):
+        """Remove unfinished files of killed processes on this host, but of none in another container of its name."""
+        for folder in self.out.glob(f".tmp-{socket.gethostname()}-{_pid_namespace()}-*-*"):
             process = folder.name.split("-")[-2]
             if process.isdigit() and not psutil.pid_exists(int(process)):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pid_namespace() -> int:
+    """Return the number of the namespace in which a process id is unique; 0 if it is unknown."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:

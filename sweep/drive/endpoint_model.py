@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from backends.launch.control_client import ControlClient
 from sweep.base.config import ConfigError, build, first_line, parent_mapping, shortened
 from sweep.base.exits import Outage
 from sweep.base.options import ConfigPath
@@ -33,7 +34,7 @@ from sweep.plan.command_line import CommandLine, parse_command_line
 
 TIMEOUT = 10.0  # s
 LONGEST_PROBE = 3 * TIMEOUT  # s for the answer to the probe
-LARGEST_LIST = 4 << 20  # maximum bytes of a list of models
+LONGEST_MODEL_NAME = 200  # characters of a model's name
 PROBE_TOKENS = 16  # tokens of the answer to the probe; the Responses API accepts no fewer
 MOST_PROBES = 12
 NO_SUCH_PATH = (404, 405, 501)  # statuses of a server that does not speak a dialect
@@ -180,7 +181,7 @@ class _Endpoint:
         except ValueError as error:
             raise ConfigError(f"backend.proxy=environment: {error}") from None
         address, self.proxied = proxy.url if proxy else None, proxy is not None
-        self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh, proxy=address)
+        self.client = ControlClient(verify=verify, timeout=TIMEOUT, limits=fresh, proxy=address)
 
     def models(self) -> list[str]:
         """Return the names in the endpoint's own list of models, without LoRA adapters, which name their parent.
@@ -218,24 +219,18 @@ class _Endpoint:
             raise
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{request}: {path} returned no list of models; add model=NAME") from None
-        if len(names) != 1 or {*"'\""} <= {*names[0]} or not (names[0].strip() and names[0].isprintable()):
+        if len(names) != 1 or not _is_plain(names[0]):
             listed = ", ".join(name if name.isprintable() else ascii(name) for name in names)
             raise ConfigError(f"{request}: it serves {shortened(listed or 'none')}; add model=NAME")
         return names[0]
 
     def _read(self, path: str, headers: Mapping[str, str]) -> bytes:
         """Return the body of a GET. Raises httpx.HTTPError, also for a body that is too large or arrives too slowly."""
-        until, content = time.monotonic() + LONGEST_PROBE, bytearray()
-        with self.client.stream("GET", self.origin + path, headers=headers) as reply:
-            if location := reply.has_redirect_location and reply.headers["location"]:
-                remedy = wire.direct_address(location, "/v1/models")
-                raise ConfigError(f"backend.url={self.url}: redirects to {shortened(location)}; {remedy}")
-            reply.raise_for_status()
-            for part in reply.iter_bytes():
-                content += part
-                if len(content) > LARGEST_LIST or time.monotonic() > until:
-                    raise httpx.HTTPError(f"its response exceeds {LARGEST_LIST:,} bytes or {LONGEST_PROBE:g} s")
-        return bytes(content)
+        reply = self.client.get(self.origin + path, headers=headers)
+        if location := reply.has_redirect_location and reply.headers["location"]:
+            remedy = wire.direct_address(location, "/v1/models")
+            raise ConfigError(f"backend.url={self.url}: redirects to {shortened(location)}; {remedy}")
+        return reply.raise_for_status().content
 
     def probe(self, model: str, typed: Mapping[str, Any]) -> tuple[list[str], str]:
         """Send short requests until one is answered; return the settings it used, and a line that describes the answer.
@@ -333,6 +328,12 @@ class _Endpoint:
             if "_ALERT_" not in str(reply):  # an alert is a reply of TLS
                 return ""
         return f"; the server expects TLS: set backend.url=https{self.url.removeprefix('http')}"
+
+
+def _is_plain(name: str) -> bool:
+    """Return whether a name is text for the command line, and no interpolation such as ${oc.env:HF_TOKEN}."""
+    is_short = 0 < len(name.strip()) <= len(name) <= LONGEST_MODEL_NAME
+    return is_short and name.isprintable() and not ("\\" in name or "${" in name or {*"'\""} <= {*name})
 
 
 def _is_starting(error: Exception) -> bool:

@@ -10,6 +10,7 @@ from sweep.base import code_version
 from sweep.base.config import content_hash
 from sweep.base.exits import Exit
 from sweep.base.records import UNMEASURED, Outcome, Sample
+from sweep.base.whole_file import read_bounded
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
@@ -140,7 +141,7 @@ class RowWriter:
     def _is_stamped(self, stamp: dict[str, Any] | None) -> bool:
         """Return whether the table on disk was made from these sources. False if there is no valid stamp."""
         with suppress(FileNotFoundError, ValueError):
-            return stamp is not None and unsealed((self.paths.out / TABLE_STAMP).read_bytes()) == stamp
+            return stamp is not None and unsealed(read_bounded(self.paths.out / TABLE_STAMP)) == stamp
         return False
 
     def _other_rows(self) -> list[LedgerRow]:

@@ -142,7 +142,7 @@ def keep_locks(plan: Plan, paths: RunPaths) -> None:
     """
     for spec in _locked(plan):
         file, content = paths.locks / locks.file_name(spec), locks.text(spec)
-        before = file.read_text() if file.exists() else None
+        before = read_bounded(file, locks.LARGEST_LOCK).decode() if file.exists() else None
         if before is not None and before != content:
             write_whole(paths, file.with_name(f"{file.stem}.{locks.lock_digest(before)}.txt"), before)
         if before != content:

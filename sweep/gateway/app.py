@@ -8,7 +8,7 @@ import time
 
 from sweep.gateway.caching.cache import Hit
 from sweep.gateway.caching.keys import key_of
-from sweep.gateway.caching.source import AnswerSource
+from sweep.gateway.caching.source import LONG_QUESTION, AnswerSource
 from sweep.gateway.call import QUESTION_KEYS, Call, Headers, Receive, Refused, RequestMemory, Scope, Send
 from sweep.gateway.clipping import Clipper
 from sweep.gateway.engines import BegunAnswer, Engines
@@ -127,7 +127,10 @@ class GatewayApp:
 
     async def _answer(self, call: Call, exchange: Exchange, decision: Decision) -> None:
         decision.request_id = call.request_id
-        call, clipped = self.clipper.clip(call)
+        if self.clipper.tokenizer is not None and len(call.body) > LONG_QUESTION:  # this takes over a millisecond
+            call, clipped = await asyncio.to_thread(self.clipper.clip, call)
+        else:
+            call, clipped = self.clipper.clip(call)
         decision.input_before, decision.input_after, decision.output_before, decision.output_after = clipped
         notes = [(b"x-gateway-clipped", clipped.header)] if clipped.header else []
         key = key_of(call) if self.source is not None else None

@@ -23,6 +23,7 @@ HOP_BY_HOP = {
 NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length"}
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of a list's members: prompts or token ids
+LONGEST_REQUEST_ID = 200
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -59,8 +60,8 @@ class Call:
 
     @property
     def request_id(self) -> str:
-        """The client's id for the request; empty if it sent none."""
-        return self.header(b"x-request-id").decode("latin-1")
+        """The client's id for the request, of at most LONGEST_REQUEST_ID characters; empty if it sent none."""
+        return self.header(b"x-request-id")[:LONGEST_REQUEST_ID].decode("latin-1")
 
     def header(self, name: bytes) -> bytes:
         return next((value for key, value in self.headers if key.lower() == name), b"")

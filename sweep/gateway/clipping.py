@@ -1,5 +1,7 @@
 """Clipping: cuts a prompt to a maximum number of tokens, and limits the answer's tokens."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -8,8 +10,10 @@ from tokenizers import Tokenizer
 from sweep.gateway.call import Call, text_parts
 from sweep.gateway.settings import Clip
 
+TOKENIZED_PART = 1 << 18  # characters that are tokenized at once
 CUTS = 8  # attempts at a cut, since the ends of a cut text may be tokenized differently
 DEFAULT_ANSWER = 16  # tokens of a completion without max_tokens, according to OpenAI's API
+MOST_ASKED = 10**9  # tokens counted of a request's limit, which may have a thousand digits
 LIMIT_KEYS = ("max_completion_tokens", "max_tokens")
 
 
@@ -88,8 +92,7 @@ class Clipper:
         """
         assert self.tokenizer is not None
         texts = [text for message in messages for text in _texts(message)]
-        encodings = self.tokenizer.encode_batch_fast([text.value for text in texts], add_special_tokens=False)
-        counts = [len(encoding.ids) for encoding in encodings]
+        counts = count_tokens([text.value for text in texts], self.tokenizer)
         before = sum(counts)
         for index in sorted(range(len(texts)), key=lambda i: (texts[i].is_system, -counts[i])):
             excess = sum(counts) - limit
@@ -108,7 +111,7 @@ class Clipper:
         if limit is None:
             return 0, 0
         named = [key for key in (*LIMIT_KEYS, "min_tokens") if isinstance(content.get(key), int)]
-        asked = max((content[key] for key in named), default=0)
+        asked = min(max((content[key] for key in named), default=0), MOST_ASKED)
         for key in named:
             content[key] = min(content[key], limit)
         if not set(LIMIT_KEYS) & set(named) and (path != "/v1/completions" or limit < DEFAULT_ANSWER):
@@ -158,17 +161,71 @@ def clip_text(
     unless the text is `bare`.
     """
     special = 0 if bare else len(tokenizer.encode("").ids)
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    before = after = len(encoding.ids) + special
+    tokens = _Tokens(text, tokenizer)
+    before = after = sum(tokens.counts) + special
     room = max(limit - special, 1)
     cut = text
     for _ in range(CUTS):
         if after <= limit:
             break
         head, tail = parts(room, keep)
-        first = encoding.offsets[head - 1][1] if head else 0
-        last = encoding.offsets[-tail][0] if tail else len(text)
+        first = tokens.end(head) if head else 0
+        last = tokens.begin(tail) if tail else len(text)
         cut = text[:first] + text[last:]
-        after = len(tokenizer.encode(cut, add_special_tokens=False).ids) + special
+        after = count_tokens([cut], tokenizer)[0] + special
         room = max(room - max(after - limit, 0), 1)
     return cut, before, after
+
+
+class _Tokens:
+    """The tokens of a text, a TOKENIZED_PART at a time: a tokenizer needs about 60 times the memory of its text."""
+
+    def __init__(self, text: str, tokenizer: Tokenizer) -> None:
+        self._text, self._tokenizer = text, tokenizer
+        self._offsets: dict[int, list[tuple[int, int]]] = {}  # of the last part
+        self.counts = [len(self._part(part)) for part in range(max(1, -(-len(text) // TOKENIZED_PART)))]
+
+    def _part(self, part: int) -> list[tuple[int, int]]:
+        """Return where each token of a part begins and ends within it."""
+        if part not in self._offsets:
+            text = self._text[part * TOKENIZED_PART : (part + 1) * TOKENIZED_PART]
+            self._offsets = {part: self._tokenizer.encode(text, add_special_tokens=False).offsets}
+        return self._offsets[part]
+
+    def end(self, number: int) -> int:
+        """Return where the first `number` tokens end."""
+        part = 0
+        while number > self.counts[part]:
+            number -= self.counts[part]
+            part += 1
+        return part * TOKENIZED_PART + self._part(part)[number - 1][1]
+
+    def begin(self, number: int) -> int:
+        """Return where the last `number` tokens begin."""
+        part = len(self.counts) - 1
+        while number > self.counts[part]:
+            number -= self.counts[part]
+            part -= 1
+        return part * TOKENIZED_PART + self._part(part)[-number][0]
+
+
+def count_tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    """Return the number of tokens in each text. About a TOKENIZED_PART of all texts is tokenized at a time."""
+    counts, size = [0] * len(texts), 0
+
+    def batch(piece: tuple[int, str]) -> int:
+        nonlocal size
+        size += len(piece[1])
+        return size // TOKENIZED_PART
+
+    pieces = (
+        (i, text[begin : begin + TOKENIZED_PART])
+        for i, text in enumerate(texts)
+        for begin in range(0, len(text), TOKENIZED_PART)
+    )
+    for _, group in itertools.groupby(pieces, batch):
+        numbers, together = zip(*group, strict=True)
+        encodings = tokenizer.encode_batch_fast(list(together), add_special_tokens=False)
+        for number, encoding in zip(numbers, encodings, strict=True):
+            counts[number] += len(encoding.ids)
+    return counts

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 import httptools
 
 from backends.launch.relay import TOKEN_HEADER
-from sweep.base.records import ProxyUse, open_tunnel, proxy_of, request_path, tls_context
+from sweep.base.records import LARGEST_HEAD, ProxyUse, open_tunnel, proxy_of, request_path, tls_context
 from sweep.gateway.call import HOP_BY_HOP, Headers, Refused
 
 REACH_TIMEOUT = 30.0  # s to connect
 LONGEST_IDLE = 15.0  # s after which an idle connection is not reused
-LARGEST_HEAD = 64 << 10  # maximum bytes of the headers of a request or an answer
+LARGEST_PLAIN = 4 << 20  # maximum bytes of an answer that is read whole, e.g. a list of models
 MOST_UNREAD = 256 << 10  # unread bytes of an answer above which its engine is paused
 
 
@@ -44,7 +44,7 @@ class EngineConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._parts: list[bytes] = []
-        self._unread = self._head_size = 0  # bytes
+        self._unread = self._framing = 0  # bytes; the latter in a row that are in no body
         self._is_busy = self._has_head = self._is_sized = self._is_complete = self._is_paused = False
         self._is_lasting = False  # whether the engine keeps the connection open
 
@@ -55,7 +55,7 @@ class EngineConnection(asyncio.Protocol):
         if not self.is_open:
             raise StaleConnection("the engine closed the connection instead of answering")
         self.status, self.headers, self._error = 0, [], None
-        self._unread = self._head_size = 0
+        self._unread = self._framing = 0
         self._is_busy, self._has_head, self._is_sized, self._is_complete = True, False, False, False
         self.last_active = self.loop.time()
         self._transport.write(head + body)
@@ -85,10 +85,12 @@ class EngineConnection(asyncio.Protocol):
 
     async def read_all(self) -> bytes:
         """Return the whole body. Raises the same errors as `read`."""
-        parts = []
+        body = bytearray()
         while part := await self.read():
-            parts.append(part)
-        return b"".join(parts)
+            body += part
+            if len(body) > LARGEST_PLAIN:
+                raise EngineFailed(f"the engine's answer exceeds {LARGEST_PLAIN} bytes")
+        return bytes(body)
 
     async def _wait(self) -> None:
         if self._error is not None:
@@ -142,16 +144,15 @@ class EngineConnection(asyncio.Protocol):
             self.abort()  # bytes that nobody requested
             return
         self.last_active = self.loop.time()
+        self._framing += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.fail(EngineFailed("the engine's answer is not HTTP"))
             return
-        if not self._has_head:
-            self._head_size += len(data)
-            if self._head_size > LARGEST_HEAD:
-                self.fail(EngineFailed(f"the headers of the engine's answer exceed {LARGEST_HEAD} bytes"))
-                return
+        if self._framing > LARGEST_HEAD and not self._is_complete:
+            self.fail(EngineFailed(f"the headers of the engine's answer exceed {LARGEST_HEAD} bytes"))
+            return
         if self._parts or self._is_complete:
             self._wake()
         if self._unread > MOST_UNREAD and not self._is_paused and not self._is_complete:
@@ -163,7 +164,7 @@ class EngineConnection(asyncio.Protocol):
         if self._has_head and not self._is_sized and exc is None:
             self._is_complete = True  # the body ends when the connection does
             self._wake()
-        elif not self._has_head and not self._head_size and (exc is None or self.answered):
+        elif not self._has_head and not self._framing and (exc is None or self.answered):
             self.fail(StaleConnection("the engine closed the connection instead of answering"))
         else:
             self.fail(EngineFailed("the engine closed the connection before the end of its answer"))
@@ -188,11 +189,12 @@ class EngineConnection(asyncio.Protocol):
         if status < 200:  # an interim answer
             self.headers, self._is_sized = [], False
         else:
-            self.status, self._has_head = status, True
+            self.status, self._has_head, self._framing = status, True, 0
 
     def on_body(self, data: bytes) -> None:
         self._parts.append(data)
         self._unread += len(data)
+        self._framing = 0
 
     def on_message_complete(self) -> None:
         if self._has_head:

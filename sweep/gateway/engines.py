@@ -18,7 +18,7 @@ ROUTED_BLOCK = 64  # characters in a block of a prompt
 PREFIX_BLOCKS = 200_000  # blocks remembered for all engines together
 IMBALANCE = 4  # an engine with a prompt's prefix may have this many requests more than the least busy engine
 NOT_BEGUN = (502, 503)  # statuses of an engine that did not accept the request, so that another engine is tried
-HEALTH_TIMEOUT = 5.0  # s
+HEALTH_TIMEOUT, PLAIN_TIMEOUT = 5.0, 30.0  # s for an engine's health, and for e.g. its list of models
 MOST_IN_FLIGHT = 4096  # slots for requests at the engines; further requests wait here
 CONNECTION_CHECK = 1.0  # s between two checks of the time-outs
 
@@ -191,7 +191,8 @@ class Engines:
         engine = self.router.choose("", set())
         assert engine is not None
         try:
-            return await self._get(engine, path, [pair for pair in headers if pair[0] == b"authorization"])
+            async with asyncio.timeout(PLAIN_TIMEOUT):
+                return await self._get(engine, path, [pair for pair in headers if pair[0] == b"authorization"])
         except (OSError, ValueError) as error:
             raise Refused(502, f"no engine answered ({type(error).__name__})") from None
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 from tokenizers import Tokenizer
 
+from backends.launch.control_client import ControlClient
 from sweep.base.records import Request, proxy_of, tls_context
 from sweep.client import wire
 
@@ -35,7 +36,7 @@ def served_equal(
     at_gateway, proxy = replace(target, url=gateway, path=None), proxy_of(target.url, target.proxy)
     without_proxy = {f"all://{httpx.URL(gateway).netloc.decode()}": None}
     tls, via = tls_context(target.verify_tls), proxy.url if proxy else None
-    with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False, verify=tls, proxy=via, mounts=without_proxy) as client:
+    with ControlClient(timeout=COMPARE_TIMEOUT, verify=tls, proxy=via, mounts=without_proxy) as client:
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
                 texts = [_answer_text(client, each, request) for each in (at_gateway, target)]

@@ -19,10 +19,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backends.launch.relay import TOKEN_VARIABLE
 from sweep.base.config import ConfigError
+from sweep.base.records import LARGEST_HEAD
 from sweep.gateway.app import GatewayApp
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.clipping import Clipper
-from sweep.gateway.connection import LARGEST_HEAD
 from sweep.gateway.engines import Engines, raise_file_limit
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
@@ -31,27 +31,36 @@ from sweep.inputs.tokenizer import load_tokenizer
 BACKLOG = 16384  # connections waiting to be accepted
 HEADER_TIMEOUT = 30.0  # s within which the headers of a request must arrive
 HEAD_TOO_LARGE = f"The request's headers exceed {LARGEST_HEAD} bytes."
+MOST_PIPELINED = 16  # requests that may wait on a connection behind the one that is answered
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with limits on each request's headers: their size, and the time until they are complete."""
+    """uvicorn's protocol with limits: on the size of headers and trailers, on the time until headers are complete, and
+    on the requests that wait on a connection.
+    """
 
     on_leave: Callable[[], None] | None = None  # called when the client leaves
     _has_head = False  # time of the latest request
-    _head_size = 0  # bytes of headers that are not complete yet
+    _framing = 0  # bytes in a row that are in no body: headers, trailers, chunk sizes
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_TIMEOUT, self._end_late_head)
 
     def data_received(self, data: bytes) -> None:
+        self._framing += len(data)
         super().data_received(data)
         if self._head_timer is None and not self._is_answering():  # the headers are still incomplete
             self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self._end_late_head)
-        if not self._has_head and not self.transport.is_closing():
-            self._head_size += len(data)
-            if self._head_size > LARGEST_HEAD:
-                self.send_400_response(HEAD_TOO_LARGE)
+        if self._framing > LARGEST_HEAD and not self.transport.is_closing():
+            self.send_400_response(HEAD_TOO_LARGE)
+
+    def send_400_response(self, msg: str) -> None:
+        """Reject the request; if it follows one that is being answered, without mixing both answers."""
+        if self.pipeline or (self._is_answering() and self.cycle.response_started):
+            self.transport.abort()
+        else:
+            super().send_400_response(msg)
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -68,7 +77,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._has_head, self._head_size = False, 0
+        self._has_head = False
         extensions: dict[str, Any] = {"gateway.connection": self}
         self.scope["extensions"] = extensions
 
@@ -79,9 +88,15 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LARGEST_HEAD:
             raise ValueError(HEAD_TOO_LARGE)  # passed to the parser, which rejects the request
-        self._has_head = True
+        if len(self.pipeline) >= MOST_PIPELINED:
+            raise ValueError("too many requests on one connection")
+        self._has_head, self._framing = True, 0
         self._stop_head_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = 0
+        super().on_body(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()

@@ -10,12 +10,17 @@ from typing import Any
 import httpx
 from tokenizers import Tokenizer
 
+from backends.launch.control_client import ControlClient
 from backends.launch.server import Engine
 
 ANSWER_TIMEOUT = 300.0  # s for one call
 IN_FLIGHT = 8  # prompts in flight at once
 LEAST_AHEAD = 2  # tokens to request after a difference
 Reply = list[int] | str  # token ids if the engine returns them, else text
+
+
+class _AnswerClient(ControlClient):
+    largest = 16 << 20  # bytes: an answer may have an entry for each token of several prompts
 
 
 @dataclass
@@ -79,7 +84,7 @@ def finish(
     """
     finished: list[Comparison] = []
     begin = time.monotonic()
-    with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
+    with _AnswerClient(base_url=engine.url, timeout=ANSWER_TIMEOUT) as http:
         for first in range(0, len(comparisons), IN_FLIGHT):
             part = comparisons[first : first + IN_FLIGHT]
             while (pending := [each for each in part if not each.done]) and time.monotonic() - begin < limit:
@@ -163,7 +168,7 @@ def log_probabilities(engine: Engine, texts: Sequence[Sequence[int]], limit: flo
     """
     values: list[list[float]] = []
     begin = time.monotonic()
-    with httpx.Client(base_url=engine.url, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
+    with _AnswerClient(base_url=engine.url, timeout=ANSWER_TIMEOUT) as http:
         for first in range(0, len(texts), IN_FLIGHT):
             values += _of_texts(http, engine, texts[first : first + IN_FLIGHT])
             if time.monotonic() - begin >= limit:

@@ -27,6 +27,7 @@ import httpx
 
 from backends.base import Backend, Launch, Progress
 from backends.launch import server, supervisor, task
+from backends.launch.control_client import ControlClient
 from backends.launch.gpus import find_gpu
 from backends.launch.host_facts import host
 from backends.launch.replicas import replica_launches
@@ -457,9 +458,9 @@ def clear_engines(marker: str) -> int:
         return other == marker or other.startswith(f"{marker}/")
 
     for pid in supervisor.marked(lambda environ: stale(environ[supervisor.MARKER])):
-        owner, _, started = supervisor.process_environment(pid).get(supervisor.OWNER, "").partition(":")
-        if owner.isdecimal() and int(owner) != os.getpid() and supervisor.start_time(int(owner)) == started:
-            supervisor.send([int(owner)], signal.SIGKILL)
+        owner = supervisor.living_owner(supervisor.process_environment(pid))
+        if owner and owner != os.getpid():
+            supervisor.send([owner], signal.SIGKILL)
     return len(server.clear_leftovers(stale))
 
 
@@ -598,7 +599,8 @@ def _reset(url: str, headers: Mapping[str, str]) -> str | None:
     for attempt in range(RESET_ATTEMPTS):
         time.sleep(RESET_PAUSE if attempt else 0.0)
         try:
-            answer = httpx.post(url, headers=headers, timeout=30, trust_env=False)
+            with ControlClient(timeout=30) as client:
+                answer = client.post(url, headers=headers)
         except httpx.HTTPError as error:
             return f"{type(error).__name__}: {error}"
         problem = f"status {answer.status_code}: {' '.join(answer.text.split())[:200]}"

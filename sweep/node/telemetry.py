@@ -17,6 +17,7 @@ import pynvml
 from prometheus_client.parser import text_string_to_metric_families
 
 from backends.launch import gpus
+from backends.launch.control_client import ControlClient
 from sweep.base.records import Sample, tls_context
 from sweep.node.machine.foreign_processes import ForeignCpu, ForeignGpu
 
@@ -60,8 +61,7 @@ class EngineMetrics:
         self.parts = {ours: tuple(theirs.split(" / ")) for ours, theirs in names.items()}
         self.names = tuple({part for parts in self.parts.values() for part in parts})
         self.urls = tuple(urls)
-        verify = tls_context(verify_tls)
-        self.client = httpx.Client(timeout=2.0, trust_env=False, verify=verify, proxy=proxy, headers=headers)
+        self.client = ControlClient(timeout=2.0, verify=tls_context(verify_tls), proxy=proxy, headers=headers)
 
     def read(self) -> Iterable[Reading]:
         values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

@@ -195,7 +195,9 @@ def test_what_a_container_of_root_leaves_in_the_cache_is_its_users(owner, expect
     """Else only root could remove it."""
     cache = tmp_path / "cache"
     cache.mkdir()
-    variables = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(cache)} | ({"SWEEP_OWNER": owner} if owner else {})
+    variables = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(cache)} | (
+        {"SWEEP_CACHE_OWNER": owner} if owner else {}
+    )
     engine = ["sh", "-c", f"mkdir {cache}/kernels && touch {cache}/kernels/a && exit 3"]
     with subprocess.Popen(
         ["/bin/sh", "-c", container.LEASE, "lease", *engine], stdin=subprocess.PIPE, env=variables
@@ -235,7 +237,10 @@ def test_every_engine_in_its_image_by_options_that_exist(runtime, environment, t
     monkeypatch.setattr(container_options, "find_gpu", present.get)
     backend = installed.configured(name)
     theirs_alone = {"CUDA_VISIBLE_DEVICES": "0", "PATH": "/opt", "HF_TOKEN": "hf_secret_value"}
-    command = container_options.wrap(backend.command(its), its, {**backend.environment(its), **theirs_alone})
+    marks = {supervisor.MARKER: "a", supervisor.OWNER: "1:2"}
+    command = container_options.wrap(backend.command(its), its, {**backend.environment(its), **theirs_alone, **marks})
+    variables = [option.partition("=")[2].partition("=")[0] for option in command if option.startswith("--env=")]
+    assert len(set(variables)) == len(variables), "of two of one name the last would win"
     assert command[command.index(its.image) + 1 :][: len(begins)] == begins
     assert "127.0.0.1" in command
     assert backend.facts(its), "none needs a program of this machine"

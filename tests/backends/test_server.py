@@ -202,6 +202,7 @@ def test_a_log_keeps_its_head_and_its_tail_and_counts_the_rest(launch, marker):
         assert engine.log_position() == kept + engine.log_left_out() == len("starting\n") + 40 * (2**20 + 1) + size
         assert engine.log_tail(1, engine.log_position() - 5).splitlines()[1:] == ["yyyyy"]
         assert engine.log_tail().startswith(f"sweep: {engine.log_left_out()} bytes of this log are omitted")
+        assert max(map(len, engine.log_tail().splitlines())) < 3000, "patterns take long to search an endless line"
 
 
 OWNER = """
@@ -267,6 +268,18 @@ def test_the_janitor_leaves_living_owners_alone_unless_told(owner, marker):
     assert len(living(marker)) == 3
     assert len(server.clear_leftovers(lambda other: other == marker)) == 3
     assert living(marker) == []
+
+
+@pytest.mark.parametrize(("namespace", "killed"), [("", True), ("own", True), ("7", False)])
+def test_the_janitor_leaves_the_engines_of_another_container_alone(marker, namespace, killed):
+    """Seen from the host, its owner's process id means nothing: a sweep on the host killed the container's engines."""
+    namespace = supervisor.pid_namespace() if namespace == "own" else namespace
+    environ = {supervisor.MARKER: marker, supervisor.OWNER: f"{2**22 + 1}:1"}
+    environ |= {supervisor.OWNER_NAMESPACE: namespace} if namespace else {}
+    with subprocess.Popen(["sleep", "60"], env=environ) as engine:
+        assert (engine.pid in server.clear_leftovers()) == killed
+        assert engine.poll() is None or killed
+        engine.kill()
 
 
 def test_secrets_reach_no_engine_and_no_log_tail(launch, marker, monkeypatch):

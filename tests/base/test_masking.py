@@ -10,7 +10,7 @@ from backends.base import Launch
 from backends.launch.engine_environment import engine_environment
 from sweep.__main__ import main
 from sweep.base.config import ROOT, ConfigError, build
-from sweep.base.masking import SHAPES, is_secret, masked
+from sweep.base.masking import SHAPES, is_secret, masked, masked_message
 from sweep.base.options import load_option
 from sweep.disk.run_files import read_trials
 from sweep.node.machine.sharing import VARIABLE
@@ -174,6 +174,9 @@ def test_a_long_key_in_a_sentence_is_masked():
 def test_long_words_and_open_keys_cost_no_time():
     assert masked("token" * 200_000 + "-----BEGIN " + "PRIVATE KEY-----" * 2).endswith("***")
     assert masked("token=" * 43_000)
+    for hostile in ("eyJ-" * 20_000, "?key=" * 20_000, ";" * 40_000):
+        assert masked(hostile) == hostile
+    assert masked_message("x" * 100_000, set())
 
 
 def test_values_are_masked_wherever_they_stand():

@@ -1,11 +1,13 @@
 """Files appear complete, on the disk too, and nothing stays beside them."""
 
+import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from sweep.base.whole_file import rename_whole, write_whole
+from sweep.base.whole_file import parsed_size, rename_whole, write_whole
 
 
 @pytest.mark.parametrize("content", ["é", "é".encode(), lambda path: path.write_text("é", encoding="utf-8")])
@@ -56,3 +58,23 @@ def test_an_equal_file_is_kept_where_asked(tmp_path):
     assert write_whole(target, "two", keep_equal=True)
     assert target.read_text() == "two"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        *(["[]"], ["{}"], ['{"a":"bc"}'], ['"ab"'], ['"一"'], ['"\\u4e00"'], ['"😀"'], ["1.5"], ["9999999999"]),
+        ['"' + "x" * 500 + '😀"'],
+        [",".join(f'"{key:x}":{key}' for key in range(2000))],
+    ],
+)
+def test_a_parsed_documents_size_is_bounded(members):
+    """Of wide characters and short strings it was up to four times the bound."""
+    brackets = "{}" if '":' in members[0] and members[0][0] == '"' else "[]"
+    document = f"{brackets[0]}{','.join(members * (1 if brackets == '{}' else 2000))}{brackets[1]}".encode()
+    tracemalloc.start()
+    content = json.loads(document)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert content
+    assert size < parsed_size(document) + 1000

@@ -114,6 +114,21 @@ def test_an_error_of_the_system_is_one_line_in_every_command(capsys, monkeypatch
     assert printed.count("\n") == 1
 
 
+def test_without_a_home_a_command_says_what_it_needs(capsys, out, monkeypatch, tmp_path):
+    """As with a container's user who has no entry in /etc/passwd."""
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    dry = [*INLINE, *SMALL, f"out={out}", "dry_run=true"]
+    assert "~: no such home directory is known" in refused(capsys, *dry, "cache_dir=~nobody-here/x")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert "expected HOME, XDG_CACHE_HOME or cache_dir=FOLDER" in refused(capsys, *dry)
+    assert main([*dry, f"cache_dir={tmp_path}"]) == 0
+
+
 @pytest.mark.slow
 def test_the_report_of_a_run_that_may_only_be_read_overwrites_no_other_report(tmp_path):
     """Two runs of one name on a disk mounted read-only, from the folder of a third run, which stays as it is."""

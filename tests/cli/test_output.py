@@ -57,6 +57,48 @@ def test_a_command_whose_reader_is_gone_ends_with_its_own_status(tmp_path: Path)
     os.close(writer)
 
 
+def test_a_closed_stream_leads_nowhere(tmp_path: Path) -> None:
+    """Its number became that of the next file: of the ledger, into which a library's warnings were then printed."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    run_of(run, [trial("vllm", 1, 0, 100.0)])
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND]
+    point = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", f"out={out}"]
+    commands = (["summary", str(run)], ["status", str(run)], ["report", str(run)], ["rerun", "-"], ["nope=1"], point)
+    ran = {command[0]: subprocess.run([*closed, *command], cwd=ROOT).returncode for command in commands}
+    assert ran.pop(point[0]) in (0, 1), "a busy machine may spoil the trial (client_limited)"
+    assert ran == {"summary": 0, "status": 0, "report": 0, "rerun": 2, "nope=1": 2}
+    assert [row["outcome"] in ("ok", "client_limited") for row in read_trials(out / "trials.parquet")] == [True]
+    code = "import sys; from sweep.cli.output import replace_streams; replace_streams(); "
+    code += "print(open(sys.argv[1]).fileno(), file=open(sys.argv[2], 'w'))"
+    subprocess.run([*closed[:4], sys.executable, "-c", code, __file__, str(tmp_path / "number")], cwd=ROOT, check=True)
+    assert int((tmp_path / "number").read_text()) > 2
+
+
+def test_a_pipe_that_another_program_made_non_blocking_gets_everything() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    code = "from sweep.cli.output import replace_streams; replace_streams(); print('x' * 1_000_000)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=writer) as process:
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            assert len(pipe.read()) == 1_000_001
+    assert process.returncode == 0
+
+
+def test_output_that_a_full_disk_does_not_take_is_said_and_ends_no_run(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    run_of(run, [trial("vllm", 1, 0, 100.0)])
+    point = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", f"out={out}"]
+    for command, statuses in ((["summary", str(run)], {75}), (["run", *point], {0, 1}), (["--help"], {0})):
+        with open("/dev/full", "w") as full:
+            ran = subprocess.run([*COMMAND, *command], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        lines = ran.stderr.splitlines()
+        assert lines[-1:] == ["error: standard output: No space left on device; part of the output is missing"], lines
+        assert ran.returncode in statuses
+        assert "Exception" not in ran.stderr
+    assert len(read_trials(out / "trials.parquet")) == 1
+
+
 @pytest.mark.parametrize(("columns", "width"), [("100", 100), (None, 160)])
 def test_the_width_without_a_terminal(monkeypatch, columns, width):
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -479,6 +479,14 @@ def test_an_event_without_end_is_refused() -> None:
     assert answer.error.startswith("protocol: ")
 
 
+def test_headers_and_trailers_without_end_fail_their_request() -> None:
+    """The parser keeps a header until its end, and no token shows that the engine stalls."""
+    whole, long = http(sse(completion(" a")), 40), b"x" * READ_SIZE
+    for begun in (b"HTTP/1.1 200 OK\r\nX-Long: ", whole.removesuffix(b"\r\n") + b"X-Long: "):
+        answer, _ = receive([begun, b"x", long], "completions", 1)
+        assert (answer.error or "").endswith("bytes of headers without an end")
+
+
 # -- through HTTP's framing, on a socket
 
 

@@ -102,12 +102,13 @@ def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoin
         *served,
         "O'Neil (x)",
     ]
-    for name in ("half \ud83d", "two\nlines", " "):
+    # No name may be an interpolation.
+    for name in ("${oc.env:SOME_KEY}", "'\"", "a\\", "a\nb", "\x1b]0;x", "x" * 300, "half \ud83d", " "):
         served[:] = [name]
         with pytest.raises(ConfigError, match="it serves .*; add model=NAME$") as caught:
             with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
         assert str(caught.value).isprintable()
-    monkeypatch.setattr("sweep.drive.endpoint_model.LARGEST_LIST", 9)
+    monkeypatch.setattr("backends.launch.control_client.ControlClient.largest", 9)
     with pytest.raises(ConfigError, match=r"its response exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
     with pytest.raises(ConfigError, match=r"^backend.url=http://256.1.1.1: Invalid IPv4 address"):

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+import tracemalloc
 
 import httpx
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
 from sweep.gateway.caching.embedding import Embedder
-from sweep.gateway.caching.flight import Flight
+from sweep.gateway.caching.flight import Flight, FlightMemory
 from sweep.gateway.caching.keys import IGNORED_HEADERS, IGNORED_PREFIX, AnswerKey, is_deterministic, key_of
 from sweep.gateway.call import Call
 from sweep.gateway.settings import Cache
@@ -295,13 +296,18 @@ class ScriptedAnswer:
         self.is_closed = True
 
 
-def flight_of(answer, landed=None, begun=None):
+def flight_of(answer, landed=None, begun=None, memory=None):
     async def ask():
         if begun is not None:
             await begun.wait()
         return answer
 
-    return Flight(ask, lambda *complete: None if landed is None else landed.append(complete), lambda: None)
+    return Flight(
+        ask,
+        lambda *complete: None if landed is None else landed.append(complete),
+        lambda: None,
+        memory or FlightMemory(1 << 20),
+    )
 
 
 async def text_from(flight):
@@ -351,6 +357,49 @@ def test_a_reader_of_a_flight_goes_on_where_another_left():
     texts, landed = asyncio.run(follow())
     assert texts == [b"abc"] * 2
     assert landed == [(200, STREAM, [b"a", b"b", b"c"])]
+
+
+@pytest.mark.parametrize(("largest", "limit"), [(3, 100), (100, 3)])
+def test_a_flight_that_is_too_large_keeps_only_what_is_unread(largest, limit, monkeypatch):
+    """An answer too large for the cache, or too many under way: one reader goes on, another that lags is cut off."""
+    monkeypatch.setattr("sweep.gateway.caching.flight.LARGEST", largest)
+
+    async def follow():
+        engine_answer, landed, memory = (
+            ScriptedAnswer(*[b"%d" % digit for digit in range(9)], b""),
+            [],
+            FlightMemory(limit),
+        )
+        flight, held = flight_of(engine_answer, landed, memory=memory), []
+        fast, slow = await flight.join(), await flight.join()
+        with contextlib.closing(fast), contextlib.closing(slow):
+            text = await slow.read()
+            assert text == await fast.read()
+            async for part in parts_of(fast):
+                text += part
+                held.append(memory.taken)
+            assert not flight.is_open
+            with pytest.raises(OSError, match="too slowly"):
+                await slow.read()
+        return text, max(held), memory.taken, landed
+
+    assert asyncio.run(follow()) == (b"012345678", 3, 0, [])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({"usage": {"prompt_tokens": count}} for count in ("x", -5, [1], 1.5, 10**400)),
+        {"usage": {"prompt_tokens": 1, "completion_tokens": {}}},
+        {"choices": 5},
+        {"choices": {"finish_reason": "stop"}},
+    ],
+)
+def test_an_answer_with_impossible_numbers_passes_and_is_not_kept(content):
+    body = json.dumps({"choices": [{"text": "x", "finish_reason": "stop"}]} | content).encode()
+    with engine(plain(body)) as behind, gateway(behind.url, cache={"mode": "exact"}) as url:
+        answers = [post(url, ASK) for _ in range(2)]
+    assert [(answer.status_code, answer.content, result(answer)) for answer in answers] == [(200, body, "miss")] * 2
 
 
 def test_a_flight_that_breaks_off_breaks_off_for_all():
@@ -496,6 +545,20 @@ def test_the_default_embedder_knows_near_misses_as_near():
     assert float(prime @ other) < 0.5
     assert float(np.linalg.norm(embedder.embed("word " * 5000))) == pytest.approx(1, abs=1e-3)
     assert not embedder.embed("").any()
+
+
+@pytest.mark.parametrize("text", ["to be " * 50_000, "a" * 300_000], ids=["words", "a word"])
+def test_a_long_text_takes_no_gigabytes(text):
+    embedder = Embedder()
+    embedder.embed("to be")
+    tracemalloc.start()
+    try:
+        vector = embedder.embed(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * len(text)
+    assert vector == pytest.approx(embedder.embed(text[: len(text) // 10]), abs=1e-3)
 
 
 def test_a_vector_is_the_same_whatever_words_were_seen_before(monkeypatch):

@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from sweep.__main__ import main
+from sweep.base.records import LARGEST_HEAD
 from sweep.gateway.call import Call
-from sweep.gateway.clipping import clip_text
-from sweep.gateway.connection import LARGEST_HEAD
+from sweep.gateway.clipping import clip_text, count_tokens
 from sweep.gateway.engines import EngineState, Router, raise_file_limit
+from sweep.gateway.server import MOST_PIPELINED
 from sweep.gateway.settings import RESET_HEADER
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from tests.support.gateway_stand import RESET, STREAM_HEAD, chunked, engine, gateway, plain, stream
@@ -119,7 +120,10 @@ TEXT = " ".join(f"The {n}. sentence of a long story says little, ünlike the oth
 
 
 @pytest.mark.parametrize("limit", [1, 7, 64, 200])
-def test_a_clipped_text_is_a_part_of_the_text_within_its_tokens(limit):
+@pytest.mark.parametrize("part", [1 << 18, 97])
+def test_a_clipped_text_is_a_part_of_the_text_within_its_tokens(limit, part, monkeypatch):
+    """Also if the text is tokenized in parts, which may cut tokens in two."""
+    monkeypatch.setattr("sweep.gateway.clipping.TOKENIZED_PART", part)
     count = len(TOKENIZER.encode(TEXT).ids)
     for keep, fits in (
         ("head", TEXT.startswith),
@@ -127,12 +131,17 @@ def test_a_clipped_text_is_a_part_of_the_text_within_its_tokens(limit):
         ("both", lambda text: any(TEXT.startswith(text[:i]) and TEXT.endswith(text[i:]) for i in range(len(text) + 1))),
     ):
         cut, before, after = clip_text(TEXT, limit, keep, TOKENIZER)
-        assert before == count
+        split = 2 * (len(TEXT) // part)
+        assert count <= before <= count + split
         assert fits(cut), keep
-        assert after == len(TOKENIZER.encode(cut).ids)
+        assert 0 <= after - len(TOKENIZER.encode(cut).ids) <= split
         special = len(TOKENIZER.encode("").ids)
         assert after <= max(limit, special + 1)
-        assert after >= limit - 3, "no more is cut than has to be"
+        assert after >= limit - 3 - split, "no more is cut than has to be"
+    assert count_tokens([TEXT, "", TEXT[:50]], TOKENIZER)[1:] == [
+        0,
+        len(TOKENIZER.encode(TEXT[:50], add_special_tokens=False).ids),
+    ]
 
 
 def test_requests_are_clipped_and_the_client_is_told(tmp_path):
@@ -455,6 +464,50 @@ def test_a_head_that_is_too_large_is_400(ending):
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")
         with contextlib.suppress(ConnectionError):
             assert connection.recv(1000) == b""
+
+
+def test_a_trailer_without_end_is_400():
+    """The parser keeps it until its end: a hundred connections took gigabytes."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Long: "
+    with gateway("http://127.0.0.1:9") as url, connection_to(url) as connection:
+        connection.sendall(head)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                connection.sendall(b"x" * 16384)
+                if select.select([connection], [], [], 0.05)[0]:
+                    break
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(("behind", "answered"), [(MOST_PIPELINED, MOST_PIPELINED + 1), (MOST_PIPELINED + 1, 0)])
+def test_few_requests_wait_on_a_connection(behind, answered):
+    """Ten thousand fit into one read, and took 40 MB for each connection."""
+
+    def late(connection, received):
+        time.sleep(0.3)
+        say("a")(connection, received)
+
+    with engine(late) as slow, gateway(slow.url) as url, connection_to(url) as connection:
+        connection.sendall(request_bytes(ASK | {"stream": False}) + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * behind)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while received.count(b"HTTP/1.1 200 OK") < behind + 1 and (part := connection.recv(65536)):
+                received += part
+        assert received.count(b"HTTP/1.1 200 OK") == answered
+
+
+def test_a_plain_answer_of_an_engine_without_end_is_502(monkeypatch):
+    """Each health check took what an engine sent in five seconds."""
+    monkeypatch.setattr("sweep.gateway.connection.LARGEST_PLAIN", 1 << 20)
+
+    def endless(connection, received):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(b"x" * 65536)
+
+    with engine(endless) as behind, gateway(behind.url) as url:
+        assert httpx.get(f"{url}/v1/models", timeout=20).status_code == 502
+        assert httpx.get(f"{url}/health").status_code == 200
 
 
 @pytest.mark.parametrize("part", [{"prompt": "x" * 15_000}, {"x": [[]] * 100}])  # 15,000 bytes, or 28,000 parsed

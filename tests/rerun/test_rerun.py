@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -263,14 +264,16 @@ def test_foreign_parts_of_a_capsule_are_shown_and_need_trust(tmp_path, capsys, m
 
 
 def test_a_pipe_among_a_runs_files_stops_no_command(tmp_path, capsys):
-    for file in ("ledger.jsonl", "plan.jsonl", "status.json", "totals.json", "trials.parquet", "claims.json"):
+    files = ("ledger.jsonl", "plan.jsonl", "status.json", "totals.json", "trials.parquet", "claims.json")
+    for file in (*files, ".answer.json", ".heartbeat"):
         pipe = write_run(tmp_path / file / "run", rows()) / file
         pipe.unlink(missing_ok=True)
         os.mkfifo(pipe)
         dry = ["run", *SIMULATED, f"out={pipe.parent}", "dry_run=true"]
         replayed = [*dry, "cluster.simulate={nodes: 1, gpus: 0}", f"cluster.replay={pipe}"]
-        for command in (["status", str(pipe.parent)], dry, replayed):
-            assert main(command) == 0 or "expected a regular file" in capsys.readouterr().err
+        commands = [["status", str(pipe.parent)], ["summary", str(pipe.parent)], dry, replayed]
+        for command in [["run", *SIMULATED, f"out={pipe.parent}"]] if file == ".heartbeat" else commands:
+            assert main(command) == 0 or re.search("regular file|no run here|expected a run", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("column", "text"), [("config", "x"), ("config", "[1]"), ("started_at", "x")])

@@ -8,18 +8,29 @@ import pytest
 from sweep.base.config import ROOT
 
 FIXED = {
-    "aiohttp": "3.12.14",  # CVE-2025-53643
-    "cryptography": "44.0.1",  # CVE-2024-12797
+    "aiohttp": "3.13.3",  # CVE-2025-69223
+    "cryptography": "46.0.5",  # CVE-2026-26007
+    "filelock": "3.20.3",  # CVE-2026-22701
+    "fonttools": "4.60.2",  # CVE-2025-66034
     "h11": "0.16.0",  # CVE-2025-43859
     "idna": "3.7",  # CVE-2024-3651
     "jinja2": "3.1.6",  # CVE-2025-27516
-    "pillow": "11.3.0",  # CVE-2025-48379
+    "pillow": "12.1.1",  # CVE-2026-25990
+    "pip": "26.0",  # CVE-2025-8869, CVE-2026-1703
+    "protobuf": "6.33.5",  # CVE-2026-0994
+    "pyasn1": "0.6.2",  # CVE-2026-23490
+    "python-multipart": "0.0.22",  # CVE-2026-24486
+    "ray": "2.52.0",  # CVE-2025-62593
     "requests": "2.32.4",  # CVE-2024-47081
+    "sentencepiece": "0.2.1",  # CVE-2026-1260
     "setuptools": "78.1.1",  # CVE-2024-6345, CVE-2025-47273
     "starlette": "0.49.1",  # CVE-2025-62727
-    "torch": "2.6.0",  # CVE-2025-32434
+    "torch": "2.10.0",  # CVE-2025-32434, CVE-2026-24747
     "transformers": "4.53.0",  # CVE-2025-3933 and others of that year
-    "urllib3": "2.5.0",  # CVE-2025-50181
+    "urllib3": "2.6.3",  # CVE-2026-21441
+    "virtualenv": "20.36.1",  # CVE-2026-22702
+    "werkzeug": "3.1.5",  # CVE-2026-21860
+    "wheel": "0.46.2",  # CVE-2026-24049
 }
 LOCKS = sorted((ROOT / "conf" / "environment" / "locks").glob("*.txt"))
 

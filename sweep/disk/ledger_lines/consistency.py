@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sweep.base.config import DamagedFile
 from sweep.base.records import Outcome
+from sweep.base.whole_file import open_regular
 from sweep.base.wording import count
 from sweep.disk.run_files import Row, RunPaths
 from sweep.disk.tables import compact_trials, read_table
@@ -93,7 +94,7 @@ def _cut_short(path: str) -> bool | None:
     Return None if the file is missing.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(Path(path)) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 8))
             end = file.read(8)

@@ -5,7 +5,6 @@ so it works from another terminal, during the sweep and afterwards.
 """
 
 import json
-import os
 import socket
 import tempfile
 import time
@@ -14,14 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
 from sweep.base.config import ConfigError, run_folder
 from sweep.base.records import TrialProgress
 from sweep.base.time_factor import scaled
 from sweep.base.whole_file import read_bounded
 from sweep.base.wording import count, duration_text, time_left
 from sweep.disk import object_store, run_files
+from sweep.disk.folder_lock import identity_runs, process_identity
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display, progress_text
@@ -30,7 +28,7 @@ from sweep.drive.policy import SETTLED, without_numbers
 
 STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports
-DRIVER_TIMEOUT = scaled(30.0)  # s after which a driver on another host is considered dead
+DRIVER_TIMEOUT = scaled(30.0)  # s after which a driver whose process cannot be looked up is considered dead
 MOST_FAILURES = 20  # failures that are listed; further failures are only counted
 MOST_QUESTIONS = 20  # tasks whose best configuration so far is stored
 
@@ -67,8 +65,8 @@ class StatusWriter:
         ]
         content = {
             "at": time.time(),
-            "pid": os.getpid(),
             "host": socket.gethostname(),
+            **process_identity(),
             "stopping": stopping,
             "ended": ended,
             "left": self.display.seconds_left(),
@@ -99,12 +97,11 @@ class Status(NamedTuple):
 
 
 def is_alive(driver: Mapping[str, Any] | None) -> bool:
-    """Return whether the driver that wrote a status.json is still running."""
+    """Return whether the driver that wrote a status.json still runs, by its process or else by its last report."""
     if driver is None or driver["ended"]:
         return False
-    if driver["host"] == socket.gethostname():
-        return psutil.pid_exists(int(driver["pid"]))
-    return bool(time.time() - driver["at"] < DRIVER_TIMEOUT)
+    runs = identity_runs(driver)
+    return bool(time.time() - driver["at"] < DRIVER_TIMEOUT) if runs is None else runs
 
 
 def read(out: Path) -> Status:

@@ -13,6 +13,7 @@ from sweep.gateway.call import Headers
 LAST_EVENT = b"data: [DONE]"
 FINISHED_BY = ("stop", "length", "tool_calls", "function_call")  # finish reasons of answers that are not errors
 LARGEST = 4 << 20  # maximum bytes of a stored answer
+MOST_COUNTED = 10**9  # of a usage
 LAST = 4  # number of events at a stream's end that may contain the finish reason and the usage
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
 _CREATED = re.compile(rb'("created"\s*:\s*)\d+')
@@ -65,17 +66,18 @@ def complete_answer(status: int, headers: Headers, chunks: Sequence[bytes], orig
 
 
 def _checked(kind: str, parts: tuple[bytes, ...], contents: list[dict[str, Any]], origin: str) -> KeptAnswer | None:
-    choices = [choice for content in contents for choice in content.get("choices") or [] if isinstance(choice, dict)]
+    listed = [content.get("choices") for content in contents]
+    choices = [choice for each in listed if isinstance(each, list) for choice in each if isinstance(choice, dict)]
     reasons = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
     if any("error" in content for content in contents) or not reasons or any(r not in FINISHED_BY for r in reasons):
         return None
     usages = [content["usage"] for content in reversed(contents) if isinstance(content.get("usage"), dict)]
-    usage: dict[str, Any] = usages[0] if usages else {}
-    tokens = usage.get("completion_tokens")
-    events = max(len(parts) - 1, 1)  # without usage, an event is treated as one token
-    return KeptAnswer(
-        kind, parts, origin, int(usage.get("prompt_tokens") or 0), events if tokens is None else int(tokens)
-    )
+    usage: dict[str, Any] = {"completion_tokens": max(len(parts) - 1, 1)}  # without usage, an event is one token
+    usage |= {key: count for key, count in (usages[0] if usages else {}).items() if count is not None}
+    counts = [usage.get(key, 0) for key in ("prompt_tokens", "completion_tokens")]
+    if not all(isinstance(count, int) and 0 <= count < MOST_COUNTED for count in counts):
+        return None
+    return KeptAnswer(kind, parts, origin, *counts)
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:

@@ -30,7 +30,8 @@ class Entry:
     def size(self) -> int:
         """Return the approximate memory use in bytes."""
         vector = 0 if self.vector is None else 2 * self.vector.nbytes
-        return ENTRY_BYTES + vector + sum(len(part) + PART_BYTES for part in self.answer.parts)
+        names = len(self.answer.content_type) + len(self.answer.origin)
+        return ENTRY_BYTES + vector + names + sum(len(part) + PART_BYTES for part in self.answer.parts)
 
 
 class Hit(NamedTuple):

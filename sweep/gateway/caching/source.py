@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, Hit
 from sweep.gateway.caching.embedding import Embedder, Vector
-from sweep.gateway.caching.flight import Ask, Flight
+from sweep.gateway.caching.flight import Ask, Flight, FlightMemory
 from sweep.gateway.caching.keys import AnswerKey
 from sweep.gateway.call import Call, Headers
 from sweep.gateway.metrics import Metrics
@@ -24,6 +24,7 @@ class AnswerSource:
         self._embedder = None if settings.mode == "exact" else Embedder()
         self._cache = AnswerCache(settings, self._embedder.dimensions if self._embedder else 0, clock)
         self._flights: dict[AnswerKey, Flight] = {}
+        self._memory = FlightMemory(settings.bytes)  # for flights, as much as for stored answers
         metrics.entries.set(0)
 
     async def find(self, call: Call, key: AnswerKey) -> tuple[Hit | None, Vector | None]:
@@ -55,7 +56,7 @@ class AnswerSource:
             if self._flights.get(key) is flight:
                 del self._flights[key]
 
-        flight = Flight(ask, land, leave)
+        flight = Flight(ask, land, leave, self._memory)
         self._flights[key] = flight
         return flight, False
 
