@@ -237,7 +237,8 @@ class Capacity:
                 saturated = self.measured[-2].run
                 self.twin.begin(saturated, measured.run)
                 self.twin.fit([saturated, measured.run], 160)
-                self.estimate = self._capacity_of_twin()
+                sustained = measured.probe.rate if self._excess(measured) > 0 else 0.0
+                self.estimate = max(self._capacity_of_twin(), sustained)
                 self.phase = "probe"
             case "probe":
                 self._probed()

@@ -159,6 +159,12 @@ def test_the_search_on_the_next_launch_begins_with_what_a_lost_launch_showed(los
     assert len(following._open_probes) == 1
 
 
+def test_probes_begin_no_lower_than_a_light_rate_that_met_the_bounds(monkeypatch):
+    monkeypatch.setattr(Capacity, "_capacity_of_twin", lambda *_: 0.4)  # a twin that expects every request to be slow
+    proposer = told(4)
+    assert proposer.ask().rate == proposer.measured[3].probe.rate == pytest.approx(9, rel=0.05)
+
+
 def test_both_ends_are_apart_by_what_the_twin_does_not_know():
     proposer = told(5)
     proposer.below = proposer.above = 0.0
