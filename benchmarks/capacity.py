@@ -1,20 +1,25 @@
 """Measures how often a claimed capacity is too high, on simulated deployments of known capacity, and its cost.
 
-    python -m benchmarks.capacity --deployments 100 [--first 10000] [--case right|wrong|endpoint|drift|tails|users]
+    python -m benchmarks.capacity --deployments 100 [--first 10000] [--case CASE]
     python -m benchmarks.capacity --write docs/measurements/capacity.md
 
 Our search (sweep.search) and four other rules measure the same deployments. Every deployment is a line of FILES, so
-that a run continues where it stopped. `right`: the twin has the engine's limits. `endpoint`: the twin has no limits.
-`wrong`: the twin ignores the cost of KV, has another prompt budget and 15% too much KV memory. `drift`: steps become 5%
-slower over 20 probes, and the truth is the capacity at mid-measurement. `tails`: lengths have heavier tails. `users`:
-closed loops, with 20 minutes for each search. The truth is found by bisection on 120,000 requests per rate, and tested
-on new seeds. Deployments whose truth is uncertain by over 2% are omitted. The other rules are our reading of their
-documents.
+that a run continues where it stopped. `right`: the twin has the limits. `endpoint`: the twin has no limits. `wrong`:
+the twin ignores the cost of KV, has another prompt budget and 15% too much KV memory. `drift`: steps become 5% slower
+over 20 probes, and the truth is the capacity at mid-measurement. `tails`: lengths have heavier tails. `lost`: a search
+goes on after another launch, 3% faster or slower, was lost in its first ten probes. `users`: closed loops, with 20
+minutes for each search. `engines`: `sweep capacity` searches simulated engines, which serve one request in each of
+their lanes; T has no least duration, and the truth is that of a queue. The other truths are from bisection on 120,000
+requests per rate, and tested on new seeds. Deployments whose truth is uncertain by over 2% are omitted. The other rules
+are our reading of their documents.
 """
 
 import argparse
+import functools
+import heapq
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,16 +32,23 @@ from scipy.optimize import brentq, isotonic_regression
 
 from benchmarks.deployments import Deployment, compile_event_loop, deployment
 from benchmarks.documents import markdown_table, publish
+from sweep.cli.commands import dispatch
+from sweep.disk.run_files import RunPaths, read_claims
+from sweep.search import probes
 from sweep.search.capacity import Capacity, CapacityQuestion, Claim, Probe, ProbeResult
 from sweep.search.twin import Costs, Floats, Integers, Limits, Replay, Requests, Twin, run_queue
 from sweep.search.users import UserCapacity
+from tests.support.simulated_engine import simulated as simulated_engine
 
 FILES = Path("benchmarks/results")  # ignored by git
 TRUTH_REQUESTS = 40_000  # requests per run; each rate gets three runs
 UNCERTAIN = 0.02  # largest standard error of the truth's logarithm
 GOOD = 0.9
 GRID = 20
-CASES = ("right", "wrong", "endpoint", "drift", "tails", "users")
+CASES = ("right", "wrong", "endpoint", "drift", "tails", "lost", "users", "engines")
+LAUNCHES_DIFFER = 0.03  # standard deviation of the logarithm of a launch's speed
+TOKENS = 4  # of an answer of the simulated engines
+BUDGET_OF_ENGINE = 60  # s
 BUDGET = 1200.0  # s of a search for users
 
 
@@ -243,6 +255,15 @@ def search(bench: Bench, case: str) -> Claim:
     proposer = Capacity(CapacityQuestion(simulated.bounds, arrivals, lengths, limits))
     if case == "wrong":
         proposer.twin = WrongTwin(simulated.limits)
+    if case == "lost":
+        lost, random = Capacity(proposer.question), np.random.default_rng([simulated.seed, 6])
+        speed = float(np.exp(LAUNCHES_DIFFER * random.normal()))
+        costs = Costs(*(speed * cost for cost in simulated.costs))
+        before = Bench(replace(simulated, costs=costs), [simulated.seed, 7])
+        for _ in range(random.integers(1, 11)):
+            if probe := lost.ask():
+                lost.tell(before.measure(probe))
+        proposer.continue_from(lost)
     while probe := proposer.ask():
         proposer.tell(bench.measure(probe))
     return proposer.claim()
@@ -261,10 +282,46 @@ def study_of_users(seed: int) -> dict[str, Any] | None:
     return {"seed": seed, "case": "users", "truth": truth, "ours": {**ours, "status": claim.status}}
 
 
+def rate_of_lanes(lanes: int, service: float, wait: float, seed: int) -> float:
+    """Return the Poisson rate at which 90% of 120,000 requests wait at most `wait` s for one of the lanes."""
+    random = np.random.default_rng(seed)
+    gaps = random.exponential(size=3 * TRUTH_REQUESTS)
+    low, high = 0.05 * lanes / service, lanes / service
+    for _ in range(14):
+        rate, due, good, free = (low + high) / 2, 0.0, 0, [0.0] * lanes
+        for gap in gaps / rate:
+            due += gap
+            start = max(due, free[0])
+            heapq.heapreplace(free, start + service)
+            good += start - due <= wait
+        low, high = (rate, high) if good >= GOOD * len(gaps) else (low, rate)
+    return low
+
+
+def study_of_engine(seed: int) -> dict[str, Any]:
+    """Search a simulated engine through the whole command."""
+    random = np.random.default_rng(seed)
+    lanes, saturated = int(random.choice([16, 32, 64])), float(np.exp(random.uniform(np.log(100), np.log(250))))
+    service, unit = lanes / saturated, 1000 / saturated
+    first = service * random.uniform(0.3, 0.8)
+    wait = first * float(np.exp(random.uniform(np.log(0.3), np.log(5))))
+    truth = rate_of_lanes(lanes, service, wait, seed + 1)
+    timing = {"ttft": {"mean": first}, "itl": {"mean": (service - first) / (TOKENS - 1)}, "max_concurrency": lanes}
+    with tempfile.TemporaryDirectory() as out, simulated_engine(**timing) as (url, _):
+        shape = ["workload.input_tokens=16", f"workload.output_tokens={TOKENS}", "workload.spread=0"]
+        asked = ["--slo", f"ttft={first + wait:.6f}s", "--budget", f"{BUDGET_OF_ENGINE}s"]
+        dispatch(["capacity", url, *asked, *shape, f"out={out}/run", "report=false"])
+        (claim,) = read_claims(RunPaths(Path(out) / "run")).values()
+    ours = {"reached": claim["lower"] / truth, "upper": claim["upper"] / truth, "cost": claim["seconds"] / unit}
+    return {"seed": seed, "case": "engines", "truth": truth, "ours": {**ours, "status": claim["status"]}}
+
+
 def study(seed: int, case: str) -> dict[str, Any] | None:
     """Measure one deployment by every rule; None if its true capacity is not certain enough."""
     if case == "users":
         return study_of_users(seed)
+    if case == "engines":
+        return study_of_engine(seed)
     simulated = deployment(seed, drift=0.05 if case == "drift" else 0.0, tails=0.3 if case == "tails" else 0.0)
     truth = true_capacity(replace(simulated, drift=0.0))
     if truth is None or not truth.error < UNCERTAIN:
@@ -350,7 +407,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no deployment after them")
     parser.add_argument("--write", type=Path, metavar="DOCUMENT")
     options = parser.parse_args(arguments)
-    compiled, began = compile_event_loop(), time.monotonic()
+    compiled, began = options.case == "engines" or compile_event_loop(), time.monotonic()
+    setattr(probes, "CapacityQuestion", functools.partial(CapacityQuestion, shortest=0.0))  # noqa: B010 - for `engines`
     FILES.mkdir(exist_ok=True)
     path = FILES / f"capacity-{options.case}.jsonl"
     done = {json.loads(line)["seed"] for line in path.read_text().splitlines()} if path.exists() else set()

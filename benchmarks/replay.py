@@ -137,9 +137,9 @@ def changed_requests(change: Change) -> Iterator[None]:
 @contextlib.contextmanager
 def seconds_read_as_ms() -> Iterator[None]:
     """Read the times of a trace a thousand times too short."""
-    read, times = trace_turns, Trace._times
+    read, times = trace_turns, Trace.times
     short = lambda *arguments: [turn._replace(gap=turn.gap / 1000) for turn in read(*arguments)]  # noqa: E731
-    with patch.object(recorded, "trace_turns", short), patch.object(Trace, "_times", lambda load: times(load) / 1000):
+    with patch.object(recorded, "trace_turns", short), patch.object(Trace, "times", lambda load: times(load) / 1000):
         yield
 
 

@@ -230,6 +230,13 @@ class CapacitySearch(Strict):
     """A search for the highest rate within the SLO, in place of a grid of loads."""
 
     budget: float = Field(default=480.0, gt=0, allow_inf_nan=False)  # measuring time, s; typed as 90s, 8m or 2h
+    trials: PositiveInt | None = None  # most probes; null: only the budget ends a search
+    max_failed: float | None = Field(default=None, gt=0, lt=1)  # a bound: the most requests that may fail; or as 1%
+
+    @field_validator("max_failed", mode="before")
+    @classmethod
+    def _as_share(cls, typed: Any) -> Any:
+        return _fraction(typed)
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -249,14 +256,18 @@ class Asked(Strict):
 
     @field_validator("within", "sure", mode="before")
     @classmethod
-    def _share(cls, typed: Any) -> Any:
-        percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(typed), re.ASCII)
-        return float(percent[1]) / 100 if percent else typed
+    def _as_share(cls, typed: Any) -> Any:
+        return _fraction(typed)
 
     @field_validator("slo")
     @classmethod
     def _bounds(cls, typed: Any) -> Any:
         return slo_in_units(read_slo(typed))
+
+
+def _fraction(typed: Any) -> Any:
+    percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(typed), re.ASCII)
+    return float(percent[1]) / 100 if percent else typed
 
 
 def read_slo(typed: Any) -> dict[str, float] | None:

@@ -301,7 +301,7 @@ def _print_screen(run: str) -> int:
 def capacity(arguments: list[str]) -> int:
     """Find the highest request rate that a running endpoint sustains within an SLO, with an interval and a stated risk.
 
-    sweep capacity http://127.0.0.1:8000 --slo ttft=500ms,tpot.p95=50ms workload.input_tokens=2000
+    sweep capacity http://127.0.0.1:8000 --slo ttft=500ms,tpot.p95=50ms --input-tokens 2000
 
     A bound without a percentile applies to p90. load=closed searches for the most users of a closed loop instead of
     a rate. Each probe is a trial in a results folder; the same command continues where it stopped. KEY=VALUE is
@@ -311,15 +311,21 @@ def capacity(arguments: list[str]) -> int:
     parser.add_argument("url", metavar="URL", help="URL of a running engine")
     parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", required=True, help="ttft=500ms,tpot.p90=0.05s")
     parser.add_argument("--budget", default="8m", help="measuring time, e.g. 90s, 20m or 2h (default: 8m)")
+    for side in ("input", "output"):
+        parser.add_argument(f"--{side}-tokens", metavar="N", help=f"mean {side} tokens: workload.{side}_tokens=N")
+    parser.add_argument("--workload", metavar="FILE", help="prompts or a trace: workload=FILE")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, arguments = _config_dirs(arguments)
     options = parser.parse_intermixed_args(arguments)
+    keys = {"workload": options.workload, "workload.input_tokens": options.input_tokens}
+    keys |= {"workload.output_tokens": options.output_tokens}
+    overrides = [*(f"{key}={typed}" for key, typed in keys.items() if typed is not None), *options.overrides]
     from sweep.cli.run import run
     from sweep.cli.searches.capacity import arguments_of_run
     from sweep.disk.run_files import RunPaths
 
-    run_arguments, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
+    run_arguments, out = arguments_of_run(options.url, options.slo, options.budget, overrides)
     if options.format == "json" and "dry_run=true" in options.overrides:
         raise ConfigError("--format json: expected no dry_run=true, which measures nothing")
     with contextlib.redirect_stdout(sys.stderr if options.format == "json" else sys.stdout):

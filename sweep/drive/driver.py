@@ -89,6 +89,7 @@ class RunningSearch(Protocol):
     def done(self) -> bool: ...  # whether it needs no further launch
     def ask(self, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None: ...
     def wanted(self, most: int) -> list[Need]: ...  # of the launches that it would begin with free nodes
+    def waiting(self) -> list[Need]: ...  # of all launches that have not begun, with their expected durations, if known
     def settle(self, trial_ids: Iterable[str]) -> str | None: ...  # what the rows so far say, if that is new
     def hear(self, launch: Deployment, event: Proposed | Claimed | End) -> None: ...  # an End: it is not started again
 
@@ -218,7 +219,8 @@ class Driver:
             now, running = time.monotonic(), self.display.running
             elapsed = {key: now - since for key, (_, _, since) in running.items()}
             available = self.executor.schedulable_nodes
-            seconds = self.forecast.update(self.states.values(), available, elapsed, self.display.progress)
+            waiting = self.search.waiting() if self.search else ()
+            seconds = self.forecast.update(self.states.values(), available, elapsed, self.display.progress, waiting)
             if seconds is not None or self.display.seconds_left() == 0:  # otherwise the initial estimate is still valid
                 self.display.estimated(seconds)
         at = self.stop.user_deadline
@@ -360,7 +362,8 @@ class Driver:
                 transfer.receive(self.paths, work, event)
             case Finished():
                 self._finish_trial(state, work, event)
-            case Proposed(trial):
+            case Proposed(trial, seconds):
+                self.forecast.searches[launch.launch_key] = seconds, time.monotonic()
                 self._add_trial(state, trial)
                 self._tell_search(launch, event)
             case Claimed():

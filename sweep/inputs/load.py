@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -279,7 +279,7 @@ class Trace(_ArrivalProcess):
 
     def check(self) -> None:
         """Raise ConfigError, naming the file and the problem, for a trace that cannot be replayed."""
-        self._times()
+        self.times()
 
     def check_pairing(self, workload: Any) -> None:
         """Raise ConfigError if the workload takes its lengths from this file too, but in a different order."""
@@ -314,17 +314,31 @@ class Trace(_ArrivalProcess):
 
     def count(self, num_requests: int) -> int:
         """Return `num_requests`. Raises ConfigError if the trace has fewer arrivals."""
-        arrivals = len(self._times())
+        arrivals = len(self.times())
         if num_requests > arrivals:
             limit = f"workload.num_requests may be at most {arrivals}"
             raise ConfigError(f"load.path={self.path}: contains {arrivals} arrivals; {limit}")
         return num_requests
 
     def arrivals(self, count: int, seed: int) -> Floats:
-        return self._times()[: self.count(count)]
+        return self.times()[: self.count(count)]
 
     def session_arrivals(self, starts: Sequence[int], seed: int) -> Floats:
         return self.arrivals(starts[-1] + 1, seed)[starts]
+
+    @property
+    def mean_rate(self) -> float:
+        """The mean rate at this speed, in requests/s. Raises ConfigError if all requests arrive at once."""
+        times = self.times()
+        if not times[-1]:
+            raise ConfigError(f"load.path={self.path}: expected arrivals at different times, for a rate")
+        return float((len(times) - 1) / times[-1])
+
+    def at_rate(self, rate: float, count: int) -> Self:
+        """Return the trace with this mean rate, in requests/s, repeated until it has `count` arrivals."""
+        once = self.model_copy(update={"repeat": 1})
+        scaled = {"speed": self.speed * rate / once.mean_rate, "repeat": -(-count // len(once.times()))}
+        return once.model_copy(update=scaled)
 
     def notes(self) -> list[str]:
         rows = read_rows(self.file, f"load.path={self.path}", any_ending=True)
@@ -335,7 +349,7 @@ class Trace(_ArrivalProcess):
         lengths = trace_columns(rows) if self.skip_unsendable else None
         return faults_of(rows, lengths) if lengths else {}
 
-    def _times(self) -> Floats:
+    def times(self) -> Floats:
         """Return the arrivals in s since the first arrival, of all repetitions. Shape (arrivals,).
 
         A repetition begins after the last arrival of the one before, at their mean distance.

@@ -38,7 +38,8 @@ from backends.prepare.retry import patiently
 from backends.tables.log_causes import cause_table
 from sweep.base.config import Hardware, first_line
 from sweep.base.exits import Blame, Cause, Exit, Outage, exit_of
-from sweep.base.records import Outcome, Request
+from sweep.base.records import Outcome, Request, TrialProgress
+from sweep.base.wording import duration_text
 from sweep.client.measurement import ClientDied, TooFewFiles, check_open_files, files_needed
 from sweep.client.process_count import process_count
 from sweep.drive import policy
@@ -504,14 +505,17 @@ def _search(
     while not ended and (trial := search.next()):
         if not pending.next():
             ended = STOPPED
-        elif time.monotonic() - began > OVERTIME * search.budget:
+        elif time.monotonic() - began + search.due_seconds > OVERTIME * search.budget:
             ended = f"{OVERTIME:g} times its budget has passed"
         else:
-            emit(Proposed(trial))
-            emit(State(f"probe {len(search.rows) + 1}: {trial.describe()}"))
+            searches = [pending.searched.get(each.trial_id) for each in pending.trials]
+            emit(Proposed(trial, sum(each.seconds_left for each in searches if each is not None)))
+            left = f"{duration_text(search.seconds_left)} of the search left"
+            emit(State(f"probe {len(search.rows) + 1}: {trial.describe()}; {left}"))
             for _ in range(PROBE_TRIES):
-                row, fresh = _measure(work, running, trial, pending, emit, fresh=fresh), False
-                if row["outcome"] not in repeated:
+                row = _measure(work, running, trial, pending, emit, fresh=fresh, is_hopeless=search.is_hopeless)
+                fresh = False
+                if row["outcome"] not in repeated or time.monotonic() - began > OVERTIME * search.budget:
                     break
             if row["outcome"] == Outcome.CANCELLED:
                 return row
@@ -527,13 +531,21 @@ def _search(
 
 
 def _measure(
-    work: Work, running: RunningEngine, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
+    work: Work,
+    running: RunningEngine,
+    trial: Trial,
+    pending: _Pending,
+    emit: Emit,
+    *,
+    fresh: bool,
+    is_hopeless: Callable[[TrialProgress], bool] = lambda progress: False,
 ) -> dict[str, Any]:
     """Return the trial's row. If a measuring process dies, or a gateway does not answer, the trial is measured again,
     since the engine is not at fault.
 
     Before each measurement the engine's prompt cache is flushed, unless the engine is `fresh` from its launch: a retry
     sends the same prompts and would find them in the cache. If the cache cannot be flushed, prompts get new prefixes.
+    Once `is_hopeless` is true of the progress, the measurement ends.
     """
     caches: bool | None = None  # for the row: the result of the last attempt
     empty = fresh and running.engine.backend.launches
@@ -552,6 +564,7 @@ def _measure(
                 on_progress=lambda progress: emit(Measuring(progress)),
                 caches_reset=caches,
                 salt=salt,
+                is_hopeless=is_hopeless,
             )
         except (ClientDied, GatewaySilent) as error:
             reason, exit = str(error), exit_of(error)

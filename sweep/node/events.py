@@ -62,6 +62,7 @@ class Proposed(NamedTuple):
     """A search on this launch begins a trial that was not planned."""
 
     trial: Trial
+    seconds: float = 0.0  # that the launch's searches still take
 
 
 class Claimed(NamedTuple):

@@ -17,6 +17,7 @@ from backends.launch.server import Engine
 from sweep.base import code_version
 from sweep.base.exits import Blame, Cause, Exit, exit_of
 from sweep.base.records import UNKNOWN, Outcome, Request, Sample, TrialProgress
+from sweep.base.wording import duration_text
 from sweep.client import measurement, wire
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Observation, TrialRow, Verdict
@@ -31,7 +32,7 @@ from sweep.node.replay.certificate import or_uncertified, replay_inputs
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.spread.partners import RemoteEngine
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
-from sweep.node.verdict import TIMED_OUT, has_fixed_length, judge, not_honoured
+from sweep.node.verdict import OVERLOADED, TIMED_OUT, has_fixed_length, judge, not_honoured
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.client import ANSWERS
 from sweep.numbers.quantities.gateway import mark_gateway_answers
@@ -50,12 +51,14 @@ def run_trial(
     salt: str | None = None,
     notify: Callable[[str], None] = lambda message: None,
     on_progress: Callable[[TrialProgress], None] = lambda progress: None,
+    is_hopeless: Callable[[TrialProgress], bool] = lambda progress: False,
 ) -> dict[str, Any]:
     """Measure one trial on a running engine, write its files and return its row.
 
     `caches_reset`, for the row: whether the engine's prompt cache was flushed; None if no flush was requested. `salt`
     changes the prompts' prefixes, for an engine whose cache may hold earlier prompts. `notify` gets messages to show
-    during the trial, `on_progress` the progress of its requests.
+    during the trial, `on_progress` the progress of its requests. Once `is_hopeless` is true of it, the trial ends: its
+    load is too high.
 
     If `stop` is set during the trial, the row's outcome is `cancelled` and nothing is written.
 
@@ -77,9 +80,10 @@ def run_trial(
     if reason := _not_quiet(work, running, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason, Exit())
     watch = _watch(work, running)  # from now on: without processes that ended during the wait
-    should_stop = _reason_to_stop(running, stop, work.settings.trial_timeout or math.inf)
+    crowd = _Crowd(is_hopeless, on_progress)
+    should_stop = _reason_to_stop(running, stop, work.settings.trial_timeout or math.inf, crowd)
     try:
-        result = _measure(work, running, trial, prompts, watch.sampler, should_stop, notify, on_progress)
+        result = _measure(work, running, trial, prompts, watch.sampler, should_stop, notify, crowd.take)
     except measurement.TooFewFiles as error:
         return _unmeasured(row, Outcome.UNAVAILABLE, str(error), Exit(blames=Blame.USER))
     if stop.is_set():
@@ -316,7 +320,23 @@ def _sources(running: RunningEngine, foreign: Foreign) -> list[Source]:
     return sources
 
 
-def _reason_to_stop(running: RunningEngine, stop: threading.Event, timeout: float) -> Callable[[], str | None]:
+class _Crowd:
+    """The requests in flight, and why the trial ends if they are too many."""
+
+    def __init__(self, is_hopeless: Callable[[TrialProgress], bool], report: Callable[[TrialProgress], None]) -> None:
+        self.is_hopeless, self.report, self.problem = is_hopeless, report, ""
+
+    def take(self, progress: TrialProgress) -> None:
+        if self.is_hopeless(progress):
+            unsent = f"{progress.total - progress.sent:,} of {progress.total:,} were not sent"
+            in_flight = f"{progress.in_flight:,} requests in flight after {duration_text(progress.seconds)}"
+            self.problem = f"{OVERLOADED}: {in_flight}; {unsent}"
+        self.report(progress)
+
+
+def _reason_to_stop(
+    running: RunningEngine, stop: threading.Event, timeout: float, crowd: _Crowd
+) -> Callable[[], str | None]:
     deadline = time.monotonic() + timeout
 
     def reason() -> str | None:
@@ -326,6 +346,6 @@ def _reason_to_stop(running: RunningEngine, stop: threading.Event, timeout: floa
             return "the engine died" if running.engine.backend.launches else "the endpoint refuses connections"
         if time.monotonic() > deadline:
             return TIMED_OUT
-        return "stopped by the user" if stop.is_set() else None
+        return "stopped by the user" if stop.is_set() else crowd.problem or None
 
     return reason

@@ -21,6 +21,7 @@ from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
 
 TIMED_OUT = "trial_timeout"  # the reason to stop when a trial reaches its limit
+OVERLOADED = "the load is too high"  # beginning of the reason to stop when too many requests are in flight
 STEP_BACK = 1e-3  # s by which a chunk's stamp may precede the previous stamp, since kernel stamps are converted
 BUSY_ELSEWHERE = 0.5  # share of a core: a late client that used less had to wait for other processes
 LATE = 0.005  # s of lag that do not matter
@@ -61,6 +62,10 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
     if over_time := _over_time(result.report.stopped, work.settings):
         cause = Cause.STALLED if result.report.stopped == STALLED else Cause.TRIAL_TIMEOUT
         return Verdict(outcome=Outcome.HUNG, reason=over_time, exit=Exit(cause), log_tail=log)
+    if (early := result.report.stopped or "").startswith(OVERLOADED):
+        if reason := limited(result.report, result.records):
+            return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
+        return Verdict(outcome=Outcome.CENSORED, reason=early)
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
         # An incomplete trial is no result, even if all sent requests succeeded; only load.duration may cut it short.

@@ -6,14 +6,15 @@ same claim. The constants were chosen on simulated deployments (docs/capacity.md
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from sweep.base.wording import count
-from sweep.search.twin import UNLIMITED, Floats, Integers, Limits, Replay, Requests, Twin
+from sweep.search.twin import UNLIMITED, Costs, Floats, Integers, Limits, Replay, Requests, Twin
 
 NEAR = 0.12  # maximum |log(rate / estimate)| of the probes that the estimate is computed from
 LOOKS = 2.2  # standard errors between the estimate and the claim: 95% one-sided, with repeated looks
@@ -27,6 +28,7 @@ CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
 CONFIRMATIONS = 6
 STEP = 0.012  # minimum step down of the log claim after a run that fails to confirm it; 1.5 times larger each time
 LIGHT = 0.45  # share of the saturated throughput: a rate that every deployment sustains
+FEWEST_LIGHT = 12  # requests at that rate: enough for a first fit, where a request takes many seconds
 LONG_RUN = 20_000  # requests
 FIRST_USERS = 32  # at first, if the deployment's limits are unknown
 MOST_USERS = 1024
@@ -40,6 +42,7 @@ ALIKE = 0.2, 5.0  # scales of a bound with which the twin is like the deployment
 NOT_FAILING = 0.99  # times the lowest rate that failed: no estimate above it is credible
 DEPENDENT = 10  # requests count for one, where the twin is unlike the deployment
 POINTS_OF_CURVE = 12  # rates at which the twin's shares are shown
+ANSWERED = sys.float_info.max  # s: a limit that only failed requests exceed, for a bound on their share
 BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: longer than a queue's memory
 
 
@@ -56,7 +59,9 @@ class LatencyBound(NamedTuple):
         return np.where(np.isnan(latencies), np.nan, latencies <= self.limit * scale)
 
     def describe(self) -> str:
-        """Return the bound as text: `ttft.p90 <= 0.2 s`."""
+        """Return the bound as text: `ttft.p90 <= 0.2 s`, or `failed <= 1%`."""
+        if self.limit == ANSWERED:
+            return f"failed <= {100 * (1 - self.share):g}%"
         return f"{self.quantity}.p{100 * self.share:g} <= {self.limit:g} s"
 
 
@@ -80,6 +85,11 @@ class Probe(NamedTuple):
     requests: int
     rate: float = 0.0  # requests/s
     users: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """The expected duration in s, without what is in flight at the end; 0 for a closed loop, if unknown."""
+        return self.requests / self.rate if self.rate else 0.0
 
     def describe(self) -> str:
         """The load: `32 users` or `1.5 requests/s`."""
@@ -137,6 +147,24 @@ class Capacity:
         self.limiting_bound: LatencyBound | None = None  # the bound that is exceeded first
         self.claimed_rate, self.confirmation_runs, self.is_confirmed = math.nan, 0, False
         self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
+        self.light_probes = 1  # open loops before the probes near the estimate
+        self.earlier_throughput = 0.0  # requests/s, of a lost launch with `users`; 0: unknown
+
+    def continue_from(self, earlier: Any) -> None:
+        """Begin with what the search on a lost launch learned: the bounds that one request meets, the users that
+        saturate the deployment, and the twin's fit. Its probes are no evidence for this launch, which may be faster.
+        """
+        if earlier.phase == "single":
+            return
+        self.phase, self.users = "saturate", earlier.users
+        self.earlier_throughput = earlier.throughput if earlier.saturated else earlier.earlier_throughput
+        if self.earlier_throughput:
+            loops = [(each.probe.users, _throughput(each.run)) for each in earlier.measured if each.probe.users > 1]
+            most = max((rate for _, rate in loops), default=0.0)
+            self.users = min((users for users, rate in loops if RISING * rate >= most), default=earlier.users)
+            self.twin = Twin(earlier.twin.limits)
+            self.twin.costs, self.scales, self.estimate = earlier.twin.costs, [*earlier.scales], earlier.estimate
+            self.unlike = earlier.unlike
 
     def ask(self) -> Probe | None:
         """Return the next probe; None when the search has ended."""
@@ -147,16 +175,16 @@ class Capacity:
                 count = max(self.question.requests // 2 if self.question.limits else 0, 5 * self.users // 2)
                 return Probe(count, users=self.users)
             case "light":
-                return self._open(LIGHT * self.throughput, 0.25)
+                return self._open(LIGHT * self.throughput, 0.25, FEWEST_LIGHT)
             case "probe":
                 return self._open(self.estimate, 1.0 if len(self._open_probes) < 2 else 2.0)
             case "confirm":
                 return self._open(self.claimed_rate, CONFIRMING)
         return None
 
-    def _open(self, rate: float, lengths: float) -> Probe | None:
+    def _open(self, rate: float, lengths: float, fewest: int = BATCH_SIZE) -> Probe | None:
         rate = float(f"{rate:.4g}")
-        probe = Probe(max(BATCH_SIZE, round(rate * lengths * self._unit)), rate)
+        probe = Probe(max(fewest, round(rate * lengths * self._unit)), rate)
         left = (self.question.budget - self._spent) * min(rate, self.throughput)
         if probe.requests > left and left >= BATCH_SIZE and self.phase != "confirm":
             return probe._replace(requests=int(left))
@@ -187,7 +215,7 @@ class Capacity:
 
     @property
     def _open_probes(self) -> list[ProbeResult]:
-        return [probed for probed in self.measured if probed.probe.rate][1:]  # without the light probe
+        return [probed for probed in self.measured if probed.probe.rate][self.light_probes :]
 
     def tell(self, measured: ProbeResult) -> None:
         """Process the result of the probe that `ask` returned."""
@@ -209,7 +237,8 @@ class Capacity:
                 saturated = self.measured[-2].run
                 self.twin.begin(saturated, measured.run)
                 self.twin.fit([saturated, measured.run], 160)
-                self.estimate = self._capacity_of_twin()
+                sustained = measured.probe.rate if self._excess(measured) > 0 else 0.0
+                self.estimate = max(self._capacity_of_twin(), sustained)
                 self.phase = "probe"
             case "probe":
                 self._probed()
@@ -218,6 +247,9 @@ class Capacity:
 
     def _saturated(self, measured: ProbeResult) -> None:
         earlier, self.throughput = self.throughput, _throughput(measured.run)
+        if self.earlier_throughput:
+            self._adapt_twin()
+            return
         limits_unknown = self.question.limits is None  # then only the throughput shows when it is saturated
         rising = limits_unknown and (not math.isfinite(earlier) or self.throughput > RISING * earlier)
         if limits_unknown:
@@ -235,6 +267,38 @@ class Capacity:
                 self.twin.limits = self.twin.limits._replace(running=decoding)
         self.saturated, self.phase = not rising, "light"
 
+    def end_at_client(self) -> bool:
+        """Go on below a closed loop with more users than the client can serve; return whether a smaller one was."""
+        smaller = self.phase == "saturate" and math.isfinite(self.throughput)
+        if smaller:
+            self.twin.limits, self.phase = self.question.flags or Limits(), "light"
+        return smaller
+
+    def _adapt_twin(self) -> None:
+        """Scale a lost launch's twin by the ratio of the saturated throughputs: launches differ in speed."""
+        self.saturated, self.phase = True, "light"
+        if not math.isnan(self.estimate):
+            ratio = self.earlier_throughput / self.throughput
+            self.twin.costs = Costs(*(ratio * cost for cost in self.twin.costs))
+            self.estimate = self.estimate / ratio if self.unlike else self._capacity_of_twin()
+            self.light_probes, self.phase = 0, "probe"
+
+    @property
+    def longest(self) -> float:
+        """The longest limit of a bound on a latency, in s."""
+        return max(bound.limit for bound in self.question.bounds if bound.limit < ANSWERED)
+
+    def is_hopeless(self, probe: Probe, in_flight: int, seconds: float) -> bool:
+        """Return whether so many requests are in flight after this time that the probe's rate is surely too high.
+
+        Served in order at the saturated throughput, twice as many of them as a bound allows would exceed it.
+        """
+        in_order = [bound for bound in self.question.bounds if bound.quantity != "tpot"]
+        if not probe.rate or self.phase not in ("probe", "confirm") or not in_order or seconds < 2 * self.longest:
+            return False
+        waiting = (bound.limit * self.throughput + 2 * (1 - bound.share) * probe.requests for bound in in_order)
+        return in_flight > self.users + min(waiting)
+
     def _probed(self) -> None:
         probes = self._open_probes
         if len(probes) <= 3:
@@ -243,7 +307,7 @@ class Capacity:
         twins = [self.twin.run(probed.run.requests) for probed in nearby]
         errors = [self._match(j, nearby, twins) for j in range(len(self.question.bounds))]
         self.estimate = self._capacity_of_twin(self.estimate)
-        lengths = sum(probed.probe.requests / probed.probe.rate for probed in nearby) / self._full
+        lengths = sum(len(probed.run.arrivals) / probed.probe.rate for probed in nearby) / self._full
         self.floor = FLOOR * math.sqrt(max(1.0, LEAST / lengths))
         if not self._narrow(errors, nearby):  # by the twin a bound is exceeded first that no probe has come near
             beyond = 1.06 * max(probed.probe.rate for probed in nearby)
@@ -268,7 +332,7 @@ class Capacity:
         """
         self.unlike = self.unlike or not all(ALIKE[0] <= scale <= ALIKE[1] for scale in self.scales)
         for probed in probes if self.unlike else ():
-            spread = 2 * math.sqrt(DEPENDENT / probed.probe.requests)
+            spread = 2 * math.sqrt(DEPENDENT / len(probed.run.arrivals))
             if self._excess(probed) < -spread:
                 self.failing = min(self.failing, probed.probe.rate)
             elif self._excess(probed) > spread:
@@ -316,13 +380,15 @@ class Capacity:
             self.scales[j] = float(np.clip(np.quantile(pooled, 1 - (1 - bound.share) / 5) / bound.limit, 1, 5))
             return None
         self.scales[j] = float(np.clip(np.quantile(pooled, np.clip(share, 0.02, 1)) / bound.limit, 0.01, 100))
+        if bound.limit == ANSWERED and share >= bound.share:
+            self.scales[j] = 1.0  # the twin's requests never fail; once too many do, the probes count more
         errors = []
         for probed, twin, measured in zip(nearby, twins, good, strict=True):
             expected = bound.good(twin, self.scales[j])
             most_batches = 20 * max(1.0, float(probed.run.arrivals[-1]) / self._unit)
             number = int(np.clip(len(expected) // BATCH_SIZE, 3, most_batches))
-            batches = np.array_split(np.arange(len(expected)), number)
-            errors.append(np.array([np.nanmean(measured[batch]) - np.nanmean(expected[batch]) for batch in batches]))
+            differences = (each[np.isfinite(each)] for each in np.array_split(measured - expected, number))
+            errors.append(np.array([each.mean() for each in differences if each.size]))
         variance = _variance(errors, share, sum(map(len, good)))
         earlier, later = np.array_split(np.concatenate(errors), 2)
         change = float(later.mean() - earlier.mean())
@@ -337,6 +403,8 @@ class Capacity:
         self.below, self.above, self.limiting_bound, unseen = -math.inf, math.inf, None, False
         for bound, scale, error in zip(self.question.bounds, self.scales, errors, strict=True):
             low, high = (float(np.nanmean(bound.good(run, scale))) for run in (slower, faster))
+            if bound.limit == ANSWERED:
+                low = high = float(np.nanmean(np.concatenate([bound.good(probed.run) for probed in nearby])))
             slope = max((low - high) / 0.06, 0.05)
             if error is None:
                 unseen = unseen or min(low, high) < 1 - (1 - bound.share) * 0.7
@@ -381,6 +449,11 @@ class Capacity:
         return lengths[0, drawn], lengths[1, drawn]
 
     @property
+    def most_throughput(self) -> float | None:
+        """The throughput of the busiest closed loop, in requests/s; None before one."""
+        return self.throughput if math.isfinite(self.throughput) else None
+
+    @property
     def bounds(self) -> Sequence[LatencyBound]:
         return self.question.bounds
 
@@ -413,7 +486,7 @@ class Capacity:
             claim = replace(claim, status="drift", ended=self.ended or drift)
         if self.phase == "above":
             return replace(claim, status="above", lower=self._open_probes[-1].probe.rate)
-        upper = min(self.estimate * math.exp(self.above), highest or math.inf)
+        upper = min(self.estimate * math.exp(max(self.above, self.floor)), highest or math.inf)
         lower = self.claimed_rate
         if math.isnan(lower):
             lower, upper = self._lower, min(upper, self.failing)

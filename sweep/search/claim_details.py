@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweep.base.config import Settings, slo_in_units
+from sweep.base.records import Outcome
 from sweep.base.wording import number
 from sweep.numbers.quantities.throughput import cost_per_million_tokens
 from sweep.plan.plan import Deployment, Trial
@@ -30,17 +31,23 @@ def claim_details(
     """
     deployment, trial = point
     bounds = proposer.bounds
-    asked = {part: {key: each for key, each in trial.config[part].items() if key not in CHOSEN} for part in ASKED_PARTS}
     return {
         "configuration": deployment.describe(),
         "task": task_of(trial),
-        "asked": {"model": deployment.model.name, **asked},
+        "asked": asked_of(deployment, trial),
         "slo": slo_in_units(settings.slo),
+        "throughput": proposer.most_throughput,
         "bounds": {bound.describe(): bound.share for bound in bounds},
         "measured": [_described(shares, bounds) for shares in proposer.measured_shares()],
         "twin": [_described(shares, bounds) for shares in proposer.twin_shares()],
         "cost_per_million_tokens": [_cost_at(claim.unit, end, rows) for end in (claim.lower, claim.upper)],
     }
+
+
+def asked_of(deployment: Deployment, trial: Trial) -> dict[str, Any]:
+    """Return what a search asks: the model, and the settings of workload and load that it does not choose."""
+    parts = {part: {key: each for key, each in trial.config[part].items() if key not in CHOSEN} for part in ASKED_PARTS}
+    return {"model": deployment.model.name, **parts}
 
 
 def task_of(trial: Trial) -> str:
@@ -83,7 +90,11 @@ def _cost_at(unit: str, load: float, rows: Sequence[ProbeRow]) -> float | None:
     if unit == "users":
         throughputs = [row["output_throughput"] for probe, row in rows if probe.users == load]
     else:
-        counts = [(row.get("output_tokens") or 0, row["num_requests"]) for probe, row in rows if probe.rate]
+        counts = [
+            (row.get("output_tokens") or 0, row["num_requests"])
+            for probe, row in rows
+            if probe.rate and row["outcome"] != Outcome.CENSORED  # whose answers were not awaited
+        ]
         tokens, requests = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
         throughputs = [load * tokens / requests] if requests else []
     if not load or not rows or None in throughputs or not throughputs:

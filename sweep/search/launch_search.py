@@ -1,14 +1,15 @@
 """A search for a capacity on one launch: it makes its probes' trials, is told their rows, and ends with a claim."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from typing import Any
 
-from sweep.base.config import ConfigError, Settings, build, content_hash, first_line, split_bound
+from sweep.base.config import CapacitySearch, ConfigError, Settings, build, content_hash, first_line, split_bound
 from sweep.base.exits import Cause
-from sweep.base.records import Outcome
+from sweep.base.records import Outcome, TrialProgress
 from sweep.base.wording import count, duration_text, number
 from sweep.disk.run_files import RunPaths
 from sweep.drive.policy import stored_exit
@@ -47,11 +48,23 @@ class SearchedPoint:
         """Return the seed of a probe, by which its row is found; `launch` counts the launches of this point."""
         return int(content_hash([self.trial.trial_id, *([launch] if launch else []), order], 8), 16)
 
+    def rate_of(self, load: Mapping[str, Any]) -> float:
+        """Return the rate in the settings of a probe's load, in requests/s; 0 for users."""
+        if load["name"] != self.trial.load.name or not hasattr(self.trial.load, "at_rate"):
+            return float(load.get("rate") or 0.0)
+        natural = self.trial.load.mean_rate / self.trial.load.speed
+        return float(f"{natural * load['speed']:.4g}")  # as it was before it became a speed
+
     def probe_trial(self, probe: Probe, launch: int, order: int) -> Trial:
         """Return a probe as a trial. Raises ConfigError if the workload has too few requests."""
-        base, key = self.trial, "concurrency" if probe.users else "rate"
+        base, load = self.trial, dict(self.trial.config["load"])
         own_load = not probe.users or base.load.name == "closed"
-        load = {**(base.config["load"] if own_load else self.closed), key: probe.users or probe.rate}
+        key = "concurrency" if probe.users else "speed" if hasattr(base.load, "at_rate") else "rate"
+        if key == "speed":
+            scaled = base.load.at_rate(probe.rate, probe.requests)
+            load |= {"speed": scaled.speed, "repeat": scaled.repeat}
+        else:
+            load = (load if own_load else dict(self.closed)) | {key: probe.users or probe.rate}
         workload = {"warmup_requests": WARM_UP, **base.config["workload"], "num_requests": probe.requests}
         changed = {name: workload[name] for name in ("warmup_requests", "num_requests")}
         built: Any = build(load, "load")
@@ -79,9 +92,13 @@ class LaunchSearch:
     It uses no clock and no engine. The same rows always give the same claim.
     """
 
-    def __init__(self, point: SearchedPoint, launch: int, paths: RunPaths) -> None:
+    def __init__(
+        self, point: SearchedPoint, launch: int, paths: RunPaths, earlier: "LaunchSearch | None" = None
+    ) -> None:
         self.point, self.launch, self.paths = point, launch, paths
         self.proposer = proposer_of(point.trial, point.settings, point.deployment.backend)
+        if earlier is not None:  # on the launch before, which was lost
+            self.proposer.continue_from(earlier.proposer)
         self.rows: list[ProbeRow] = []
         self.trials: list[str] = []  # ids of the probes whose rows count
         self.ended = ""  # why no probe can follow, if not by evidence or the measuring time
@@ -89,13 +106,37 @@ class LaunchSearch:
         self.due: tuple[Probe, Trial] | None = None  # the next probe
 
     @property
-    def budget(self) -> float:
+    def asked(self) -> CapacitySearch:
+        """The settings of the search."""
         assert self.point.settings.capacity is not None
-        return self.point.settings.capacity.budget
+        return self.point.settings.capacity
+
+    @property
+    def budget(self) -> float:
+        return self.asked.budget
+
+    @property
+    def seconds_left(self) -> float:
+        """The measuring time that is left, in s."""
+        return max(0.0, self.budget - self.proposer.claim().seconds)
+
+    @property
+    def due_seconds(self) -> float:
+        """The expected duration of the next probe, in s; 0 if it is unknown."""
+        return self.due[0].seconds if self.due else 0.0
+
+    def is_hopeless(self, progress: TrialProgress) -> bool:
+        """Return whether the running probe need not go on, since its load is too high."""
+        assert self.due is not None, "there is a next probe"
+        return self.proposer.is_hopeless(self.due[0], progress.in_flight, progress.seconds)
 
     def next(self) -> Trial | None:
         """Return the next probe's trial; None if the search has ended."""
         if not self.ended and self.due is None and (probe := self.proposer.ask()):
+            most = self.asked.trials
+            if most is not None and len(self.rows) >= most:
+                self.ended = f"{count(most, 'trial')} were measured"
+                return None
             try:
                 self.due = probe, self.point.probe_trial(probe, self.launch, len(self.rows))
             except ConfigError as error:  # the workload has too few requests
@@ -109,24 +150,32 @@ class LaunchSearch:
         if not is_evidence(row):
             return None
         files = self.paths.trial(self.point.deployment.deployment_id, str(row["attempt"]), trial.trial_id)
-        return read_probe(probe, files.requests)
+        return read_probe(probe, files.requests, self.proposer.longest)
 
     def tell(self, row: Mapping[str, Any], measured: ProbeResult | None) -> str:
         """Use the next probe's row and measurement; return what is known so far, or "" if that is nothing."""
         assert self.due is not None, "there is a next probe"
         probe, trial = self.due
         if measured is None:
-            self.ended = f"{row['outcome']}: {row.get('reason')}"
+            if row["outcome"] == Outcome.CLIENT_LIMITED and self.proposer.end_at_client():
+                self.due = None
+            else:
+                self.ended = f"{row['outcome']}: {row.get('reason')}"
             return ""
         self.proposer.tell(measured)
         self.rows.append((probe, row))
         self.trials.append(trial.trial_id)
         self.due = None
         claim = self.proposer.claim()
-        if not claim.lower:
+        if not claim.lower and not claim.upper:
             return ""
-        spent = f"{duration_text(claim.seconds)} of {duration_text(self.budget)} measured"
-        return f"so far {interval_text(claim)}, by {claim.limit or 'an unknown limit'}; {spent}"
+        known = [interval_text(claim), *([f"by {claim.limit}"] if claim.limit else [])]
+        if math.isfinite(estimate := getattr(self.proposer, "estimate", math.nan)):
+            known.append(f"estimate {number(estimate)}")
+        following = self.proposer.ask()
+        to_narrow = f"; next: {count(following.requests, 'request')}, {following.describe()}" if following else ""
+        left = f"{duration_text(self.seconds_left)} of {duration_text(self.budget)} left"
+        return f"so far {', '.join(known)}; {left}{to_narrow}"
 
     def record(self, ended: str = "") -> dict[str, Any]:
         """Return the claim as in capacity.json; `ended`: why the search ended early, if it did."""
@@ -140,15 +189,21 @@ class LaunchSearch:
             asdict(claim)
             | {"lines": [*claim_lines(claim)]}
             | claim_details(self.proposer, claim, self.rows, of_point, point.settings)
-            | {"replicate": point.trial.replicate, "launch": next(iter(launches), None), "budget": self.budget}
+            | {
+                "replicate": point.trial.replicate,
+                "launch": next(iter(launches), None),
+                "search": self.asked.model_dump(),
+            }
             | {"trials": self.trials, "finished": gave_up or self.proposer.ask() is None}
         )
 
 
 def is_evidence(row: Mapping[str, Any]) -> bool:
-    """Whether a row shows how an engine copes with its load: the trial is OK, or many but not all requests failed."""
+    """Whether a row shows how an engine copes with its load: the trial is OK, was ended since its load was too high,
+    or many but not all requests failed.
+    """
     if row["outcome"] != Outcome.INVALID:
-        return bool(row["outcome"] == Outcome.OK)
+        return bool(row["outcome"] in (Outcome.OK, Outcome.CENSORED))
     exit, share = stored_exit(row), (row.get("num_failed") or 0) / (row.get("num_requests") or 1)
     allowed = json.loads(row["settings"]).get("max_failed", Settings.model_fields["max_failed"].default)
     return exit is not None and exit.cause in (Cause.MANY_FAILED, Cause.ENDPOINT) and allowed < share < 1

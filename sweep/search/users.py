@@ -6,7 +6,7 @@ A closed loop slows down with its deployment, so probes with the same number of 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,10 +54,18 @@ class UserCapacity:
         self.promising = 0  # the highest number below `failing` whose own probes meet the bounds, decided or not
         self.likely = 1, MOST_USERS  # numbers of users that the curve decides, measured or not
         self.limiting_bound: LatencyBound | None = None  # the bound that is exceeded by the fewest users
+        self.earlier: list[ProbeResult] = []  # of lost launches: they show how long a probe takes
+        self.starts: Sequence[int] = ()  # numbers of users to begin with: the ends of a lost launch's interval
+
+    def continue_from(self, earlier: Any) -> None:
+        """Begin at the ends of the interval that the search on a lost launch had; its probes are no evidence here."""
+        self.earlier = [*earlier.earlier, *earlier.measured]
+        ends = earlier.failing, earlier.sustained or earlier.promising
+        self.starts = [users for users in ends if 1 < users <= MOST_USERS] or earlier.starts
 
     def ask(self) -> Probe | None:
         """Return the next probe; None when the search has ended."""
-        if not self.measured:
+        if not self.measured and not self.earlier:
             return Probe(ALONE, users=1)
         for users in () if self.impossible else self._undecided():
             rate, unit = self._rate(users), min(LONGEST, SHARE_OF_BUDGET * self.budget) * 2 ** self._looks(users) / 2
@@ -69,14 +77,37 @@ class UserCapacity:
 
     def _rate(self, users: int) -> float:
         """Return the expected throughput of this many users, in requests/s, from the closest probe and its growth."""
-        rates = sorted((probed.probe.users, probed.probe.requests / probed.seconds) for probed in self.measured)
+        probes = [*self.earlier, *self.measured]
+        rates = sorted((probed.probe.users, probed.probe.requests / probed.seconds) for probed in probes)
         fewer = [pair for pair in rates if pair[0] <= users] or rates[:1]
         slower = next((pair for pair in reversed(fewer) if pair[0] < fewer[-1][0]), (0, 0.0))
         growth = math.log(fewer[-1][1] / slower[1]) / math.log(fewer[-1][0] / slower[0]) if slower[0] else 1.0
         return float(fewer[-1][1] * max(1.0, users / fewer[-1][0]) ** np.clip(growth, 0.0, 1.0))
 
+    @property
+    def most_throughput(self) -> float | None:
+        """The highest throughput of a probe, in requests/s; None before one."""
+        return max((probed.probe.requests / probed.seconds for probed in self._loops), default=None)
+
+    def end_at_client(self) -> bool:
+        """Return False: the number of users is what is searched."""
+        return False
+
     def _looks(self, users: int) -> int:
-        return sum(probed.probe.users == users for probed in self.measured[1:])
+        return sum(probed.probe.users == users for probed in self._loops)
+
+    @property
+    def _loops(self) -> list[ProbeResult]:
+        return [probed for probed in self.measured if probed.probe.requests > ALONE]
+
+    @property
+    def longest(self) -> float:
+        """The longest limit of a bound, in s."""
+        return max(bound.limit for bound in self.bounds)
+
+    def is_hopeless(self, probe: Probe, in_flight: int, seconds: float) -> bool:
+        """Return False: the users of a closed loop wait for their answers."""
+        return False
 
     @property
     def _spent(self) -> float:
@@ -88,7 +119,9 @@ class UserCapacity:
 
     def _undecided(self) -> Sequence[int]:
         """Return the numbers of users to probe next, the best first; empty if the rest is too close to decide."""
-        most = max((probed.probe.users for probed in self.measured[1:]), default=1)
+        if starts := [n for n in self.starts if self.sustained < n < self.failing and not self._looks(n)]:
+            return starts
+        most = max((probed.probe.users for probed in self._loops), default=1)
         if self.failing > MOST_USERS:
             return sorted({min(4 * most, MOST_USERS), min(2 * most, MOST_USERS)} - {most}, reverse=True)
         if self._narrow:
@@ -111,11 +144,11 @@ class UserCapacity:
     def tell(self, measured: ProbeResult) -> None:
         """Process the result of the probe that `ask` returned."""
         self.measured.append(measured)
-        if len(self.measured) == 1:
+        if measured.probe.requests == ALONE:
             missed = (bound for bound in self.bounds if np.nanmean(bound.good(measured.run)) == 0)
             self.impossible = next(missed, None)
             return
-        probed = sorted({probed.probe.users for probed in self.measured[1:]})
+        probed = sorted({probed.probe.users for probed in self._loops})
         between = np.linspace(max(1, self.promising), min(self.failing, probed[-1]), CANDIDATES).astype(int)
         every = np.unique([*probed, *between])
         batches = [self._batches(bound) for bound in self.bounds]
@@ -135,7 +168,7 @@ class UserCapacity:
 
     def _settled(self) -> Iterator[tuple[int, Replay]]:
         """Yield each probe's users with its requests while all users are served and the queue is full."""
-        for probed in self.measured[1:]:
+        for probed in self._loops:
             yield probed.probe.users, probed.run.section(slice(SETTLING * probed.probe.users, -probed.probe.users))
 
     def measured_shares(self) -> list[Shares]:

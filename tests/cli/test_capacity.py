@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import math
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -20,7 +22,7 @@ from sweep.cli.commands import dispatch
 from sweep.cli.searches import quick
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import endpoint_model
-from sweep.node import verdict
+from sweep.node import deployment, verdict
 from sweep.search import capacity
 from sweep.search.capacity import Claim, Probe
 from sweep.search.launch_search import without_doubt
@@ -88,6 +90,15 @@ def test_a_claim_is_the_answer_wherever_the_run_is_shown(url, capsys):
         (claim,) = claims_of(url, "backend.price_per_hour=2", slo=f"ttft={BOUND}s", budget=budget).values()
         if claim["lower"] and claim["twin"]:
             break
+    capsys.readouterr()
+    dispatch(["capacity", url, "--slo", "ttft=9s", *SHORT, "backend.price_per_hour=2", "out=run", "dry_run=true"])
+    volume = re.search(
+        r"about (\S+) requests \((\S+) tokens in, .*, at most (\S+) requests .*, by earlier searches",
+        capsys.readouterr().out,
+    )
+    sent, tokens, most = (int(each.replace(",", "")) for each in volume.groups())
+    assert (sent, most) == pytest.approx((480 * claim["lower"], 720 * claim["throughput"]), abs=1)
+    assert tokens == pytest.approx(16 * sent, abs=16)
     cost = [2 / 3600 / (end * OUTPUT) * 1e6 for end in (claim["lower"], claim["upper"])]
     assert claim["cost_per_million_tokens"] == pytest.approx(cost)
     loads = [probe["load"] for probe in claim["measured"]]
@@ -135,6 +146,102 @@ def test_a_probe_whose_requests_failed_counts_once(monkeypatch, tmp_path):
         (claim,) = claims_of(url, budget="3s", status=(1,)).values()
     measured = [*Path("run").glob("*/*/*/*/trial.parquet")]  # a disturbed probe has two
     assert 2 < claim["probes"] <= len(rows(Path("run"))) <= len(measured) < 2 * claim["probes"]
+
+
+@pytest.mark.slow
+def test_a_probe_whose_load_is_far_too_high_ends_early(url, monkeypatch):
+    """The twin is planted wrong: it has three times the capacity."""
+    monkeypatch.setattr(capacity.Capacity, "_capacity_of_twin", lambda *_: 3 * CAPACITY)
+    for _ in range(3):
+        (claim,) = claims_of(url, "fresh=true", slo=f"ttft={BOUND}s", budget="40s").values()
+        if early := [row for row in rows(Path("run")).values() if row["outcome"] == "censored"]:
+            break
+    assert re.match(
+        r"the load is too high: \S+ requests in flight after \S+ s; \S+ of \S+ were not sent", early[0]["reason"]
+    )
+    assert early[0]["trial_id"] in claim["trials"], "it is evidence"
+    assert min(row["rate"] for row in early) > CAPACITY
+    measured = {probe["load"]: probe["good"][f"ttft.p90 <= {BOUND} s"] for probe in claim["measured"]}
+    assert measured[early[0]["rate"]] < 0.8
+    assert claim["upper"] <= early[0]["rate"]
+
+
+@pytest.mark.slow
+def test_a_trace_is_scaled_by_its_speed_and_the_command_goes_on(url):
+    draw, due = random.Random(1), 0.0
+    times = [due := due + draw.expovariate(2.0) for _ in range(300)]
+    Path("times.txt").write_text("".join(f"{time:.6f}\n" for time in times))
+    trace = ["load=trace", "load.path=times.txt", "load.repeat=2"]
+    (claim,) = claims_of(url, *trace, "capacity.trials=9", slo=f"ttft={BOUND}s", budget="12s").values()
+    measured = rows(Path("run"))
+    speeds = {row["trial_id"]: row["load.speed"] for row in measured.values() if row["load"] == "trace"}
+    natural = 299 / (times[-1] - times[0])
+    offered = {trial: natural * speed for trial, speed in speeds.items() if trial in claim["trials"]}
+    assert [probe["load"] for probe in claim["measured"]] == pytest.approx([*offered.values()], rel=1e-3)
+    assert min(offered.values()) > 4, "faster than it was recorded"
+    (again,) = claims_of(url, *trace, slo=f"ttft={BOUND}s", budget="12s").values()
+    assert again["trials"][: len(claim["trials"])] == claim["trials"]
+    assert claim["lower"] < 1.2 * CAPACITY
+
+
+@pytest.mark.slow
+def test_no_probe_begins_that_would_end_after_the_longest_duration(url, monkeypatch):
+    monkeypatch.setattr(deployment, "OVERTIME", 0.5)
+    (claim,) = claims_of(url, budget="20s").values()
+    assert claim["ended"] in ("0.5 times its budget has passed", ""), claim
+    assert claim["seconds"] < 14
+
+
+@pytest.mark.slow
+def test_a_bound_on_failures_and_a_number_of_trials(monkeypatch, tmp_path):
+    """More than four requests at once are refused, so that failures, and no latency, limit the rate."""
+    monkeypatch.setattr(capacity, "LONG_RUN", 4000)
+    monkeypatch.chdir(tmp_path)
+    keys = ["capacity.max_failed=5%", "fresh=true"]
+    with simulated(ttft={"mean": TTFT}, itl={"mean": ITL}, max_concurrency=SLOTS, max_queue=4) as (url, _):
+        for _ in range(3):
+            (claim,) = claims_of(url, *keys, slo="e2el=9s", budget="30s").values()
+            if claim["lower"]:
+                break
+        assert claim["limit"] == "failed <= 5%", claim
+        assert claim["bounds"]["failed <= 5%"] == pytest.approx(0.95)
+        good = {probe["load"]: probe["good"]["failed <= 5%"] for probe in claim["measured"]}
+        assert claim["lower"] <= max(load for load, share in good.items() if share >= 0.95)
+        assert claim["lower"] < SLOTS / SERVICE
+        (claim,) = claims_of(url, *keys, "capacity.trials=2", budget="30s").values()
+    assert (claim["probes"], claim["ended"]) == (2, "2 trials were measured")
+
+
+def test_the_options_for_lengths_are_keys_of_the_run(url, capsys):
+    Path("mine.txt").write_text("one prompt\nanother\n")
+    for options, shown in (
+        (["--input-tokens", "300", "--output-tokens", "7"], "300 in, 7 out"),
+        (["--workload", "mine.txt", "--output-tokens", "9"], "mine"),
+    ):
+        assert dispatch(["capacity", url, "--slo", "ttft=1s", *options, "dry_run=true"]) == 0
+        assert shown in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_client_that_cannot_send_faster_ends_the_search_with_what_it_could_send(url, monkeypatch):
+    """It is too slow for more than 16 users; the engine serves four at once."""
+    limited = verdict.limited
+    monkeypatch.setattr(capacity, "FIRST_USERS", 4)
+    monkeypatch.setattr(capacity, "RISING", 0.0)  # more users are always tried
+
+    def too_slow(report, records):
+        crowded = len(records.phase) > 60 and all(map(math.isnan, records.scheduled))
+        return "the client was busy" if crowded else limited(report, records)
+
+    monkeypatch.setattr(verdict, "limited", too_slow)
+    for _ in range(3):
+        (claim,) = claims_of(url, "fresh=true", slo="ttft=9s", budget="40s").values()
+        if claim["measured"]:
+            break
+    assert claim["upper"] == 0 or claim["status"] == "above", claim
+    assert claim["throughput"] == pytest.approx(SLOTS / SERVICE, rel=0.2)
+    assert "client_limited" in {row["outcome"] for row in rows(Path("run")).values()}
+    assert claim["measured"], "open loops below it"
 
 
 @pytest.mark.slow
@@ -219,6 +326,8 @@ def test_a_failing_launch_is_a_configuration_without_a_capacity(monkeypatch, tmp
     printed = capsys.readouterr().out
     planned = "capacity: 2 points in 2 launches, whose time is added to about 4 s, at most 6 s; each search has 2 s"
     assert planned in printed
+    volume = "about 4 requests (64 tokens in, 44 out), at most 6 requests (96 tokens in, 66 out)"
+    assert f"capacity: {volume} for each request/s of throughput\n" in printed
     failed, found = claims_of_launches().values()
     assert (failed["configuration"], failed["lower"], failed["probes"]) == (
         "simulated tiny-llama die_at_launch=error",
@@ -233,19 +342,23 @@ def test_a_failing_launch_is_a_configuration_without_a_capacity(monkeypatch, tmp
     assert dispatch(command) == 1
     assert "nothing to do" in capsys.readouterr().out
     assert (Path("run/capacity.json").read_text(), all_rows()) == before
+    earlier = {name: {**claim, "budget": claim.pop("search")["budget"]} for name, claim in claims_of_launches().items()}
+    Path("run/capacity.json").write_text(json.dumps(earlier))
+    assert dispatch(command) == 1
+    assert all_rows() == before[1], "an earlier version's claims count"
     Path("run/capacity.json").unlink()
     assert dispatch(command) == 1
     assert (Path("run/capacity.json").read_text(), all_rows()) == before, "the rows say it all"
 
 
 @pytest.mark.slow
-def test_probes_share_a_launch_and_a_killed_search_begins_anew_on_its_next_launch(monkeypatch, tmp_path):
+def test_probes_share_a_launch_and_a_killed_search_goes_on_with_its_next_launch(monkeypatch, tmp_path):
     monkeypatch.setattr(capacity, "LONG_RUN", 4000)
     monkeypatch.chdir(tmp_path)
     command = launched(slo=f"ttft={BOUND}s", budget="20s")
     process = subprocess.Popen([sys.executable, "-m", "sweep", *command], env={**os.environ, "PYTHONPATH": str(ROOT)})
     ledger = RunPaths(Path("run")).ledger
-    wait_until(lambda: ledger.exists() and len(committed_rows(ledger)) >= 3, 200, "three probes")
+    wait_until(lambda: ledger.exists() and any(row["rate"] for row in committed_rows(ledger)), 200, "the twin's fit")
     process.kill()
     process.wait()
     dead = committed_rows(ledger)
@@ -255,7 +368,12 @@ def test_probes_share_a_launch_and_a_killed_search_begins_anew_on_its_next_launc
     rows = {row["trial_id"]: row for row in all_rows()}
     assert {row["trial_id"] for row in dead} <= rows.keys() - {*claim["trials"]}
     assert {rows[trial]["launch"] for trial in claim["trials"]} == {claim["launch"]} != {dead[0]["launch"]}
-    assert len(claim["trials"]) == claim["probes"] > 3
+    assert len(claim["trials"]) == claim["probes"] > 2
+    loops = [rows[trial]["concurrency"] for trial in claim["trials"]]
+    assert loops[0] > 1, "no single request is measured again"
+    assert loops[1:] == [None] * (len(loops) - 1), "the saturating users are known"
+    light = next(row["rate"] for row in dead if row["rate"])
+    assert all(rows[trial]["rate"] > 1.2 * light for trial in claim["trials"][1:]), "the twin is fitted"
     assert claim["lower"] < 1.05 * CAPACITY < 1.15 * (claim["upper"] or CAPACITY)
     assert len({row["attempt"] for row in rows.values()}) == 2, "a launch has all of its probes"
     if claim["finished"]:
@@ -345,7 +463,9 @@ def test_the_usual_slo_leaves_room_above_a_single_request(ttft, tpot, slo):
     [
         (["--slo", "tpop=1s"], "tpop: expected ttft"),
         (["--slo", "ttft=1s", "--budget", "soon"], "capacity.budget='soon'"),
-        (["--slo", "ttft=1s", "load=batch"], "load=batch: expected closed, or a load with a rate"),
+        (["--slo", "ttft=1s", "load=batch"], "load=batch: expected closed, trace, or a load with a rate"),
+        (["--slo", "ttft=1s", "workload=conversations"], "workload=conversations: its sessions have turns"),
+        (["--slo", "ttft=1s", "load=trace", "load.path=x", "load.speed=2"], "load.speed: expected no setting"),
         (["--slo", "ttft=1s", "load=closed", "load.concurrency=4"], "load.concurrency: expected no setting"),
         (["--slo", "ttft=1s", "load.rate=1,2"], "load.rate: expected no setting"),
         (["--slo", "ttft=1s", "load.duration=9"], "load.duration=9: expected null"),

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sweep.__main__ import main
 from sweep.base.records import Outcome, TrialProgress
-from sweep.drive.launch_state import LaunchState
+from sweep.drive.launch_state import LaunchState, Stage
 from sweep.drive.monitor.forecast import Forecast
 from sweep.drive.monitor.progress import Display, Usage, progress_text
 from sweep.drive.monitor.status import StatusWriter
@@ -23,6 +23,17 @@ from sweep.plan.packing import Need, Node
 from tests.cli.test_line import SIMULATED
 
 NODES = [Node("10.0.0.1", 0, 8, (), "n1"), Node("10.0.0.2", 0, 8, (), "n2")]
+
+
+def test_the_time_left_has_the_searches_of_running_and_of_waiting_launches():
+    forecast = Forecast(Expected([Need("k", 0, None, 100.0)], {}, {}, 0, 0))
+    state = LaunchState(SimpleNamespace(launch_key="k", trials=[], searched={"probe": "search"}))
+    state.stage = Stage.RUNNING
+    waiting = [Need("w", 0, None, 50.0)]
+    left = [forecast.update([state], NODES[:1], {"k": 20.0}, {}, waiting)]
+    forecast.searches["k"] = 30.0, time.monotonic() - 5
+    left += [forecast.update([state], NODES[:1], {"k": 20.0}, {}, each) for each in (waiting, [])]
+    assert left == pytest.approx([130, 75, 25], abs=1)
 
 
 def display_of() -> tuple[Display, io.StringIO]:

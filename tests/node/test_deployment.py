@@ -271,7 +271,7 @@ def test_caches_are_reset_before_each_try_of_a_trial(monkeypatch, fresh, resets)
         happened.append("reset")
         return next(answers)
 
-    def run_trial(*arguments, notify, on_progress, caches_reset, salt):
+    def run_trial(*arguments, caches_reset, salt, **_):
         happened.append("trial")
         salts.append(salt)
         if happened.count("trial") < 3:

@@ -105,31 +105,83 @@ def test_a_deployment_that_becomes_slower_is_noticed():
     assert claim.lower < 18.75
 
 
-def four_lanes(probe, random):
+def four_lanes(probe, random, slower=1.0):
     """An engine unlike the twin: a request has one of four lanes for 0.2 s, half of it to the first token."""
+    service = 0.2 * slower
     arrivals = np.cumsum(random.exponential(1 / probe.rate, probe.requests)) if probe.rate else np.zeros(probe.requests)
     lanes, users, waits = [0.0] * 4, [0.0] * probe.users, []
     for i, due in enumerate(arrivals):
         arrivals[i] = due = users.pop(0) if users else due
         start = max(due, lanes.pop(0))
-        lanes = sorted([*lanes, start + 0.2])
-        users = sorted([*users, start + 0.2]) if probe.users else users
+        lanes = sorted([*lanes, start + service])
+        users = sorted([*users, start + service]) if probe.users else users
         waits.append(start - due)
-    ttft, lengths = np.array(waits) + 0.1, np.full(probe.requests, 11)
-    run = Replay(arrivals, lengths, lengths, ttft, random.normal(0.01, 1e-5, probe.requests), ttft + 0.1, probe.users)
+    ttft, lengths = np.array(waits) + service / 2, np.full(probe.requests, 11)
+    tpot = random.normal(0.05 * service, 1e-5, probe.requests)
+    run = Replay(arrivals, lengths, lengths, ttft, tpot, ttft + service / 2, probe.users)
     return ProbeResult(probe, run, float(np.max(run.arrivals + run.e2el)))
 
 
 def told(probes, failing=(), share=1.1):
     """The search after so many probes of the lanes, of whose requests this share failed in those that are failing."""
-    lengths, random = lambda count, seed: (np.full(count, 11),) * 2, np.random.default_rng(1)
-    proposer = Capacity(CapacityQuestion([LatencyBound("ttft", 0.4)], arrivals, lengths, budget=480.0))
+    proposer, random = Capacity(question()), np.random.default_rng(1)
     while (number := len(proposer.measured)) < probes and (probe := proposer.ask()):
         measured = four_lanes(probe, random)
         failed = random.random(measured.probe.requests) < share * (number in failing)
         latencies = {name: np.where(failed, np.inf, getattr(measured.run, name)) for name in ("ttft", "tpot", "e2el")}
         proposer.tell(replace(measured, run=replace(measured.run, **latencies)))
     return proposer
+
+
+def question(*bounds):
+    bounds = bounds or [LatencyBound("ttft", 0.4)]
+    return CapacityQuestion(bounds, arrivals, lambda count, seed: (np.full(count, 11),) * 2, budget=480.0)
+
+
+@pytest.mark.parametrize(("lost_after", "kept"), [(0, False), (1, False), (4, True), (6, True)])
+def test_the_search_on_the_next_launch_begins_with_what_a_lost_launch_showed(lost_after, kept):
+    lost, random = told(lost_after), np.random.default_rng(3)
+    following, chained = Capacity(question()), Capacity(question())
+    following.continue_from(lost)
+    chained.continue_from(following)  # a launch that was lost before its first probe has nothing to add
+    assert following.ask() == chained.ask()
+    assert (following.ask().requests == 5) == (lost_after == 0), "a single request is tried once"
+    if not kept:
+        return
+    saturated = four_lanes(following.ask(), random, slower=1.25)
+    following.tell(saturated)
+    probe = following.ask()
+    assert saturated.probe.users in {each.probe.users for each in lost.measured}
+    assert (probe.users, following._open_probes) == (0, []), "the saturating users and the fit are known"
+    assert probe.rate == pytest.approx(lost.estimate / 1.25, rel=0.06), "this launch is slower"
+    assert following.claim().probes == 1
+    following.tell(four_lanes(probe, random, slower=1.25))
+    assert len(following._open_probes) == 1
+
+
+def test_probes_begin_no_lower_than_a_light_rate_that_met_the_bounds(monkeypatch):
+    monkeypatch.setattr(Capacity, "_capacity_of_twin", lambda *_: 0.4)  # a twin that expects every request to be slow
+    proposer = told(4)
+    assert proposer.ask().rate == proposer.measured[3].probe.rate == pytest.approx(9, rel=0.05)
+
+
+def test_both_ends_are_apart_by_what_the_twin_does_not_know():
+    proposer = told(5)
+    proposer.below = proposer.above = 0.0
+    proposer.floor, proposer.unlike, proposer.saturated, proposer.failing = 0.03, False, False, np.inf
+    ends = proposer.claim().lower, proposer.claim().upper
+    assert ends == pytest.approx((proposer.estimate * np.exp(-0.04), proposer.estimate * np.exp(0.03)))
+
+
+def test_so_many_requests_in_flight_show_that_a_rate_is_too_high():
+    proposer = told(5)
+    probe = proposer.ask()
+    most = proposer.users + 0.4 * proposer.throughput + 0.2 * probe.requests
+    assert [proposer.is_hopeless(probe, round(most + more), 9.0) for more in (-1, 1)] == [False, True]
+    assert not proposer.is_hopeless(probe, 10_000, 0.7), "no request had time enough"
+    assert not proposer.is_hopeless(proposer.measured[1].probe, 10_000, 9.0), "a closed loop waits"
+    proposer.question = question(LatencyBound("tpot", 0.4))
+    assert not proposer.is_hopeless(probe, 10_000, 9.0), "a queue does not slow down decoding"
 
 
 @pytest.mark.slow

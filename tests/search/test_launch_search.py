@@ -1,12 +1,15 @@
-"""What a launch's claim says in words, and of a fresh launch."""
+"""What a launch's claim says in words, and of a fresh launch; the limits that an engine's flags set."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from sweep.search.capacity import Claim
 from sweep.search.claim_details import with_fresh_launch
 from sweep.search.launch_search import claim_lines
+from sweep.search.probes import limits_of
+from sweep.search.twin import UNLIMITED, Limits
 from tests.support.results import claim_record
 
 
@@ -35,3 +38,16 @@ def test_one_launch_or_one_without_a_capacity_says_nothing_of_a_fresh_launch(low
 def test_saturation_is_no_bound():
     _, limit, _ = claim_lines(Claim("interval", 5.0, 8.0, "saturation"))
     assert limit == "limit:    the deployment is saturated before a bound is exceeded"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "flags", "limits"),
+    [
+        (1, {"max-num-seqs": 8, "max_num_batched_tokens": 512}, Limits(8, UNLIMITED, 512)),
+        (2, {"max-num-seqs": 8, "max_num_batched_tokens": 512}, Limits(16, UNLIMITED, 1024)),
+        (3, {}, Limits(UNLIMITED, UNLIMITED, 3 * Limits().step_tokens)),
+    ],
+)
+def test_the_limits_of_a_launch_are_those_of_all_its_replicas(replicas, flags, limits):
+    backend = SimpleNamespace(launches=True, replicas=replicas, flags_for=lambda platform: flags)
+    assert limits_of(backend, "cuda") == limits

@@ -10,9 +10,11 @@ from sweep.search.twin import Replay
 from sweep.search.users import MOST_REPEATS, MOST_USERS, SharesOfBatches, UserCapacity, decisions
 
 
-def search(answer, budget=1e6):
+def search(answer, budget=1e6, earlier=None):
     """A search, at its end, of a deployment with this share of good requests by users."""
     proposer, random = UserCapacity([LatencyBound("ttft", 1.0)], budget), np.random.default_rng(1)
+    if earlier:
+        proposer.continue_from(earlier)
     while probe := proposer.ask():
         good = random.random(probe.requests) < answer(probe.users)
         latency = np.where(good, 0.5, 2.0)
@@ -72,3 +74,19 @@ def test_requests_that_depend_on_each_other_decide_less():
     assert [decisions(batch, np.array([10]), 0.8).tolist() for batch in batches] == [[0], [0]]
     assert decisions(SharesOfBatches(users, np.full(20, 0.9), np.full(20, 400.0)), np.array([10]), 0.8).tolist() == [1]
     assert decisions(SharesOfBatches(users[:3], good[:3], good[:3]), np.array([10]), 0.8).tolist() == [0]
+
+
+@pytest.mark.parametrize(("probes", "first"), [(1, 4), (6, 11)])
+def test_the_search_on_the_next_launch_begins_at_the_ends_of_a_lost_launch(probes, first):
+    lost = search(lambda users: 0.999 if users <= 11 else 0.5)
+    proposer = UserCapacity(lost.bounds, lost.budget)
+    for measured in lost.measured[:probes]:
+        proposer.tell(measured)
+    following, chained = UserCapacity(lost.bounds, lost.budget), UserCapacity(lost.bounds, lost.budget)
+    following.continue_from(proposer)
+    chained.continue_from(following)
+    assert following.ask() == chained.ask()
+    assert following.ask().users == (proposer.failing if proposer.failing <= MOST_USERS else first)
+    complete = search(lambda users: 0.999 if users <= 11 else 0.5, earlier=proposer)
+    assert (complete.claim().status, complete.claim().lower) == ("confirmed", 11)
+    assert all(measured.probe.users > 1 for measured in complete.measured), "one user was enough to know"

@@ -119,6 +119,10 @@ class PlannedAsk:
             self.planned = state, needs
         return self.planned[1]
 
+    def waiting(self) -> list[Need]:
+        """Return nothing: how many launches a question needs is unknown."""
+        return []
+
     def settle(self, trial_ids: Iterable[str]) -> str | None:
         """Use the rows of trials that ended; return a line about the leader if it is new."""
         for trial_id in trial_ids:

@@ -1,13 +1,23 @@
 """Searches for capacities: each probe is an ordinary trial, and the same command continues from the rows."""
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sweep.base.config import PERCENTILES, ConfigError, DamagedFile, read_slo, slo_in_units, split_bound
+from sweep.base.config import (
+    PERCENTILES,
+    CapacitySearch,
+    ConfigError,
+    DamagedFile,
+    read_slo,
+    slo_in_units,
+    split_bound,
+)
 from sweep.base.wording import count, duration_text
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.object_store import is_url
@@ -21,11 +31,11 @@ from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.plan.simulate import simulate
 from sweep.search.capacity import Probe
-from sweep.search.claim_details import with_fresh_launch
+from sweep.search.claim_details import asked_of, with_fresh_launch
 from sweep.search.launch_search import OVERTIME, STOPPED, LaunchSearch, SearchedPoint, is_evidence
-from sweep.search.probes import proposer_of
+from sweep.search.probes import mean_lengths, proposer_of
 
-SEARCHED = ("load.rate", "load.concurrency", "workload.num_requests")  # the search chooses them
+SEARCHED = ("load.rate", "load.concurrency", "load.speed", "workload.num_requests")  # the search chooses them
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
 ENDPOINT |= {"retry": "next_run"}
 LENGTHS = {"workload.input_tokens": "512", "workload.output_tokens": "128"}
@@ -36,8 +46,8 @@ class PointState:
     """A point of a run, its present launch, and its claim once there is one."""
 
     point: SearchedPoint
-    launch: int  # how many launches of the point came before
-    search: LaunchSearch  # on that launch; it is told only what an endpoint's earlier rows say
+    search: LaunchSearch  # on the present launch; it is told only what an endpoint's earlier rows say
+    earlier: LaunchSearch | None = None  # on the launch before, which was lost
     record: dict[str, Any] | None = None  # the claim of this run, or of an earlier run with the same rows
     concluded: bool = False  # whether no launch is needed in this run
     lost: int = 0  # launches in this run that ended before the claim
@@ -46,7 +56,8 @@ class PointState:
 class PlannedCapacity:
     """The searches of a plan: each launch searches its points one after another, and launches run side by side.
 
-    An engine's probes count for the launch that measured them. If it is lost, the next launch begins anew.
+    An engine's probes count for the launch that measured them. If it is lost, the next launch begins with what they
+    showed (`continue_from`), and measures its own.
     """
 
     def __init__(
@@ -60,7 +71,7 @@ class PlannedCapacity:
     ) -> None:
         self.settings, self.ledger, self.paths, self.command = base.settings, ledger, paths, command
         self.expect = expect
-        self.plan = replace(base, deployments=[], axes=sorted({*base.axes, "load.rate", "load.concurrency"}))
+        self.plan = replace(base, deployments=[], axes=sorted({*base.axes, *SEARCHED[:3]}))
         closed = composition.options.load("load", "closed")
         try:
             earlier = read_claims(paths)
@@ -79,27 +90,34 @@ class PlannedCapacity:
         self, point: SearchedPoint, by_seed: dict[tuple[str, int], str], earlier: dict[str, Any]
     ) -> PointState:
         """Return a point's state by the rows of earlier runs, which become part of the plan."""
-        launch, deployment = 0, point.deployment
-        trials = self._measured(point, 0, by_seed)
-        while later := self._measured(point, launch + 1, by_seed) if deployment.backend.launches else []:
-            launch, trials = launch + 1, later
-        state = PointState(point, launch, LaunchSearch(point, launch, self.paths))
+        deployment, state = point.deployment, PointState(point, LaunchSearch(point, 0, self.paths))
+        launches, trials = 1, self._measured(point, 0, by_seed)
+        while deployment.backend.launches and (later := self._measured(point, launches, by_seed)):
+            launches, trials = launches + 1, later
         if deployment.unavailable:
             self._conclude(state, f"unavailable: {deployment.unavailable}")
             return state
         rows = [row for trial in trials if (row := self.ledger.valid_row(trial.trial_id)) is not None]
         record = earlier.get(point.name, {})
         evidence = [row["trial_id"] for row in rows if is_evidence(row)]
-        unchanged = {"slo": slo_in_units(self.settings.slo), "budget": state.search.budget, "trials": evidence}
+        unchanged = {
+            "slo": slo_in_units(self.settings.slo),
+            "search": state.search.asked.model_dump(),
+            "trials": evidence,
+        }
+        if "budget" in record:  # of an earlier version
+            record["search"] = CapacitySearch(budget=record["budget"]).model_dump()
         settled = not any(map(self._is_due, rows)) and len(rows) == len(trials) > 0
         if settled and record.get("finished") and all(record.get(key) == value for key, value in unchanged.items()):
             state.record, state.concluded = record, True
             return state
+        for _ in range(launches - 1):
+            self._begin_next(state)
         self._replay(state.search)
         if trials and state.search.next() is None:
             state.record, state.concluded = state.search.record(), True
         elif deployment.backend.launches and state.search.rows:
-            self._begin_anew(state)
+            self._begin_next(state)
         return state
 
     def _measured(self, point: SearchedPoint, launch: int, by_seed: dict[tuple[str, int], str]) -> list[Trial]:
@@ -108,7 +126,8 @@ class PlannedCapacity:
         while trial_id := by_seed.get((point.deployment.deployment_id, point.seed(launch, len(trials)))):
             config = json.loads(self.ledger.rows[trial_id]["config"])
             load, requests = config["load"], config["workload"]["num_requests"]
-            probe = Probe(requests, load.get("rate") or 0.0, 0 if load.get("rate") else load["concurrency"])
+            rate = point.rate_of(load)
+            probe = Probe(requests, rate, 0 if rate else load["concurrency"])
             trial = point.probe_trial(probe, launch, len(trials))
             if trial.trial_id != trial_id:
                 break
@@ -125,11 +144,17 @@ class PlannedCapacity:
             row = self.ledger.valid_row(trial.trial_id)
             if row is None or not (is_evidence(row) or last or not self._is_due(row)):
                 return
-            search.tell(row, search.read(row))
+            try:
+                measured = search.read(row)
+            except (DamagedFile, FileNotFoundError):  # e.g. the node was lost before it had sent the file
+                return
+            search.tell(row, measured)
 
-    def _begin_anew(self, state: PointState) -> None:
-        state.launch += 1
-        state.search = LaunchSearch(state.point, state.launch, self.paths)
+    def _begin_next(self, state: PointState) -> None:
+        """Begin the search on the next launch with what the present launch's rows show."""
+        self._replay(state.search)
+        state.earlier = state.search
+        state.search = LaunchSearch(state.point, state.earlier.launch + 1, self.paths, state.earlier)
 
     def pending(self, of_grid: PendingWork, nodes: Sequence[Node]) -> PendingWork:
         """Return the work of a run whose searches add the launches."""
@@ -162,9 +187,13 @@ class PlannedCapacity:
 
     def wanted(self, most: int) -> list[Need]:
         """Return what the next launches need, for an autoscaler: at most so many."""
+        return self.waiting()[:most]
+
+    def waiting(self) -> list[Need]:
+        """Return what all launches need that have not begun, with the measuring time of their searches."""
         waiting = [states for key, states in self.groups.items() if key not in self.running]
-        todo = [[state for state in states if not state.concluded and state.search.next()] for states in waiting]
-        return [need_of(states[0].point.deployment) for states in todo if states][:most]
+        todo = [[state for state in states if not state.concluded] for states in waiting]
+        return [need_of(states[0].point.deployment, _seconds_left(states)) for states in todo if states]
 
     def _begin(self, launch: Deployment, trial: Trial) -> None:
         self.running.setdefault(launch.launch_key, []).append(trial.trial_id)
@@ -177,10 +206,10 @@ class PlannedCapacity:
         return replace(states[0].point.deployment, trials=[trial for trial, _ in trials], searched=searched)
 
     def _expected(self, states: list[PointState]) -> Expected:
-        """Return what a launch needs, and its expected durations: each of its searches spends its budget."""
+        """Return what a launch needs, and its expected durations: its searches spend what is left of their budgets."""
         launch = self._launch(states)
         expected = self.expect([launch])
-        seconds = expected.launches.get(launch.launch_key, 0.0) + sum(state.search.budget for state in states)
+        seconds = expected.launches.get(launch.launch_key, 0.0) + _seconds_left(states)
         return expected._replace(needs=[need._replace(seconds=seconds) for need in expected.needs])
 
     def settle(self, trial_ids: Iterable[str]) -> str | None:
@@ -210,7 +239,7 @@ class PlannedCapacity:
         """Take note of a probe or a claim of a launch, or of its end."""
         states = self.groups[launch.launch_key]
         match event:
-            case Proposed(trial):
+            case Proposed(trial=trial):
                 self._begin(launch, trial)
             case Claimed(name, record):
                 state = next(state for state in states if state.point.name == name)
@@ -224,18 +253,21 @@ class PlannedCapacity:
                     self._after_end(state)
 
     def _after_end(self, state: PointState) -> None:
-        """If a launch ended before its claim: begin anew on another launch, or go on at the endpoint."""
+        """If a launch ended before its claim: go on with another launch, or at the endpoint."""
         first = state.search.next()
         if state.concluded or first is None or first.trial_id not in self.ledger.rows:
             return
-        if state.point.deployment.backend.launches:
-            self._begin_anew(state)
+        launches = state.point.deployment.backend.launches
+        if launches or not state.record:
+            self._replay(state.search)
+        if launches and state.search.next() is None:  # the launch was lost after its last probe
+            self._conclude(state)
+        elif launches:
+            self._begin_next(state)
             state.lost += 1
             if state.lost >= self.settings.attempts:
                 self._conclude(state, f"its launch was lost {count(state.lost, 'time')}")
-                self._write_claims()
-        elif not state.record:
-            self._replay(state.search)
+        self._write_claims()
 
     # The claims ------------------------------------------------------------------------------------------------------
 
@@ -264,12 +296,16 @@ class PlannedCapacity:
                 if not state.record:
                     first = state.search.next()
                     begun = bool(state.search.rows) or (first is not None and first.trial_id in self.ledger.rows)
-                    search = LaunchSearch(state.point, max(0, state.launch - (not begun)), self.paths)
+                    search = state.search if begun or state.earlier is None else state.earlier
                     self._replay(search, last=True)
                     state.record = search.record(STOPPED)
         self._write_claims()
         write_plan(self.paths, self.plan.entries(self.command))
         return self.claims
+
+
+def _seconds_left(states: Iterable[PointState]) -> float:
+    return sum(state.search.seconds_left for state in states)
 
 
 def check_search(plan: Plan, nodes: Sequence[Node]) -> str:
@@ -299,7 +335,35 @@ def check_search(plan: Plan, nodes: Sequence[Node]) -> str:
     longest = f"about {duration_text(expected)}, at most {duration_text(OVERTIME * expected)}"
     within = f" in {count(launched, 'launch')}, whose time is added to" if launched else ","
     points = f"{count(sum(len(each.trials) for each in launches), 'point')}{within} {longest}"
-    return f"capacity: {points}; each search has {duration_text(budget)}; a probe is a trial"
+    line = f"capacity: {points}; each search has {duration_text(budget)}; a probe is a trial"
+    return "\n".join([line, *_volume(launches, budget, Path(plan.settings.out))])
+
+
+def _volume(launches: Sequence[Deployment], budget: float, out: Path) -> list[str]:
+    """Return the plan's line about requests and tokens: by earlier claims of all points, or per request/s."""
+    earlier: dict[str, tuple[float, float]] = {}  # requests/s: at the claim, and saturated
+    for path in sorted(out.parent.glob("*/")):
+        with suppress(DamagedFile):
+            for claim in read_claims(RunPaths(path)).values():
+                if most := claim.get("throughput"):
+                    typical = (claim["unit"] != "users" and claim["lower"]) or most
+                    earlier[_point_key(claim["configuration"], claim["asked"])] = typical, most
+    points = [(launch, trial) for launch in launches for trial in launch.trials]
+    known = [earlier.get(_point_key(launch.describe(), asked_of(launch, trial))) for launch, trial in points]
+    rates = [pair or (1.0, 1.0) for pair in known] if all(known) else [(1.0, 1.0)] * len(points)
+    lengths = [mean_lengths(trial) for _, trial in points]
+    texts = []
+    for factor, end in ((budget, 0), (OVERTIME * budget, 1)):
+        requests = [factor * pair[end] for pair in rates]
+        tokens = [sum(n * each[side] for n, each in zip(requests, lengths, strict=True)) for side in (0, 1)]
+        of_tokens = f" ({tokens[0]:,.0f} tokens in, {tokens[1]:,.0f} out)" if all(map(math.isfinite, tokens)) else ""
+        texts.append(f"{sum(requests):,.0f} requests{of_tokens}")
+    source = ", by earlier searches" if all(known) else " for each request/s of throughput"
+    return [f"capacity: about {texts[0]}, at most {texts[1]}{source}"] if points else []
+
+
+def _point_key(configuration: str, asked: Mapping[str, Any]) -> str:
+    return json.dumps([configuration, asked], sort_keys=True, default=str)
 
 
 def folder_of(command: str, url: str) -> str:

@@ -34,6 +34,7 @@ class Forecast:
         self.means: dict[str, float] = {}  # mean trial duration of each engine, in s; updated like the fields below
         self.mean_trial: float | None = None
         self.mean_launch: float | None = None
+        self.searches: dict[str, tuple[float, float]] = {}  # by launch: s left of its searches, and when (monotonic)
         self.next = 0.0  # monotonic
 
     def finished(self, launch: Deployment, trial: Trial, row: Mapping[str, Any]) -> None:
@@ -54,14 +55,16 @@ class Forecast:
         nodes: Sequence[Node],
         elapsed: Mapping[str, float],
         progress: Mapping[str, TrialProgress],
+        waiting: Iterable[Need] = (),
     ) -> float | None:
         """Estimate the seconds left; None if nothing similar has been measured.
 
         `elapsed` has the seconds since the last event of each running launch, `progress` the progress of its trial.
+        `waiting` are the launches that a search has not begun.
         """
         began = time.monotonic()
         self._take_means()
-        needs: list[Need] = []
+        needs = list(waiting)
         complete = True
         for state in states:
             if state.stage is not Stage.PENDING and not state.stage.active:
@@ -79,7 +82,9 @@ class Forecast:
     def _left_of(self, state: LaunchState, elapsed: float, progress: TrialProgress | None) -> float | None:
         """Return the expected seconds until a launch ends; None if its trials, or their durations, are unknown."""
         if state.launch.searched:
-            return None
+            key, now = state.launch.launch_key, time.monotonic()
+            searching, since = self.searches.get(key, (self.needs[key].seconds, now - elapsed))
+            return max(0.0, searching - (now - since))
         total = 0.0
         for index, trial in enumerate(state.pending_trials):
             seconds = self._trial(state.launch, trial)
