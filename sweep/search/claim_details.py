@@ -34,6 +34,7 @@ def claim_details(
     return {
         "configuration": deployment.describe(),
         "task": task_of(trial),
+        "estimate": _likely_load(proposer, claim),
         "asked": {"model": deployment.model.name, **asked},
         "slo": slo_in_units(settings.slo),
         "bounds": {bound.describe(): bound.share for bound in bounds},
@@ -41,6 +42,16 @@ def claim_details(
         "twin": [_described(shares, bounds) for shares in proposer.twin_shares()],
         "cost_per_million_tokens": [_cost_at(claim.unit, end, rows) for end in (claim.lower, claim.upper)],
     }
+
+
+def _likely_load(proposer: Capacity | UserCapacity, claim: Claim) -> float | None:
+    """Return the load that is most likely the capacity: by the twin, or the interval's middle; None if unknown."""
+    if claim.status in ("impossible", "refused"):
+        return None
+    likely = proposer.estimate if isinstance(proposer, Capacity) else math.nan
+    if math.isnan(likely):
+        likely = math.sqrt(claim.lower * (claim.upper or claim.lower))
+    return min(max(likely, claim.lower), claim.upper or math.inf) or None
 
 
 def task_of(trial: Trial) -> str:
