@@ -230,11 +230,11 @@ def test_a_question_is_put_to_engines(tmp_path, capsys):
         "load.batch_size=4",
         "cluster=inline",
         "agreement=false",
-        "backend.itl.mean=0.01,0.03,0.06",
+        "backend.itl.mean=0.05,0.1,0.2",
     ]
     assert main([*command, "ask.best=tpot_p50", f"out={tmp_path / 'out'}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "best: simulated tiny-llama mean=0.01 synthetic batches of 4: tpot_p50" in printed
+    assert "best: simulated tiny-llama mean=0.05 synthetic batches of 4: tpot_p50" in printed
 
 
 SLOTS = (1, 2, 4)
