@@ -2,13 +2,14 @@
 
     python -m benchmarks.ask flags [--problems 40] [--first 1000] [--noise 0.02 0.05] [--nodes 1]
     python -m benchmarks.ask silicon --table silicon_sample.csv [--noise 0.02 0.05]
-    python -m benchmarks.ask baselines [--problems 40] [--noise 0.02 0.05]
+    python -m benchmarks.ask baselines [--problems 40] [--noise 0.02 0.05] [--table silicon_sample.csv --launches 0.5]
 
 `flags`: spaces of 576 configurations (four switches, one setting of three values, an ordered one of four, GPUs of
 three) with interactions between 30% of the pairs. At least 15% of the configurations fail, and 2% of the launches
 crash and are repeated. `silicon`: families of measured GPU rows (benchmarks/silicon.py), asked for the throughput of a
-GPU at the quartiles of tokens per second and user. `baselines`: rules with a fixed number of launches, on the same
-flag spaces; Optuna's TPE takes part if it is installed. A launch takes 90 s and a trial 30 s.
+GPU at the quartiles of tokens per second and user. `baselines`: rules with a fixed number of launches on the same
+problems, which measure all loads in each launch; Optuna's TPE takes part if it is installed. A launch takes 90 s and a
+trial 30 s.
 
 Each problem is searched by `sweep.search.ask`, which is told the results in simulated time. With `--state FILE` each
 result is appended, and the next command continues there. The last line of the output is JSON.
@@ -19,9 +20,10 @@ import functools
 import heapq
 import itertools
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +45,7 @@ SIZES = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")  # ordere
 QUARTILES = (0.25, 0.5, 0.75)
 
 
-BASELINE_HEADINGS = "noise | rule | launches | problems | within 5% | within 10% | worst"
+BASELINE_HEADINGS = "noise | rule | launches | problems | within 5% | within 10% | below 0.85 | worst"
 SEARCHED_HEADINGS = (
     "noise, nodes | problems | launches | points | node time | within 5% | within 10% | below 0.85 | worst"
     " | sure, of these right | bands | node s, wall s"
@@ -200,31 +202,44 @@ def coverage(ask: BestSearch, problem: Problem, points: Sequence[int]) -> float:
     return float(inside.mean()) if len(inside) else 1.0
 
 
-def baseline(rule: str, launches: int, seed: int, spread: float) -> float:
-    """Return the quality of what a rule finds with so many launches in a flag space."""
-    speed, fails = flag_space(seed)
-    best, random, count = speed[~fails].max(), np.random.default_rng([seed, 3]), len(FLAGS)
+def baseline(rule: str, launches: int, problem: Problem, spread: float) -> float:
+    """Return the quality of what a rule finds with so many launches, each of all points of a configuration."""
+    space, bounds, seed = problem.space, problem.question.bounds, problem.question.seed
+    if rule == "TPE":
+        return search(problem, spread, 1, seed, TpeSearch, launches).quality
+    random, count = np.random.default_rng([seed, 3]), len(space.levels)
+    found: dict[int, tuple[float, ...]] = {}
 
-    def measured(points: Ints) -> Floats:
-        return np.where(fails[points], -np.inf, speed[points] + random.normal(size=len(points)) * spread)
+    def launch(configurations: Iterable[int]) -> None:
+        for configuration in configurations:
+            slowness = random.normal() * spread
+            for point in np.flatnonzero(space.configuration == configuration):
+                if values := problem.measure(int(point), slowness):
+                    found[int(point)] = values
 
-    def quality(points: Ints, values: Floats) -> float:
-        return float(np.exp(speed[points[values.argmax()]] - best)) if np.isfinite(values).any() else 0.0
-
-    if rule == "grid":
-        return quality(np.arange(count), measured(np.arange(count)))
-    points = random.permutation(count)[: launches if rule == "random" else launches // 2]
-    if rule == "random":
-        return quality(points, measured(points))
+    order = random.permutation(count)
     if rule == "screening":  # main effects from half of the launches; then what they predict to be best
-        columns = [np.eye(levels)[FLAGS[:, flag]][:, 1:] for flag, levels in enumerate(LEVELS)]
-        design, values = np.column_stack([np.ones(count), *columns]), measured(points)
-        working, speeds = points[np.isfinite(values)], values[np.isfinite(values)]
-        ridge = design[working].T @ design[working] + 0.05 * np.eye(design.shape[1])
-        order = np.argsort(-(design @ np.linalg.solve(ridge, design[working].T @ speeds)))
-        more = order[~np.isin(order, points)][: launches - len(points)]
-        return quality(np.append(points, more), np.append(values, measured(more)))
-    return search(flag_problem(seed, 0.05), spread, 1, seed, TpeSearch, launches).quality
+        launch(order[: launches // 2])
+        predicted = main_effects(space, found)
+        fits = np.all(predicted[:, 1:] <= np.log(bounds), axis=1)
+        best = [predicted[(space.configuration == each) & fits, 0].max(initial=-np.inf) for each in range(count)]
+        left = [each for each in np.argsort(-np.array(best), kind="stable") if each not in order[: launches // 2]]
+        launch(left[: launches - launches // 2])
+    else:
+        launch(order if rule == "grid" else order[:launches])
+    within = {point: values[0] for point, values in found.items() if np.all(np.array(values[1:]) <= bounds)}
+    return problem.quality(max(within, key=within.__getitem__)) if within else 0.0
+
+
+def main_effects(space: Space, found: Mapping[int, tuple[float, ...]]) -> Floats:
+    """Return the ln of each quantity at every point, by effects of the settings and the load alone."""
+    columns = [np.ones(space.size), np.log(space.load), np.log(space.load) ** 2]
+    for levels in space.levels.T:
+        columns += [levels[space.configuration] == level for level in range(1, levels.max() + 1)]
+    points, design = list(found), np.column_stack(columns)
+    values = np.log(np.array(list(found.values())).reshape(len(points), -1))
+    ridge = design[points].T @ design[points] + 0.05 * np.eye(design.shape[1])
+    return np.asarray(design @ np.linalg.solve(ridge, design[points].T @ values))
 
 
 class Kept:
@@ -268,7 +283,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[1])
     parser.add_argument("--quartiles", type=float, nargs="+", default=QUARTILES)
     parser.add_argument("--within", type=float, default=0.05)
-    parser.add_argument("--launches", type=int, nargs="+", default=[60, 120], help="of the baselines")
+    parser.add_argument("--launches", type=float, nargs="+", default=[60, 120], help="of a baseline; up to 1: a share")
     parser.add_argument("--state", type=Path)
     chosen = parser.parse_args(arguments)
     results, began = Kept(chosen.state), time.process_time()
@@ -281,17 +296,19 @@ def main(arguments: Sequence[str]) -> None:
 def baseline_rows(chosen: argparse.Namespace, results: Kept) -> tuple[list[list[str]], list[Any]]:
     """Return the lines of the table about the rules without a model, and their figures."""
     rows, figures = [], []
-    rules = [("grid", len(FLAGS))] + [(rule, most) for most in chosen.launches for rule in ("screening", "random")]
+    rules = [("grid", 1.0)] + [(rule, most) for most in chosen.launches for rule in ("screening", "random")]
     rules += [("TPE", most) for most in chosen.launches] if has_optuna() else []
-    for spread, (rule, launches) in itertools.product(chosen.noise, rules):
-        qualities = [
-            results.get(f"{rule} {launches} {spread} {seed}", functools.partial(baseline, rule, launches, seed, spread))
-            for seed in range(chosen.first, chosen.first + chosen.problems)
-        ]
-        shares = [float(np.mean(np.array(qualities) >= least)) for least in (0.95, 0.9)]
-        figures.append([rule, launches, spread, len(qualities), *shares, min(qualities)])
-        cells = [*(f"{share:.1%}" for share in shares), f"{min(qualities):.2f}"]
-        rows.append([f"{spread:.0%}", rule, str(launches), str(len(qualities)), *cells])
+    for spread, (rule, most) in itertools.product(chosen.noise, rules):
+        qualities, numbers = [], []
+        for problem in problems_of(chosen):
+            number = math.ceil(most * len(problem.space.levels)) if most <= 1 else int(most)
+            compute = functools.partial(baseline, rule, number, problem, spread)
+            qualities.append(results.get(f"{rule} {number} {spread} {problem.name}", compute))
+            numbers.append(number)
+        shares = [float(np.mean(np.array(qualities) >= least)) for least in (0.95, 0.9, 0.85)]
+        figures.append([rule, most, spread, len(qualities), *shares, min(qualities)])
+        cells = [*(f"{share:.1%}" for share in shares[:2]), f"{1 - shares[2]:.1%}", f"{min(qualities):.2f}"]
+        rows.append([f"{spread:.0%}", rule, f"{np.mean(numbers):.0f}", str(len(qualities)), *cells])
     return rows, figures
 
 
@@ -315,7 +332,7 @@ def searched_rows(chosen: argparse.Namespace, results: Kept) -> tuple[list[list[
 
 
 def problems_of(chosen: argparse.Namespace) -> Iterable[Problem]:
-    if chosen.study == "flags":
+    if chosen.study != "silicon" and chosen.table is None:
         return (flag_problem(seed, chosen.within) for seed in range(chosen.first, chosen.first + chosen.problems))
     questions = itertools.product(read_families(chosen.table).items(), chosen.quartiles)
     of_families = (silicon_problem(*family, quartile, chosen.first, chosen.within) for family, quartile in questions)

@@ -245,6 +245,10 @@ class CapacitySearch(Strict):
         return float(duration[1]) * {"s": 1, "m": 60, "h": 3600}[duration[2]] if duration else budget
 
 
+CAPACITIES = ("capacity", "capacity_per_gpu")
+ASKED_BUDGET = 240.0  # s; of each search of a question about a capacity, if none is set
+
+
 class Asked(Strict):
     """A question in place of a grid: its best point by a quantity, within a tolerance, at a confidence."""
 
@@ -253,6 +257,11 @@ class Asked(Strict):
     sure: float = Field(default=0.95, ge=0.5, le=0.99)
     search: Literal["model", "optuna"] = "model"
     slo: Any = None  # as `slo`, which it sets
+
+    @property
+    def of_capacity(self) -> bool:
+        """Whether each launch is a search for its capacity."""
+        return self.best in CAPACITIES
 
     @field_validator("within", "sure", mode="before")
     @classmethod

@@ -24,7 +24,8 @@ from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.cli.output import make_console
 from sweep.cli.searches.ask import REPEATS, PlannedAsk, ask_line, check_ask, expected_launches, grid_of
-from sweep.cli.searches.capacity import PlannedCapacity, check_search
+from sweep.cli.searches.asked_capacity import AskedCapacity
+from sweep.cli.searches.capacity import PlannedCapacity, check_search, search_line
 from sweep.cli.searches.race import PlannedRace, race_lines, race_of
 from sweep.cli.tracebacks import traced
 from sweep.cluster.inline_executor import InlineExecutor
@@ -104,11 +105,13 @@ def execute_plan(planned: "Planned", command: str) -> int:
     check_out(paths.out)
     if assumption:
         console.print(assumption, soft_wrap=True)
+    if settings.capacity is not None and (settings.ask is None or settings.ask.of_capacity):
+        check_search(plan)
     if settings.ask is not None:
         check_ask(plan, planned.composition.settings.relaunch)
         console.print(ask_line(plan), markup=False, soft_wrap=True)
-    if settings.capacity is not None:
-        console.print(check_search(plan, nodes), markup=False, soft_wrap=True)
+    elif settings.capacity is not None:
+        console.print(search_line(plan, nodes), markup=False, soft_wrap=True)
     for line in race_lines(plan) if settings.ask is None else ():
         console.print(line, markup=False, soft_wrap=True)
     if settings.dry_run:
@@ -250,11 +253,11 @@ def _run_locked(
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
-    if plan.settings.capacity is None:
+    if plan.settings.capacity is None or plan.settings.ask is not None:
         print_plan(console, plan, _expected(planned, pending), nodes, details=False)
         if pending.launches:
             _print_findings(console, plan)
-        paths.asked.unlink(missing_ok=True)
+    paths.asked.unlink(missing_ok=True)
     if search is not None:
         plan, pending = search.plan, search.pending(pending, nodes)
     write_plan(paths, plan.entries(command))
@@ -293,23 +296,29 @@ def _search_of(planned: Planned, ledger: Ledger, history: History, command: str)
     def durations(launches: list[Deployment]) -> Expected:
         return expect(launches, history, settings.hardware, assumed, settings.seed)
 
-    if settings.capacity is not None:
-        return PlannedCapacity(plan, composition, ledger, planned.paths, command, durations)
     if settings.ask is None:
-        return None
+        if settings.capacity is None:
+            return None
+        return PlannedCapacity(plan, composition, ledger, planned.paths, command, durations)
     most = min(REPEATS, facts.replayed.replicates) if facts.replayed else REPEATS
     full = make_plan(grid_of(composition, most), facts)
     whole = len(plan.launches) * composition.settings.replicates
-    return PlannedAsk(full, plan, whole, ledger, planned.paths, command, durations)
+    if settings.capacity is None:
+        return PlannedAsk(full, plan, whole, ledger, planned.paths, command, durations)
+    available = [deployment for deployment in full.deployments if not deployment.unavailable]
+    each_launch = replace(full, deployments=available)
+    searches = PlannedCapacity(each_launch, composition, ledger, planned.paths, command, durations)
+    return AskedCapacity(searches, each_launch, plan, whole)
 
 
 def _expected(planned: Planned, pending: PendingWork) -> PendingWork:
     """Return pending work whose estimate is of its question, if the plan has one; that of a capacity was printed."""
-    if planned.plan.settings.capacity is not None:
+    settings = planned.plan.settings
+    if settings.ask is None:
+        if settings.capacity is None:
+            return pending
         return replace(pending, estimate=pending.estimate._replace(messages=[]))
-    if planned.plan.settings.ask is None:
-        return pending
-    lines = expected_launches(planned.plan, planned.composition.settings.replicates, pending)
+    lines = expected_launches(planned.plan, planned.composition.settings.replicates, pending, planned.nodes)
     return replace(pending, estimate=pending.estimate._replace(messages=lines))
 
 

@@ -91,7 +91,7 @@ class RunningSearch(Protocol):
     def wanted(self, most: int) -> list[Need]: ...  # of the launches that it would begin with free nodes
     def waiting(self) -> list[Need]: ...  # of all launches that have not begun, with their expected durations, if known
     def settle(self, trial_ids: Iterable[str]) -> str | None: ...  # what the rows so far say, if that is new
-    def hear(self, launch: Deployment, event: Proposed | Claimed | End) -> None: ...  # an End: it is not started again
+    def hear(self, launch: Deployment, event: Proposed | Claimed | End) -> str | None: ...  # End: is not started again
 
 
 class RunResult(NamedTuple):
@@ -380,8 +380,8 @@ class Driver:
             self.display.total += 1
 
     def _tell_search(self, launch: Deployment, event: Proposed | Claimed | End) -> None:
-        if self.search is not None:
-            self.search.hear(launch, event)
+        if self.search is not None and (news := self.search.hear(launch, event)):
+            self.display.log(news)
 
     def _finish_trial(self, state: LaunchState, work: Work, event: Finished) -> None:
         row = event.row

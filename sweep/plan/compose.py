@@ -16,9 +16,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.base.config import (
+    ASKED_BUDGET,
     GROUPS,
     POINT_GROUPS,
     RUN_GROUPS,
+    CapacitySearch,
     Cluster,
     ConfigError,
     FoundHardware,
@@ -273,6 +275,8 @@ def _settings(settings: Mapping[str, Any], line: CommandLine, hardware: Hardware
     if config["out"] is None:
         config["out"] = str(Path("results") / str(config["name"]))
     found = validate(Settings, config, "")
+    if found.ask is not None and found.ask.of_capacity and found.capacity is None:
+        found = found.model_copy(update={"capacity": CapacitySearch(budget=ASKED_BUDGET)})
     if found.ask is None or found.ask.slo is None:
         return found
     if found.slo is not None:

@@ -50,6 +50,7 @@ class Result(NamedTuple):
     point: int
     launch: int
     values: tuple[float, ...] | None
+    at_launch: bool = False  # whether it failed because its launch did
 
 
 class NextLaunch(NamedTuple):
@@ -106,8 +107,9 @@ class Proposer(ABC):
     def standing(self) -> BestStanding: ...
 
     def tell(self, results: Sequence[Result]) -> None:
-        """Add results. A later success at a point replaces its failure."""
-        self.results += results
+        """Add results. A later success at a point replaces its failure; a success in a launch, the launch's failure."""
+        worked = {each.launch for each in results if each.values is not None}
+        self.results = [each for each in self.results if not (each.at_launch and each.launch in worked)] + [*results]
 
     def bands(self, most: int) -> list[tuple[int, Floats]]:
         """Return the points predicted to be best, without those that fail or surely exceed a bound, best first.
@@ -225,7 +227,8 @@ class BestSearch(Proposer):
 
     def samples(self) -> list[Floats]:
         """Return joint samples of the objective's ln(seconds) at every point, then of each bounded latency's ln."""
-        return self._draws(self._successes(), np.random.default_rng([self.question.seed, len(self.results)]))
+        random = np.random.default_rng([self.question.seed, len(self.results)])
+        return self._draws(self._successes(), random, unmeasured=True)
 
     def bands(self, most: int) -> list[tuple[int, Floats]]:
         if not self._successes():
@@ -239,13 +242,16 @@ class BestSearch(Proposer):
         ranked = eligible[np.argsort(target.sign * ends[eligible, 1], kind="stable")][:most]
         return [(int(point), np.sort(ends[point])) for point in ranked]
 
-    def _draws(self, successes: Sequence[Result], random: np.random.Generator) -> list[Floats]:
+    def _draws(
+        self, successes: Sequence[Result], random: np.random.Generator, unmeasured: bool = False
+    ) -> list[Floats]:
         while (due := self.fitted + (REFIT if self.fitted < MANY else REFIT_MANY)) <= len(successes):  # as if new
             for surface, part in zip(self.surfaces, self._parts(successes[:due])[0], strict=True):
                 surface.fit(part)
             self.fitted = due
         parts, follows = self._parts(successes)
-        draws = [surface.draws(part, random, DRAWS) for surface, part in zip(self.surfaces, parts, strict=True)]
+        surfaces = zip(self.surfaces, parts, strict=True)
+        draws = [surface.draws(part, random, DRAWS, unmeasured) for surface, part in surfaces]
         return [each + draws[0] * follow for each, follow in zip(draws, follows, strict=True)]
 
     def _parts(self, successes: Sequence[Result]) -> tuple[list[Observations], list[bool]]:

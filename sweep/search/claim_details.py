@@ -34,6 +34,7 @@ def claim_details(
     return {
         "configuration": deployment.describe(),
         "task": task_of(trial),
+        "estimate": _likely_load(proposer, claim),
         "asked": asked_of(deployment, trial),
         "slo": slo_in_units(settings.slo),
         "throughput": proposer.most_throughput,
@@ -48,6 +49,16 @@ def asked_of(deployment: Deployment, trial: Trial) -> dict[str, Any]:
     """Return what a search asks: the model, and the settings of workload and load that it does not choose."""
     parts = {part: {key: each for key, each in trial.config[part].items() if key not in CHOSEN} for part in ASKED_PARTS}
     return {"model": deployment.model.name, **parts}
+
+
+def _likely_load(proposer: Capacity | UserCapacity, claim: Claim) -> float | None:
+    """Return the load that is most likely the capacity: by the twin, or the interval's middle; None if unknown."""
+    if claim.status in ("impossible", "refused"):
+        return None
+    likely = proposer.estimate if isinstance(proposer, Capacity) else math.nan
+    if math.isnan(likely):
+        likely = math.sqrt(claim.lower * (claim.upper or claim.lower))
+    return min(max(likely, claim.lower), claim.upper or math.inf) or None
 
 
 def task_of(trial: Trial) -> str:

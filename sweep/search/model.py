@@ -130,10 +130,13 @@ class Surface:
         scaled = design[measured.point] / np.exp(measured.value)[:, None]
         return np.asarray(np.log(design @ np.maximum(scipy.optimize.nnls(scaled, np.ones(len(scaled)))[0], 1e-12)))
 
-    def draws(self, measured: Observations, random: np.random.Generator, count: int) -> Floats:
+    def draws(
+        self, measured: Observations, random: np.random.Generator, count: int, unmeasured: bool = False
+    ) -> Floats:
         """Return joint samples of the value at every point: shape (count, points).
 
-        They spread more if the model predicts the measured values badly, each from all others.
+        They spread more if the model predicts the measured values badly, each from all others; for points that were not
+        measured (`unmeasured`), also for the parameters that were fitted to the measured ones.
         """
         own, launches = measured.point, np.unique(measured.launch, return_inverse=True)[1]
         factor = scipy.linalg.cholesky(self.noisy(self.parameters, measured), lower=True)
@@ -141,12 +144,15 @@ class Surface:
         mean = self.mean(measured)
         residual = scipy.linalg.cho_solve((factor, True), measured.value - mean[own])
         inverse = scipy.linalg.cho_solve((factor, True), np.eye(len(own)))
-        surprise = float(np.mean(residual**2 / np.diag(inverse)))
+        surprise = max(1.0, float(np.mean(residual**2 / np.diag(inverse))))
+        if unmeasured:  # as in a regression, but at most twice
+            points = len(np.unique(own))
+            surprise *= points / max(points - len(self.parameters), points / 2)
         prior = self._prior()[2] @ random.normal(size=(self.space.size, count))
         noise = self.launch_noise * random.normal(size=(int(launches.max()) + 1, count))[launches]
         noise += TRIAL_NOISE * random.normal(size=noise.shape)
         around = prior - cross @ (inverse @ (prior[own] + noise))
-        spread = np.sqrt(max(1.0, surprise))
+        spread = np.sqrt(surprise)
         return np.asarray((mean + cross @ residual)[:, None] + spread * around).T
 
     def variance(self, point: Ints) -> Floats:

@@ -3,16 +3,24 @@
 import csv
 import itertools
 import json
+import os
 import random
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from analysis import open_results
 from analysis.report.notebook import opened_run
 from sweep.__main__ import main
+from sweep.cli.searches.asked_capacity import capacity_of
 from sweep.cluster.replay_executor import ReplayExecutor
 from sweep.disk.run_files import RunPaths, read_trials
+from sweep.search import capacity
+from tests.support.results import claim_record
+from tests.support.simulated_engine import ROOT
+from tests.support.waiting import wait_until
 
 ENGINE = ["backend=simulated", "model=tiny-llama", "tracking=none", "report=false", "hardware=cpu"]
 AXES = {"backend.itl.mean": (0.01, 0.02, 0.03, 0.04), "backend.itl.sigma": (0.0, 0.1, 0.2)}
@@ -34,7 +42,7 @@ def table(path, failing=0.04, spread=0.02):
             speed = (1 - 8 * abs(mean - 0.02)) * (1 - 2 * abs(sigma - 0.1)) * noise.lognormvariate(0, spread)
             for users in USERS:
                 figures = ["ok", 100 * users * speed / (1 + users / 20), 0.05 * users / speed]
-                figures = ["launch_failed", None, None] if mean == failing else figures
+                figures = ["launch_failed", None, None] if failing in (mean, "all") else figures
                 writer.writerow([mean, sigma, users, replicate, *figures, 90, 30])
     return path
 
@@ -85,7 +93,11 @@ def test_a_question_is_answered_from_a_part_of_the_grid_and_a_killed_search_agre
     assert len(points) < 20
     assert all(row[-1] in ("ok", "launch_failed") for row in rows), "what was not measured is no row"
     assert sum(row[:3] == BEST for row in rows) >= 2
-    assert any("failed: launch_failed" in reason for reason in found["dropped"].values())
+    failed = {row[:2] for row in rows if row[-1] == "launch_failed"}
+    assert len(failed) == len({(*row[:2], row[3]) for row in rows if row[-1] == "launch_failed"}) > 0, (
+        "whatever the load"
+    )
+    assert sum("failed: launch_failed" in reason for reason in found["dropped"].values()) == len(USERS) * len(failed)
     assert open_results(tmp_path / "out").questions["best output_throughput"] == found
 
     ledger = RunPaths(tmp_path / "out").ledger
@@ -98,6 +110,16 @@ def test_a_question_is_answered_from_a_part_of_the_grid_and_a_killed_search_agre
     ask(tmp_path)
     assert "nothing to do" in capsys.readouterr().out
     assert ledger.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_if_every_launch_fails_each_configuration_is_launched_once(tmp_path, capsys):
+    with table(tmp_path / "rows.csv", failing="all").open("a") as file:
+        print("0.09,0.0,2,0,ok,1,1,90,30", file=file)  # of no point
+    assert ask(tmp_path) == 1
+    assert "best: none: every point failed" in " ".join(capsys.readouterr().out.split())
+    launched = {(*row[:2], row[3]) for row in measured(tmp_path)}
+    assert launched == set(itertools.product(*AXES.values(), [0]))
 
 
 @pytest.mark.slow
@@ -208,11 +230,111 @@ def test_a_question_is_put_to_engines(tmp_path, capsys):
         "load.batch_size=4",
         "cluster=inline",
         "agreement=false",
-        "backend.itl.mean=0.01,0.03,0.06",
+        "backend.itl.mean=0.05,0.1,0.2",
     ]
     assert main([*command, "ask.best=tpot_p50", f"out={tmp_path / 'out'}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "best: simulated tiny-llama mean=0.01 synthetic batches of 4: tpot_p50" in printed
+    assert "best: simulated tiny-llama mean=0.05 synthetic batches of 4: tpot_p50" in printed
+
+
+SLOTS = (1, 2, 4)
+SEARCHED = [*ENGINE, "cluster=inline", "agreement=false", "load=poisson", "workload=serving", "workload.spread=0"]
+SEARCHED += ["workload.input_tokens=16", "workload.output_tokens=11", "backend.ttft.mean=0.1", "ask.best=capacity"]
+SEARCHED += ["backend.itl.mean=0.01"]
+SEARCHED += [f"backend.max_concurrency={','.join(map(str, SLOTS))}"]
+MOST = 16.85  # requests/s with four slots and 0.01 s: 90% of an M/D/4 queue's requests wait 0.3 s at most
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_highest_capacity_is_found_by_searches_and_a_killed_question_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(capacity, "LONG_RUN", 4000)
+    out = tmp_path / "out"
+    command = [*SEARCHED, "ask.slo=ttft=0.4s", "capacity.budget=12s", f"out={out}"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-m", "sweep", "run", *command], env=environ)
+    wait_until(lambda: len(claims(out)) >= 2, 500, "two claims")
+    process.kill()
+    process.wait()
+    known = claims(out)
+    assert main(command) in (0, 1)
+    printed = " ".join(capsys.readouterr().out.split())
+    found = open_results(out).questions["best capacity"]
+    assert "ask: the best capacity within the SLO, within 5%, 95% sure; each launch is a search of 12 s" in printed
+    assert "the grid has 3 launches" in printed
+    assert "so far simulated tiny-llama" in printed
+    assert found["best"] == "simulated tiny-llama max_concurrency=4 serving poisson"
+    assert f"best: {found['best']}: {found['value']}" in printed
+    assert found["value"].endswith(" requests/s")
+    assert found["measured"][found["best"]] == pytest.approx(MOST, rel=0.35)
+    claimed = claims(out)
+    assert claimed.items() >= known.items(), "claims of earlier runs stay"
+    assert found["launches"] == len(claimed) >= 4
+    launches = [claim["launch"] for claim in claimed.values() if claim["launch"]]
+    assert len(set(launches)) == len(launches), "each search has a launch of its own"
+    assert sum("max_concurrency=4" in name for name in claimed) >= 2, "the leader is launched again"
+    if all(claim["finished"] for claim in claimed.values()):  # on a busy machine a probe is measured again
+        rows = {row["trial_id"]: row for row in read_trials(RunPaths(out).trials)}
+        assert main(command) in (0, 1)
+        assert {row["trial_id"]: row for row in read_trials(RunPaths(out).trials)} == rows
+        assert open_results(out).questions["best capacity"] == found
+
+
+def claims(out):
+    path = Path(out) / "capacity.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_configurations_without_a_capacity_are_named_with_the_reason(tmp_path, capsys):
+    bounds = ["ask.slo=ttft=1ms", "capacity.budget=2s", f"out={tmp_path / 'out'}"]
+    assert main([*SEARCHED, *bounds]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "best: none: every point failed" in printed
+    found = open_results(tmp_path / "out").questions["best capacity"]
+    assert found["best"] is None
+    reason = "failed: capacity: none: a single request exceeds the bound"
+    assert found["dropped"] == {
+        f"simulated tiny-llama max_concurrency={slots} serving poisson": reason for slots in SLOTS
+    }
+    assert {claim["probes"] for claim in claims(tmp_path / "out").values()} == {1}
+
+
+def test_a_plan_says_how_long_the_searches_of_a_question_take(tmp_path, capsys):
+    slo, out = "ask.slo=ttft=0.4s", f"out={tmp_path / 'out'}"
+    assert main([*SEARCHED, slo, out, "dry_run=true"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "95% sure; each launch is a search of 4 min" in printed
+    assert "expected: 3 (12 min) to 5 (20 min) launches, at most 22 (88 min); the grid has 3 launches" in printed
+
+
+def test_the_capacity_of_a_claim_is_the_likely_one_or_the_middle_of_its_interval():
+    assert capacity_of(claim_record(4.0, 9.0, estimate=8.0)) == 8.0
+    assert capacity_of(claim_record(0.0, 0.0, estimate=None)) == 0.0
+    assert [capacity_of(claim_record(low, high)) for low, high in ((4.0, 9.0), (4.0, 0.0), (0.0, 9.0))] == [
+        6.0,
+        4.0,
+        0.0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["load.rate=1,2"], "load.rate=1,2: expected no axis; a capacity search chooses the load"),
+        (["load=gamma", "load.burstiness=0.5,2"], "ask.best=capacity: expected one load"),
+        (["load=batch"], "load=batch: expected closed, or a load with a rate"),
+        (["ask.slo=null"], "slo=null: expected the bounds that define the capacity"),
+        (["race=true"], "ask.best=capacity: expected no race"),
+        (["ask.best=capacities"], "ask.best=capacities: expected a quantity with a better direction"),
+    ],
+)
+def test_a_capacity_that_cannot_be_asked_for_is_refused(capsys, tmp_path, arguments, words):
+    out = tmp_path / "out"
+    assert main([*SEARCHED, "ask.slo=ttft=0.4s", f"out={out}", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ def test_what_fails_is_not_launched_again_nor_is_what_is_like_it():
     assert ask.standing().leader in range(3 * SIDE, 4 * SIDE), "the first level that works"
 
 
+def test_a_launch_that_failed_says_so_of_all_loads_until_it_works():
+    ask = asked(grid())
+    ask.tell([Result(point, 1, None, at_launch=True) for point in (3, 4, 5)] + [Result(7, 2, None)])
+    assert {result.point for result in ask.results} == {3, 4, 5, 7}
+    ask.tell([Result(4, 1, measured(4, ask.space)[:1])])
+    assert [(result.point, result.values is None) for result in ask.results] == [(7, True), (4, False)]
+
+
 def test_the_same_results_give_the_same_search():
     one, other = asked(grid([1.0])), asked(grid([1.0]))
     launches = run(one, most=14)
@@ -129,6 +137,8 @@ def test_samples_follow_what_was_measured_and_spread_where_nothing_was():
     assert draws.shape == (4000, 36)
     assert draws.mean(0)[7] == pytest.approx(-SPEED[7], abs=0.06)
     assert draws.std(0)[7] < draws.std(0)[35] / 2
+    wider = surface.draws(values, np.random.default_rng(0), 4000, unmeasured=True).std(0) / draws.std(0)
+    assert wider == pytest.approx(2**0.5), "four points tell little of five fitted parameters"
     left = surface.variance(np.array([7])) / surface.variance(np.array([], int))
     assert left[7] < left[8] < left[35], "more is known of what is alike"
 

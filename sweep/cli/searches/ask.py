@@ -2,25 +2,27 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from sweep.base.config import split_bound
+from sweep.base.config import CAPACITIES, split_bound
 from sweep.base.records import UNMEASURED, Outcome
 from sweep.base.wording import count, duration_text, number
+from sweep.cli.searches.capacity import searching_time
 from sweep.cli.searches.race import check_objective, rankable
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan, write_whole
+from sweep.drive import policy
 from sweep.numbers.quantity import PERFORMANCE, columns, percentile_name
 from sweep.plan.compose import Composition
 from sweep.plan.estimate import Expected
-from sweep.plan.packing import Need, need_of
+from sweep.plan.packing import Need, Node, need_of
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial
-from sweep.search.ask import BestQuestion, BestSearch, ObjectiveScale, Proposer, Result, longest
+from sweep.search.ask import BestQuestion, BestSearch, NextLaunch, ObjectiveScale, Proposer, Result, longest
 from sweep.search.model import Space
 from sweep.search.tpe import TpeSearch, has_optuna, usual_launches
 
@@ -29,7 +31,8 @@ REPEATS = 8  # launches of one configuration, at most
 MOST_POINTS = 4000  # whose joint distribution the model draws from
 SHOWN_NOISE = 0.03  # between launches, up to which docs/measurements/ask.md shows how often the answer is right
 USUAL_LAUNCHES = (1.6, 2.6)  # launches / √configurations of the searches there, at a noise of 2 and 5%
-PER_GPU, THROUGHPUT = "output_throughput_per_gpu", "output_throughput"  # the first is no column
+PER_GPU = "_per_gpu"  # the end of a quantity that is no column
+THROUGHPUT_PER_GPU = "output_throughput_per_gpu"
 NO_CERTAINTY = "unknown, since Optuna states no certainty (docs/ask.md)"
 UNCHOSEN = "Optuna did not choose them"
 CHARTED = 30  # points whose predicted bands are kept
@@ -70,8 +73,7 @@ class PlannedAsk:
         self.plan = replace(grid, deployments=[])
         assert full.settings.ask is not None
         self.best = full.settings.ask.best
-        self.question, self.names = question_of(full, self.deployments, points)
-        self.unit = columns(full.settings.percentiles)[self.names[0]].quantity.unit
+        self.question, self.names, self.unit = question_of(full, self.deployments, points)
         needs = self.expect(grid.launches)
         starts = [needs.launches.get(launch.launch_key) for launch in grid.launches]
         start_seconds = [seconds for seconds in starts if seconds is not None]
@@ -88,8 +90,12 @@ class PlannedAsk:
         self.told: dict[str, str] = {}  # trial -> the outcome that the search knows
         self.planned: tuple[Any, list[Need]] = None, []  # the needs of the next launches, and what they depend on
         self.last = ""
-        for trial_id in [trial_id for trial_id in ledger.rows if trial_id in self.places]:
-            if ledger.valid_row(trial_id) is not None:
+        self._restore()
+
+    def _restore(self) -> None:
+        """Tell the search the rows of earlier runs."""
+        for trial_id in [trial_id for trial_id in self.ledger.rows if trial_id in self.places]:
+            if self.ledger.valid_row(trial_id) is not None:
                 self._add_to_plan(trial_id)
                 self._tell(trial_id)
 
@@ -101,15 +107,18 @@ class PlannedAsk:
 
     @property
     def done(self) -> bool:
-        return self.search.standing().done or self._next([], lambda need: True) is None
+        return self.search.standing().done or self._proposed([], lambda need: True) is None
 
     def ask(self, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None:
         """Return the next launch that there is room for, with its expected durations; None if none is wanted now."""
-        return self._next([point for point, trials in self.awaited.items() if trials], has_room, begin=True)
+        while proposed := self._proposed(self._pending(), has_room):
+            if begun := self._begin(*proposed):
+                return begun
+        return None
 
     def wanted(self, most: int) -> list[Need]:
         """Return what the next launches need, at most so many: an autoscaler adds nodes for them."""
-        pending = [point for point, trials in self.awaited.items() if trials]
+        pending = self._pending()
         state = len(self.search.results), tuple(pending)
         if self.planned[0] != state:
             needs: list[Need] = []
@@ -129,22 +138,18 @@ class PlannedAsk:
             if trial_id in self.places:
                 self.awaited.get(self.places[trial_id][0], set()).discard(trial_id)
                 self._tell(trial_id)
-        standing = self.search.standing()
-        if standing.leader is None:
-            return None
-        sure = f"after {count(self.search.launches, 'launch')}"
-        if standing.probability is not None:
-            sure = f"sure to {standing.probability:.0%}; {count(standing.open or 0, 'point')} may be best"
-        line = f"so far {self.name(standing.leader)}: {self._figure_text(standing.leader)}, {sure}"
-        before, self.last = self.last, line
-        return line if line != before else None
+        return self._news()
 
-    def hear(self, launch: Deployment, event: Any) -> None:
+    def hear(self, launch: Deployment, event: Any) -> str | None:
         """Do nothing: the rows say all."""
+        return None
 
-    def _next(
-        self, pending: list[int], has_room: Callable[[Need], bool], begin: bool = False
-    ) -> tuple[Deployment, Expected] | None:
+    def _pending(self) -> list[int]:
+        """Return the points of launches that have not ended."""
+        return [point for point, trials in self.awaited.items() if trials]
+
+    def _proposed(self, pending: list[int], has_room: Callable[[Need], bool]) -> tuple[NextLaunch, int] | None:
+        """Return the next launch and its replicate."""
         used_up = [place for place in range(len(self.deployments)) if self._replicate(place) is None]
         self.search.excluded = set(map(int, np.flatnonzero(np.isin(self.configuration, used_up))))
         rooms: dict[tuple[Any, ...], bool] = {}
@@ -156,21 +161,23 @@ class PlannedAsk:
                 rooms[kind] = has_room(need)
             return rooms[kind]
 
-        proposed = self.search.ask(pending, fits)
-        if proposed is None:
+        if (launch := self.search.ask(pending, fits)) is None:
             return None
-        replicate = self._replicate(proposed.configuration)
+        replicate = self._replicate(launch.configuration)
         assert replicate is not None
-        deployment = self.deployments[proposed.configuration]
-        chosen = {self.points[point][replicate].trial_id for point in proposed.points}
-        trials = [trial for trial in deployment.trials if trial.trial_id in chosen]
+        return launch, replicate
+
+    def _begin(self, chosen: NextLaunch, replicate: int) -> tuple[Deployment, Expected] | None:
+        """Return a launch that begins, with its expected durations; None if it has ended already."""
+        deployment = self.deployments[chosen.configuration]
+        wanted = {self.points[point][replicate].trial_id for point in chosen.points}
+        trials = [trial for trial in deployment.trials if trial.trial_id in wanted]
+        self.used.add((chosen.configuration, replicate))
+        for trial in trials:
+            self.awaited.setdefault(self.places[trial.trial_id][0], set()).add(trial.trial_id)
+            self._add_to_plan(trial.trial_id)
+        write_plan(self.paths, self.plan.entries(self.command))
         launch = replace(deployment, trials=trials, replicate=replicate)
-        if begin:
-            self.used.add((proposed.configuration, replicate))
-            for trial in trials:
-                self.awaited.setdefault(self.places[trial.trial_id][0], set()).add(trial.trial_id)
-                self._add_to_plan(trial.trial_id)
-            write_plan(self.paths, self.plan.entries(self.command))
         return launch, self.expect([launch])
 
     # What is known ---------------------------------------------------------------------------------------------------
@@ -190,15 +197,21 @@ class PlannedAsk:
         configuration = int(self.configuration[point])
         self.used.add((configuration, replicate))
         outcome = str(row["outcome"])
-        if self.told.get(trial_id) == outcome or outcome in (*UNMEASURED, Outcome.DISTURBED):
+        unknown = outcome in (*UNMEASURED, Outcome.DISTURBED) and outcome != Outcome.CENSORED  # a smaller load ran out
+        if self.told.get(trial_id) == outcome or unknown:
             return
         self.told[trial_id] = outcome
         figures = tuple(self._figure(row, name) for name in self.names) if outcome == Outcome.OK else (None,)
-        if self.best == PER_GPU and figures[0] is not None:
+        if self.best.endswith(PER_GPU) and figures[0] is not None:
             figures = (figures[0] / self.search.space.gpus[configuration], *figures[1:])
         positive = tuple(figure for figure in figures if figure is not None and figure > 0)
         launch = configuration * REPEATS + replicate
-        self.search.tell([Result(point, launch, positive if len(positive) == len(self.names) else None)])
+        points = np.flatnonzero(self.configuration == configuration).tolist()
+        worked = any(result.values for result in self.search.results if result.point in points)
+        if policy.RULES[Outcome(outcome)].at_launch and not worked:  # no load of the configuration can be measured
+            self.search.tell([Result(each, launch, None, True) for each in points])
+        else:
+            self.search.tell([Result(point, launch, positive if len(positive) == len(self.names) else None)])
 
     @staticmethod
     def _figure(row: Mapping[str, Any], name: str) -> float | None:
@@ -206,6 +219,18 @@ class PlannedAsk:
         return float(figure) if isinstance(figure, int | float) and math.isfinite(figure) else None
 
     # The answer ------------------------------------------------------------------------------------------------------
+
+    def _news(self) -> str | None:
+        """Return a line about the leader if it is new."""
+        standing = self.search.standing()
+        if standing.leader is None:
+            return None
+        sure = f"after {count(self.search.launches, 'launch')}"
+        if standing.probability is not None:
+            sure = f"sure to {standing.probability:.0%}; {count(standing.open or 0, 'point')} may be best"
+        line = f"so far {self.name(standing.leader)}: {self._figure_text(standing.leader)}, {sure}"
+        before, self.last = self.last, line
+        return line if line != before else None
 
     def name(self, point: int) -> str:
         trial = next(iter(self.points[point].values()))
@@ -262,14 +287,19 @@ class PlannedAsk:
         }
 
     def _reason(self, point: int) -> str:
-        rows = [self.ledger.rows.get(trial.trial_id) for trial in self.points[point].values()]
+        of_launch = self.deployments[self.configuration[point]].trials  # a launch that failed has a row at one load
+        trials = [*self.points[point].values(), *of_launch]
+        rows = [self.ledger.rows.get(trial.trial_id) for trial in trials]
         return next((f"{row['outcome']}: {row.get('reason')}" for row in rows if row), "no row")
 
     def _lines(self, leader: str | None, sure: bool, stated: bool, noise: float | None) -> Iterable[str]:
         standing, question = self.search.standing(), self.question
         spread = "launch noise unknown" if noise is None else f"launches of a configuration differ by {noise:.1%}"
         if leader is None:
-            measured = any(result.values for result in self.search.results)
+            measured, failed = any(result.values for result in self.search.results), self.done and self.search.results
+            if failed and not measured:
+                yield "best:     none: every point failed"
+                return
             yield f"best:     {'no point meets the bounds' if measured else 'no point has a result yet'}"
             certainty = f"{standing.none_fits:.0%} by the model" if standing.none_fits is not None else NO_CERTAINTY
             yield f"how sure: {certainty}; {spread}"
@@ -324,12 +354,19 @@ def _load(trial: Trial) -> float:
 
 def question_of(
     plan: Plan, deployments: list[Deployment], points: list[tuple[int, list[Trial]]]
-) -> tuple[BestQuestion, list[str]]:
-    """Return a plan's question, and the columns of its objective and bounds."""
+) -> tuple[BestQuestion, list[str], str]:
+    """Return a plan's question, the columns of its objective and bounds, and the objective's unit.
+
+    A capacity is no column; the search for it uses the bounds.
+    """
     settings = plan.settings
     ask = settings.ask
     assert ask is not None
-    column = THROUGHPUT if ask.best == PER_GPU else ask.best
+    if ask.of_capacity:
+        objective = ObjectiveScale(-1, np.zeros(len(points)))
+        unit = "users" if plan.trials[0].load.name == "closed" else "requests/s"
+        return BestQuestion(objective, (), ask.within, ask.sure, settings.seed), [], unit
+    column = ask.best.removesuffix(PER_GPU)
     statistic = columns(settings.percentiles)[column]
     load = np.log([_load(trials[0]) for _, trials in points])
     gpus = np.log([max(1, deployments[configuration].gpu_count) for configuration, _ in points])
@@ -338,13 +375,14 @@ def question_of(
     if statistic.quantity.kind == "cost":
         offset = load - gpus
     elif statistic.quantity.unit.endswith("/s"):
-        offset = load - gpus * (ask.best == PER_GPU)
+        offset = load - gpus * ask.best.endswith(PER_GPU)
     names = [column]
     for bound in settings.slo or {}:
         latency, percentile = split_bound(bound)
         names.append(f"{latency}_{percentile_name(percentile or usual_percentile(plan))}")
     limits = tuple((settings.slo or {}).values())
-    return BestQuestion(ObjectiveScale(sign, offset), limits, ask.within, ask.sure, settings.seed), names
+    question = BestQuestion(ObjectiveScale(sign, offset), limits, ask.within, ask.sure, settings.seed)
+    return question, names, statistic.quantity.unit
 
 
 def usual_percentile(plan: Plan) -> float:
@@ -361,13 +399,19 @@ def check_ask(plan: Plan, relaunch: str) -> None:
     assert ask is not None
     declared = {
         name for name, statistic in rankable(settings.percentiles).items() if statistic.quantity.kind in PERFORMANCE
-    } | {PER_GPU}
+    } | {THROUGHPUT_PER_GPU, *CAPACITIES}
     points = [trials[0] for deployment in plan.deployments for trials in deployment.points()]
     percentiles = [split_bound(name)[1] for name in settings.slo or {}]
     problems = {
         "expected no race, which measures a grid": settings.race is not None,
         "expected an axis, e.g. backend.flags.max-num-seqs=64,128": len(points) < 2,
         "expected one workload; the best of one may not be the best of another": _kinds(points, "workload") > 1,
+        "expected one load, whose rate or number of users a search chooses": (
+            ask.of_capacity and len(points) > len(plan.deployments)
+        ),
+        "expected engines that are launched, and so can be launched again": (
+            ask.of_capacity and not all(deployment.backend.launches for deployment in plan.deployments)
+        ),
         "expected one kind of load; its size may be an axis": len({trial.load.name for trial in points}) > 1,
         f"expected at most {MOST_POINTS:,} points, or ask.search=optuna; the grid has {len(points):,}": (
             ask.search == "model" and len(points) > MOST_POINTS
@@ -393,15 +437,19 @@ def ask_line(plan: Plan) -> str:
     bounds = " within the SLO" if plan.settings.slo else ""
     if ask.search == "optuna":
         return f"ask: the best {ask.best}{bounds}, by Optuna's TPE, which states no certainty"
-    return f"ask: the best {ask.best}{bounds}, within {ask.within:.0%}, {ask.sure:.0%} sure"
+    search = plan.settings.capacity
+    budget = f"; each launch is a search of {duration_text(search.budget)}" if search else ""
+    return f"ask: the best {ask.best}{bounds}, within {ask.within:.0%}, {ask.sure:.0%} sure{budget}"
 
 
-def expected_launches(plan: Plan, replicates: int, pending: PendingWork) -> list[str]:
+def expected_launches(plan: Plan, replicates: int, pending: PendingWork, nodes: Sequence[Node]) -> list[str]:
     """Return how many launches a question is expected to take, and how long, in two lines."""
     configurations = sum(not deployment.unavailable for deployment in plan.deployments)
     most = longest(configurations)
     launches = configurations * replicates
     seconds = pending.estimate.seconds / len(pending.launches) if pending.estimate.seconds else None  # of a launch
+    if plan.settings.capacity is not None:
+        seconds = searching_time(plan, nodes) / configurations
     if plan.settings.ask and plan.settings.ask.search == "optuna":
         few = usual_launches(configurations)
         time = f" ({duration_text(seconds * few)})" if seconds else ""

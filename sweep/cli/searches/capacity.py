@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class PointState:
     search: LaunchSearch  # on the present launch; it is told only what an endpoint's earlier rows say
     earlier: LaunchSearch | None = None  # on the launch before, which was lost
     record: dict[str, Any] | None = None  # the claim of this run, or of an earlier run with the same rows
+    measured: list[str] = field(default_factory=list)  # probes of its last launch in earlier runs
     concluded: bool = False  # whether no launch is needed in this run
     lost: int = 0  # launches in this run that ended before the claim
 
@@ -94,6 +95,7 @@ class PlannedCapacity:
         launches, trials = 1, self._measured(point, 0, by_seed)
         while deployment.backend.launches and (later := self._measured(point, launches, by_seed)):
             launches, trials = launches + 1, later
+        state.measured = [trial.trial_id for trial in trials]
         if deployment.unavailable:
             self._conclude(state, f"unavailable: {deployment.unavailable}")
             return state
@@ -171,19 +173,23 @@ class PlannedCapacity:
     def ask(self, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None:
         """Return the next launch that there is room for, with its expected durations; None if none is wanted now."""
         for key in sorted(self.groups, key=lambda key: -self.groups[key][0].point.deployment.gpu_count):
-            states = [state for state in self.groups[key] if not state.concluded]
-            for state in states:
-                if state.search.next() is None:  # the workload has too few requests
-                    self._conclude(state)
-            states = [state for state in states if not state.concluded]
-            if not states or key in self.running:
-                continue
-            if has_room(need_of(states[0].point.deployment)):
-                launch = self._launch(states)
-                for trial in launch.trials:
-                    self._begin(launch, trial)
-                return launch, self._expected(states)
+            if started := self.start(key, has_room):
+                return started
         return None
+
+    def start(self, key: str, has_room: Callable[[Need], bool]) -> tuple[Deployment, Expected] | None:
+        """Return a launch with its expected durations if it is wanted, does not run, and has room."""
+        states = [state for state in self.groups[key] if not state.concluded]
+        for state in states:
+            if state.search.next() is None:  # the workload has too few requests
+                self._conclude(state)
+        states = [state for state in states if not state.concluded]
+        if not states or key in self.running or not has_room(need_of(states[0].point.deployment)):
+            return None
+        launch = self._launch(states)
+        for trial in launch.trials:
+            self._begin(launch, trial)
+        return launch, self._expected(states)
 
     def wanted(self, most: int) -> list[Need]:
         """Return what the next launches need, for an autoscaler: at most so many."""
@@ -235,7 +241,7 @@ class PlannedCapacity:
                     if state.point.deployment.deployment_id == deployment_id and not state.concluded:
                         self._conclude(state, f"{failed['outcome']}: {failed.get('reason')}")
 
-    def hear(self, launch: Deployment, event: Any) -> None:
+    def hear(self, launch: Deployment, event: Any) -> str | None:
         """Take note of a probe or a claim of a launch, or of its end."""
         states = self.groups[launch.launch_key]
         match event:
@@ -251,6 +257,7 @@ class PlannedCapacity:
                     deployment.trials[:] = [each for each in deployment.trials if each.trial_id not in cut_off]
                 for state in states:
                     self._after_end(state)
+        return None
 
     def _after_end(self, state: PointState) -> None:
         """If a launch ended before its claim: go on with another launch, or at the endpoint."""
@@ -308,9 +315,8 @@ def _seconds_left(states: Iterable[PointState]) -> float:
     return sum(state.search.seconds_left for state in states)
 
 
-def check_search(plan: Plan, nodes: Sequence[Node]) -> str:
-    """Return the plan's line about its search. Raises ConfigError if its capacity cannot be searched."""
-    assert plan.settings.capacity is not None
+def check_search(plan: Plan) -> None:
+    """Raise ConfigError if a plan's capacity cannot be searched."""
     backends = [deployment.backend for deployment in plan.deployments]
     if plan.settings.replicates > 1 and not all(backend.launches for backend in backends):
         problem = "expected 1 for a capacity search at an endpoint, which is not launched again"
@@ -329,8 +335,21 @@ def check_search(plan: Plan, nodes: Sequence[Node]) -> str:
             raise ConfigError(f"{problem}; expected an engine that serves requests, for a capacity search")
         for trial in deployment.trials:
             proposer_of(trial, plan.settings, deployment.backend)
+
+
+def searching_time(plan: Plan, nodes: Sequence[Node]) -> float:
+    """Return the seconds that a plan's searches take if each spends its budget, without the launches' starts."""
+    assert plan.settings.capacity is not None
+    launches = [each for each in plan.launches if not each.unavailable]
+    needs = [need_of(each, plan.settings.capacity.budget * len(each.trials)) for each in launches]
+    return simulate(needs, nodes).makespan
+
+
+def search_line(plan: Plan, nodes: Sequence[Node]) -> str:
+    """Return the plan's lines about its searches: their time, and requests and tokens."""
+    assert plan.settings.capacity is not None
     budget, launches = plan.settings.capacity.budget, [each for each in plan.launches if not each.unavailable]
-    expected = simulate([need_of(each, budget * len(each.trials)) for each in launches], nodes).makespan
+    expected = searching_time(plan, nodes)
     launched = sum(each.backend.launches for each in launches)
     longest = f"about {duration_text(expected)}, at most {duration_text(OVERTIME * expected)}"
     within = f" in {count(launched, 'launch')}, whose time is added to" if launched else ","

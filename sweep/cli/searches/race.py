@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 
-from sweep.base.config import PERCENTILES, ConfigError, did_you_mean
+from sweep.base.config import CAPACITIES, PERCENTILES, ConfigError, did_you_mean
 from sweep.base.wording import count, number
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, trials_table
@@ -125,7 +125,7 @@ def check_objective(
     shared = {
         f"{expected}; {did_you_mean(quantity, usual)}": quantity not in declared,
         "expected a price, e.g. hardware.price_per_hour=4": quantity == PRICED and None in prices,
-        "expected no capacity, which is a search of its own": settings.capacity is not None,
+        "expected no capacity, which is a search of its own": bool(settings.capacity) and quantity not in CAPACITIES,
         "expected no ladder; the shares of its steps need all of them": LADDER_AXES[0] in plan.axes,
     }
     for problem, applies in (shared | problems).items():
