@@ -41,7 +41,9 @@ LLM_D_NAMES: dict[str, dict[str, str]] = {
 }
 AVERAGED_OVER_TIME = ("guidellm",)  # tools whose rates are not totals divided by the duration
 # How tools send requests at a rate, unless told otherwise. A tool that reports no distribution is not in the table.
-ARRIVALS = {"GenAI-Perf": "constant"} | dict.fromkeys(("inference-perf", "vllm-benchmark", "inferencemax"), "poisson")
+ARRIVALS_OF_TOOLS = {"GenAI-Perf": "constant"} | dict.fromkeys(
+    ("inference-perf", "vllm-benchmark", "inferencemax"), "poisson"
+)
 # inference-perf's counts of tokens: TPOT counts events before 0.5. In 0.5 and 0.6 an event may count as two tokens.
 OF_TOKENS = ("tpot", "tpot_e2e", "output_throughput", "total_throughput")
 REPORT_KINDS = (
@@ -151,7 +153,7 @@ def load_of(report: Report, content: Any) -> tuple[Any, Any, str]:
     """
     users, rate, tools = first_of(content, report.users), first_of(content, report.rate), _tools(report, content)
     users, rate = users or None, None if users and "inference-perf" in tools else rate
-    return users, rate, next((ARRIVALS[tool] for tool in tools if tool in ARRIVALS), "unknown")
+    return users, rate, next((ARRIVALS_OF_TOOLS[tool] for tool in tools if tool in ARRIVALS_OF_TOOLS), "unknown")
 
 
 def _tools(report: Report, content: Any) -> tuple[str, str]:

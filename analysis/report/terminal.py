@@ -47,14 +47,14 @@ LEGENDS = {
     MAYBE: f"{MAYBE} may be a tie: the interval includes 1 or is missing",
 }
 """The meanings of the marks in cells."""
-MARKS = {
+MARK_MEANINGS = {
     "–": "(a–b): 95% interval",
     BY_LAUNCHES: f"{BY_LAUNCHES} of the launches' values",
     OF_STEADY: f"{OF_STEADY} steady state",
     MAYBE: f"{MAYBE} may be a tie",
 }
 """Their meanings in short, for one line."""
-NARROW = 80  # columns of a terminal in which a warning that names its points takes one line
+ONE_LINE = 80  # columns of a terminal in which a warning that names its points takes one line
 
 
 class Summary:
@@ -88,7 +88,7 @@ class Summary:
             claims=all_claim_lines(results.searched),
             others=results.run.others,
             advice=tie_advice(answered),
-            marks=MARKS,
+            marks=MARK_MEANINGS,
             place=str(results.run.place),
         )
 
@@ -187,7 +187,7 @@ def _doubts(results: RunResults) -> Iterator[tuple[str, str, int]]:
         points, some, _ = place.partition(";")[0].partition(" points")
         text = f"! {warning.message.partition(': ')[0]}"
         named = f"{text} ({names})"
-        is_short = names and len(warning.points) <= MOST_NAMED and len(named) <= NARROW
+        is_short = names and len(warning.points) <= MOST_NAMED and len(named) <= ONE_LINE
         yield named if is_short else text + (f" ({points}{some})" if place else ""), STYLES[warning.kind.severity], 1
 
 

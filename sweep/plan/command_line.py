@@ -17,7 +17,7 @@ Assignments = dict[str, Any]  # dotted key or group -> value
 # A key and a value without a character of the grammar; in an address or a model's name some are no list or call.
 PLAIN_TEXT = re.compile(r"(\+?[\w./]+)=([^][{}(),'\"\\$]+)")
 ONE_NAME = re.compile(r"""(\+?(?:model|backend\.url))=([^[{,'"\\$][^,"\\$]*)""")
-ADDRESS = re.compile(r"([\w.-]+:\d+|localhost|\d+\.\d+\.\d+\.\d+)(/\S*)?")
+SCHEMELESS = re.compile(r"([\w.-]+:\d+|localhost|\d+\.\d+\.\d+\.\d+)(/\S*)?")
 MODEL_NAME = r"""(?:[\w.+-]+|'[^'\\]*'|"[^"\\]*")"""
 MODEL_NAMES = re.compile(rf"(\+?model(?:\.name|\.served_name)?)=({MODEL_NAME}(?:,{MODEL_NAME})*)")
 MOST_PLANNED = 100_000  # trials; more would be a typing mistake, and fill the memory
@@ -122,7 +122,7 @@ def _parse_override(argument: str) -> Override:
         if "=" not in argument:
             is_experiment = argument in ConfigPath.of_user().choices("experiment")
             remedy = f"; did you mean +experiment={typed}?" if is_experiment else ", without spaces around ="
-            remedy = f"; did you mean http://{typed}?" if ADDRESS.fullmatch(argument) else remedy
+            remedy = f"; did you mean http://{typed}?" if SCHEMELESS.fullmatch(argument) else remedy
             raise ConfigError(f"{typed}: expected key=value{remedy}") from None
         quoting = "put a value with brackets or commas in quotes, \"key='value'\""
         raise ConfigError(f"{typed}: not an override such as key=value; {quoting}") from None
