@@ -423,7 +423,7 @@ def cache_directory(setting: str | None) -> Path:
             raise ConfigError(f"cache_dir={shortened(setting)}: a folder name is over {LONGEST_FOLDER_NAME} bytes long")
         return Path(setting).expanduser()
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if folder.startswith("~"):
+    if folder.startswith(("~", os.devnull)):  # the latter is HOME where a user has none
         raise ConfigError("cache_dir: no home directory is known; expected HOME, XDG_CACHE_HOME or cache_dir=FOLDER")
     return Path(folder) / "sweep"
 

@@ -322,7 +322,7 @@ def test_the_capacity_of_a_claim_is_the_likely_one_or_the_middle_of_its_interval
     [
         (["load.rate=1,2"], "load.rate=1,2: expected no axis; a capacity search chooses the load"),
         (["load=gamma", "load.burstiness=0.5,2"], "ask.best=capacity: expected one load"),
-        (["load=batch"], "load=batch: expected closed, or a load with a rate"),
+        (["load=batch"], "load=batch: expected closed, trace, or a load with a rate"),
         (["ask.slo=null"], "slo=null: expected the bounds that define the capacity"),
         (["race=true"], "ask.best=capacity: expected no race"),
         (["ask.best=capacities"], "ask.best=capacities: expected a quantity with a better direction"),

@@ -57,7 +57,7 @@ def no_notes(cache):
 
 
 def trial(trial_id):
-    workload = SimpleNamespace(name="qa", num_requests=1, notes=no_notes)
+    workload = SimpleNamespace(name="qa", num_requests=1, notes=no_notes, replays=False)
     return Trial(trial_id, workload, Load(name="batch", batch_size=1), 0, 1, {}, {})
 
 
