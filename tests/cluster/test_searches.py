@@ -60,7 +60,7 @@ def test_configurations_are_searched_at_the_same_time_and_a_killed_driver_goes_o
             of_claim = [rows[trial] for trial in claim["trials"]]
             assert {row["launch"] for row in of_claim} == {claim["launch"]}
             assert claim["launch"] not in dead
-            assert claim["probes"] == len(of_claim) >= 4, claim["lines"]
+            assert claim["probes"] == len(of_claim) >= 2, claim["lines"]
             assert claim["lower"] < 1.05 * capacity(itl) < 1.15 * (claim["upper"] or capacity(itl)), claim["lines"]
             spans.append((of_claim[0]["started_at"], of_claim[-1]["ended_at"]))
         (one, other) = spans
