@@ -7,6 +7,7 @@ slo.png, ….
 
 import argparse
 import base64
+import contextlib
 import io
 import re
 import tempfile
@@ -54,7 +55,8 @@ def take(browser: Browser, page: Path, fragment: str, view: View, picture: Path)
 def write_terminal(run: Path, picture: Path) -> None:
     """Write the end of a run as a terminal of 80 columns shows it; its fonts are the reader's own."""
     console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, highlight=False)
-    console.print(Summary(open_results(run)))
+    with contextlib.chdir(run.parent):  # so that the commands name no folder of this machine
+        console.print(Summary(open_results(run.name)))
     svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=f"sweep summary {run.name}"), flags=re.DOTALL)
     picture.write_text(svg, encoding="utf-8")
 

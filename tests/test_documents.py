@@ -42,6 +42,12 @@ def test_links_resolve(page: Path) -> None:
     assert not broken
 
 
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    """As pictures and logs do that were made by hand."""
+    found = subprocess.run(["git", "grep", "-nI", "[/]root/"], cwd=ROOT, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("", "")
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name}" not in index] == ["README.md"]
