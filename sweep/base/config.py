@@ -416,16 +416,13 @@ def cache_directory(setting: str | None) -> Path:
     """Return the node-local folder of environments, weights and conversions: the setting, else $XDG_CACHE_HOME/sweep.
 
     Raises:
-        ConfigError: if a component of the path is too long, or no home directory is known.
+        ConfigError: if a component of the path is too long.
     """
     if setting:
         if any(len(os.fsencode(part)) > LONGEST_FOLDER_NAME for part in Path(setting).parts):
             raise ConfigError(f"cache_dir={shortened(setting)}: a folder name is over {LONGEST_FOLDER_NAME} bytes long")
         return Path(setting).expanduser()
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if folder.startswith(("~", os.devnull)):  # the latter is HOME where a user has none
-        raise ConfigError("cache_dir: no home directory is known; expected HOME, XDG_CACHE_HOME or cache_dir=FOLDER")
-    return Path(folder) / "sweep"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sweep")
 
 
 def run_folder(run: str | Path) -> Path:

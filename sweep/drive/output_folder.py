@@ -48,6 +48,8 @@ def check_writable(key: str, folder: Path) -> Path:
     """Return the nearest existing parent of a folder. Raises ConfigError, naming the key, if it is not writable."""
     try:
         existing = next(path for path in [folder, *folder.parents] if path.exists())
+        if str(existing) == os.devnull:  # HOME where a user has none
+            raise ConfigError(f"{key}: no home directory is known; expected HOME, XDG_CACHE_HOME or {key}=FOLDER")
         if not existing.is_dir():
             raise ConfigError(f"{key}={folder}: {existing} is not a folder; expected a writable folder")
         probe = existing / f".sweep-probe-{socket.gethostname()}-{time.monotonic_ns()}"
