@@ -520,6 +520,7 @@ def test_the_documented_table_is_a_trace(tmp_path: Path) -> None:
     assert [(request.parent, round(request.gap, 3)) for request in requests] == [(-1, 0), (-1, 0), (0, 1.5), (0, 1.9)]
     assert recorded_turns(workload, 4) == workload.session_turns(4)
     assert recorded_arrivals(workload, 4, Trace(path=str(file))) == [0, 0.4, 1.5, 1.9]
+    assert recorded_arrivals(workload, 4, Trace(path=str(file), speed=2)) == [0, 0.2, 0.75, 0.95]  # a probe's load
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float
     times = [seconds_of(row[column], load.unit or unit) for row in rows]
     again = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
     rounds = (times[i % len(times)] - times[0] + again * (i // len(times)) for i in range(count))
-    return [float(time) / workload.speed for time in rounds]
+    return [float(time) / load.speed for time in rounds]
 
 
 def recorded_turns(workload: Recorded, count: int, seed: int = 0) -> list[Turn]:
