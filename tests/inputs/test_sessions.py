@@ -482,6 +482,7 @@ def test_equal_hashes_are_equal_numbers_or_texts(tmp_path: Path) -> None:
     prompts = [request.prompt for request in workload.requests(None, 4, 1)]
     assert [prompts.index(prompt) for prompt in prompts] == [0, 1, 2, 1]
     assert [turn.input_tokens for turn in recorded_turns(workload, 4)] == [16] * 4
+    assert recorded_turns(workload, 4) == workload.session_turns(4)
 
 
 def test_clients_have_rates_lengths_and_system_prompts_of_their_own() -> None:
@@ -520,6 +521,7 @@ def test_the_documented_table_is_a_trace(tmp_path: Path) -> None:
     assert [(request.parent, round(request.gap, 3)) for request in requests] == [(-1, 0), (-1, 0), (0, 1.5), (0, 1.9)]
     assert recorded_turns(workload, 4) == workload.session_turns(4)
     assert recorded_arrivals(workload, 4, Trace(path=str(file))) == [0, 0.4, 1.5, 1.9]
+    assert recorded_arrivals(workload, 4, Trace(path=str(file), speed=2)) == [0, 0.2, 0.75, 0.95]  # a probe's load
 
 
 @pytest.mark.parametrize(

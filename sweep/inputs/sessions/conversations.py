@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,8 +54,9 @@ class ConversationRows(NamedTuple):
     faults: dict[int, str]
 
 
-def read_conversations(path: Path, key: str) -> ConversationRows:
-    """Return the conversations in a file. Raises ConfigError if none can be sent."""
+@lru_cache(maxsize=4)
+def read_conversations(path: Path, key: str, changed: int) -> ConversationRows:
+    """Return the conversations in a file that `changed` at this time, in ns. Raises ConfigError if none can be sent."""
     rows, read = read_rows(path, key), ConversationRows([], {})
     for number, row in enumerate(rows, 1):
         try:

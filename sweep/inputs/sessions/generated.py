@@ -31,10 +31,8 @@ class Conversations(SessionWorkload):
     prefixes: PositiveInt = 4  # system prompts, of which each session has one
     prefix_tokens: NonNegativeInt = 256
     zipf: NonNegativeFloat = 1.0  # the k-th system prompt has a weight of 1 / k^zipf
-    clients: NonNegativeInt = (
-        0  # above 0: sessions come from as many clients, as in ServeGen. The k-th begins a share of
-    )
-    # 1 / k^zipf of them, and has means of its own for turns, lengths and gaps, and a system prompt of its own
+    clients: NonNegativeInt = 0  # above 0: sessions come from that many clients, of which the k-th has a weight of
+    # 1 / k^zipf, its own means of turns, lengths and gaps, and its own system prompt
     client_spread: Annotated[float, Field(ge=0, le=2)] = 0.5  # standard deviation of the logarithm of clients' means
     shared: bool = True  # false: the same lengths and gaps, but no prompt begins like another: the control
 

@@ -144,7 +144,7 @@ class Recorded(SessionWorkload, ExactLengths):
         return trace_columns(rows) is None and any(conversation_column(row) for row in rows[:FIRST_ROWS])
 
     def _conversations(self) -> ConversationRows:
-        return read_conversations(self.path, f"workload.file={self.file}")
+        return read_conversations(self.path, f"workload.file={self.file}", self.path.stat().st_mtime_ns)
 
     def _all_turns(self, tokenizer: Tokenizer | None) -> list[Turn]:
         if self._is_conversation():

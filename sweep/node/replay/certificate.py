@@ -52,6 +52,7 @@ from sweep.plan.plan import Trial
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)  # errors of a file that has changed
 SAME_GAP = 1e-6  # s
+UNRECORDED = Turn(UNKNOWN, messages=(Message("", ""),))  # stands for a request that the file does not have
 
 
 def replay_inputs(
@@ -85,9 +86,6 @@ def replay_inputs(
     cache = InfiniteCache(cache_block(facts), before, [sent_ids(r.prompt, tokenizer, r.tools) for r in primed])
     live, fit = workload.live, workload.fit
     return {"certificate": certificate(turns, requests, records, tokenizer, header, cache, fit, live, arrivals)}
-
-
-UNRECORDED = Turn(UNKNOWN, messages=(Message("", ""),))  # stands for a request that the file does not have
 
 
 def _in_file(turns: Sequence[Turn], rows: Sequence[FileRow]) -> list[Turn]:
@@ -171,7 +169,7 @@ def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float
     times = [seconds_of(row[column], load.unit or unit) for row in rows]
     again = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
     rounds = (times[i % len(times)] - times[0] + again * (i // len(times)) for i in range(count))
-    return [float(time) / workload.speed for time in rounds]
+    return [float(time) / load.speed for time in rounds]
 
 
 def recorded_turns(workload: Recorded, count: int, seed: int = 0) -> list[Turn]:
@@ -190,6 +188,7 @@ def _turns_of(rows: list[FileRow], columns: TraceColumns, workload: Recorded, re
         inputs, outputs = int(float(row[columns.input_tokens])), int(float(row[columns.output_tokens]))
         hashes = row["hash_ids"]
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes
+        hashes = [key if isinstance(key, int) else (key,) for key in hashes]  # as the workload's, which primes caches
         block = workload.block_tokens or (512 if row.keys().isdisjoint(("chat_id", "parent_chat_id", "turn")) else 16)
         keys = [(repetition, key) for key in hashes] if repetition else hashes
         pieces = tuple(Piece(key, min(block, inputs - block * i)) for i, key in enumerate(keys))
