@@ -137,22 +137,12 @@ def test_lines_below_the_screen_take_the_place_of_rows(make: Callable[[Path], Ru
 
 def tied(replicates: int, spread: float) -> list[dict[str, Any]]:
     """Two engines at two loads: a lead of 25%, and a tie of engines 4% apart; `spread` is between launches."""
+    rates = (("a", 1, 1, 100.0), ("b", 2, 1, 125.0), ("a", 1, 8, 100.0), ("b", 2, 8, 104.0))
     return [
-        trial(
-            name,
-            batch,
-            n,
-            speed * (1 + spread * ((n * shift + (batch > 1)) % 3 - 1)),
-            launch=f"{name}{n}",
-            wall_seconds=60.0,
-        )
-        for name, shift, batch, speed in (
-            ("a", 1, 1, 100.0),
-            ("b", 2, 1, 125.0),
-            ("a", 1, 8, 100.0),
-            ("b", 2, 8, 104.0),
-        )
+        trial(name, batch, n, speed * (1 + spread * (phase % 3 - 1)), launch=f"{name}{n}", wall_seconds=60.0)
+        for name, shift, batch, speed in rates
         for n in range(replicates)
+        for phase in [n * shift + (batch > 1)]
     ]
 
 
