@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from backends.tables.flags import value_of, with_value
-from backends.tables.log_causes import KnownCause, cause_table, told
+from backends.tables.log_causes import KnownCause, cause_table, reported_exit
 from backends.tables.table import EngineTable, load, spelling
 from sweep.base.exits import Exit
 
@@ -177,7 +177,7 @@ class LogReading:
     def exit_told_by(self, message: str) -> Exit:
         """Return the exit that the engine's message reports: its cause, or the signal that killed a process."""
         killed = re.search(r"killed by signal\b ?(\d*)", message, re.IGNORECASE)
-        return replace(told(message), signal=int(killed[1] or 0) if killed else None)
+        return replace(reported_exit(message), signal=int(killed[1] or 0) if killed else None)
 
     def failure_line(self, log: str) -> str:
         """Return the log line with the reason for an engine's failure: a known cause, else an error, else the last
