@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from backends.tables.flags import value_of, with_value
-from backends.tables.log_causes import KnownCause, cause_table, told
+from backends.tables.log_causes import KnownCause, cause_table, reported_exit
 from backends.tables.table import EngineTable, load, spelling
 from sweep.base.exits import Exit
 
@@ -100,19 +100,15 @@ class FlagRules:
         """Return the flags with each of `folded` as a mapping, even if given as JSON, or as dotted or short flags."""
         objects: dict[str, Any] = {}
         unrelated: dict[str, Any] = {}
-        paths = set()
         for flag, value in flags.items():
             head, parts = self._keys_of_object(flag, value)
             unrelated |= {} if parts else {flag: value}
             for path, part in parts.items():
-                if (head, path) in paths:
-                    raise ValueError(f"flags.{flag}: {path} is given twice, in different spellings")
-                paths.add((head, path))
-                *outer, last = path.split(".")
-                inner = objects.setdefault(self.table.canonical(head) if self.table else head, {})
-                for key in outer:
-                    inner = inner.setdefault(key, {})
-                inner[last] = part
+                name = self.table.canonical(head) if self.table else head
+                for key in reversed(path.split(".")):
+                    part = {key: part}
+                twice = f"flags.{flag}: {path} is given twice, in different spellings"
+                objects[name] = _merged(objects.get(name, {}), part, twice)
         return unrelated | objects
 
     def _keys_of_object(self, flag: str, value: Any) -> tuple[str, dict[str, Any]]:
@@ -139,6 +135,14 @@ class FlagRules:
         for flag, value in ((self.draft_revision, None), (self.draft, folder)):
             flags = with_value(flags, flag, value) if flag else flags
         return flags
+
+
+def _merged(first: Any, second: Any, twice: str) -> Any:
+    """Return two JSON objects as one. Raises ValueError with the text `twice` if a key has two values."""
+    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+        raise ValueError(twice)
+    common = {key: _merged(first[key], second[key], twice) for key in first.keys() & second.keys()}
+    return {**first, **second, **common}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +177,7 @@ class LogReading:
     def exit_told_by(self, message: str) -> Exit:
         """Return the exit that the engine's message reports: its cause, or the signal that killed a process."""
         killed = re.search(r"killed by signal\b ?(\d*)", message, re.IGNORECASE)
-        return replace(told(message), signal=int(killed[1] or 0) if killed else None)
+        return replace(reported_exit(message), signal=int(killed[1] or 0) if killed else None)
 
     def failure_line(self, log: str) -> str:
         """Return the log line with the reason for an engine's failure: a known cause, else an error, else the last
@@ -184,7 +188,7 @@ class LogReading:
         lines = list(map(self.message, raw))
         for i, line in enumerate(lines):
             if ANNOUNCES.search(line):  # pydantic explains the error on the next lines
-                lines[i] += " " + " ".join(lines[i + 1 :][:2]).partition(" [type=")[0]
+                lines[i] += " " + " ".join(lines[i + 1 : i + 3]).partition(" [type=")[0]
         causes = {
             i: cause
             for i, line in enumerate(lines)

@@ -5,30 +5,30 @@
 
 Launches of an engine differ by SPREAD (`backend.launch_spread`). A pair has two runs of the same engine, and one of an
 engine that is slower by LOSS; each run has LAUNCHES launches. `sweep run` measures every run and `sweep compare` judges
-them, as whole commands. In every SINGLE-th pair, runs of one launch are compared too, of which the command cannot tell
-anything. A pair that FOLDER has is not measured again, so the same command continues. `tables` writes
+them, as whole commands. In every SINGLE-th pair, runs of one launch are compared too, about which the command can say
+nothing. A pair that FOLDER has is not measured again, so the same command continues. `tables` writes
 docs/measurements/gate_pairs.csv and the tables of compare.md. An engine waits most of the time, so several measuring
 commands may share a machine, each in a network namespace of its own.
 """
 
 import argparse
 import contextlib
-import csv
 import io
 import json
+import math
 import random
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from analysis.load import load
 from benchmarks.documents import markdown_table, publish
+from benchmarks.paired_launches import read_rows, write_rows
 from sweep.__main__ import main as sweep
 from sweep.base import code_version
-from sweep.base.whole_file import write_whole
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "compare.md"
 ROWS = DOCUMENT.with_name("gate_pairs.csv")
@@ -98,24 +98,6 @@ def measure_pair(folder: Path, pair: int) -> Iterator[GateRow]:
         yield compared(pair, ONE_LAUNCH, *single)
 
 
-def write_rows(rows: Iterable[GateRow], path: Path) -> None:
-    """Write the comparisons, whole or not at all."""
-    content = io.StringIO()
-    writer = csv.DictWriter(content, [each.name for each in fields(GateRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**asdict(row), "ratio": f"{row.ratio:.6g}"} for row in rows)
-    write_whole(path, content.getvalue())
-
-
-def read_rows(path: Path) -> list[GateRow]:
-    """Return the comparisons in a file."""
-    with path.open(newline="") as file:
-        return [
-            GateRow(int(row.pop("pair")), row.pop("comparison"), int(row.pop("status")), float(row.pop("ratio")), **row)
-            for row in csv.DictReader(file)
-        ]
-
-
 def tables(rows: Sequence[GateRow]) -> list[str]:
     """Return the table of the document, and the text above it."""
     sides = {text for row in rows if row.comparison != ONE_LAUNCH for text in (row.reference, row.other)}
@@ -124,7 +106,7 @@ def tables(rows: Sequence[GateRow]) -> list[str]:
     for name, expected in ((ALIKE, "status 1 in 5% at most"), (SLOWER, "status 1 in 90%"), (ONE_LAUNCH, "status 3")):
         of_kind = [row for row in rows if row.comparison == name]
         counts = [sum(row.status == status for row in of_kind) for status in (0, 1, 3)]
-        known = [row.ratio for row in of_kind if row.ratio == row.ratio]
+        known = [row.ratio for row in of_kind if not math.isnan(row.ratio)]
         table.append([name, len(of_kind), *counts, f"{statistics.median(known):.3f}" if known else "–", expected])
     return [
         f"{len({row.pair for row in rows})} pairs, {sum(len(text.split()) for text in sides)} launches in runs of"
@@ -143,7 +125,8 @@ def main() -> None:
     parser.add_argument("--last", type=int, default=40, help="the pair after the last one")
     options = parser.parse_args()
     if options.action == "tables":
-        rows = [row for folder in options.folders for path in folder.glob("pair*.csv") for row in read_rows(path)]
+        files = [path for folder in options.folders for path in folder.glob("pair*.csv")]
+        rows: list[GateRow] = [row for path in files for row in read_rows(path, GateRow)]
         rows.sort(key=lambda row: (row.pair, row.comparison))
         write_rows(rows, ROWS)
         publish(["", *tables(rows), ""], DOCUMENT, MARKS)
@@ -152,8 +135,9 @@ def main() -> None:
     for pair in range(options.first, options.last):
         path = folder / f"pair{pair}.csv"
         if not path.exists():
-            write_rows(measure_pair(folder / str(pair), pair), path)
-            print(f"pair {pair}: " + ", ".join(f"{row.comparison} {row.status}" for row in read_rows(path)), flush=True)
+            measured = list(measure_pair(folder / str(pair), pair))
+            write_rows(measured, path)
+            print(f"pair {pair}: " + ", ".join(f"{row.comparison} {row.status}" for row in measured), flush=True)
 
 
 if __name__ == "__main__":

@@ -153,23 +153,23 @@ def block_order(block: int) -> list[str]:
     return [planted[0], *alike, planted[1]]
 
 
-def read_rows(path: Path = ROWS) -> list[LaunchRow]:
-    """Return the launches that have been measured so far."""
+def read_rows(path: Path = ROWS, kind: Any = LaunchRow) -> list[Any]:
+    """Return the launches, or rows of another dataclass, that have been measured so far."""
     if not path.exists():
         return []
-    types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(LaunchRow)}
+    types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(kind)}
     with path.open(newline="") as file:
         return [
-            LaunchRow(**{name: types[name](text or "nan") for name, text in row.items()})
+            kind(**{name: types[name](text or ("nan" if types[name] is float else "")) for name, text in row.items()})
             for row in csv.DictReader(file)
         ]
 
 
-def write_rows(rows: Sequence[LaunchRow], path: Path) -> None:
-    """Write the launches, whole or not at all."""
+def write_rows(rows: Sequence[Any], path: Path) -> None:
+    """Write rows of one dataclass, whole or not at all."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(each.name for each in dataclasses.fields(LaunchRow))
+    writer.writerow(each.name for each in dataclasses.fields(rows[0]))
     for row in rows:
         writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in dataclasses.astuple(row))
     write_whole(path, content.getvalue())

@@ -79,7 +79,7 @@ def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
         drawn = blocks[chance.integers(0, len(blocks), (runs, -(-n // blocks.shape[1])))]
         drawn = drawn * np.exp(SMOOTHING * chance.standard_normal(drawn.shape))
         together = blocks.shape[1] == BATCH
-        return _batches(drawn if together else drawn.reshape(runs, -1, 1), n)
+        return _batches(drawn if together else drawn.reshape(runs, -1, 1)[:, :n], n)
     slots = FEW_USERS.get(scenario, SLOTS)
     free, clock, each = np.zeros((runs, slots)), np.zeros(runs), np.arange(runs)
     sent, latency, service = (np.empty((n, runs), np.float32) for _ in range(3))

@@ -183,10 +183,10 @@ def _answer(every: Measured, ranking: Ranking, spreads: Mapping[str, Spread]) ->
     pair = [every.rows_of(ranking.points[index], DURATIONS) for index in (0, rival)]
     spread = spreads.get(ranking.criterion.quantity.column, Spread(0.0, 0))
     places = int(ranking.places[0]), int(ranking.places[rival])
-    found = remedy(ranking.contest, places, spread, minutes_a_launch(*pair))
+    advice = remedy(ranking.contest, places, spread, minutes_a_launch(*pair))
     planned = max(int(results.run.experiment.get("replicates") or 0) for results in every.runs)
-    is_planned = found.launches and found.replicates <= planned  # a warning says how to measure what is missing
-    return answer if is_planned else replace(answer, remedy=found)
+    is_planned = advice.launches and advice.replicates <= planned  # a warning says how to measure what is missing
+    return answer if is_planned else replace(answer, remedy=advice)
 
 
 def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: float) -> Remedy:
@@ -197,13 +197,14 @@ def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: flo
     model, (best, rival) = contest.model, pair
     difference = max(abs(math.expm1(model.effects[best] - model.effects[rival])), MARGIN)
     launches, count = int(min(model.n[best], model.n[rival])), int((model.n > 0).sum())
-    own = max(model.freedom, 0)
-    squares, others = model.variance * own if own else 0.0, max(spread.freedom - own, 0)
-    weight = min(SPREAD_WEIGHT, others)
-    freedom = own + weight
+    contest_freedom = max(model.freedom, 0)
+    squares = model.variance * contest_freedom if contest_freedom else 0.0
+    other_freedom = max(spread.freedom - contest_freedom, 0)
+    weight = min(SPREAD_WEIGHT, other_freedom)
+    freedom = contest_freedom + weight
     if not freedom:
         return Remedy(difference, 0, max(FEWEST_LAUNCHES, launches), math.nan)
-    variance = (squares + (weight * (spread.squares - squares) / others if weight else 0.0)) / freedom
+    variance = (squares + (weight * (spread.squares - squares) / other_freedom if weight else 0.0)) / freedom
     total = launches + 1
     level = CONFIDENCE ** (1 / comparisons_with_best(count, contest.choices))
     power = 1 - (1 - POWER) / max(1, int(contest.tied(best).sum()))  # to get ahead of all that tie

@@ -48,11 +48,11 @@ def capacity_ratios(sides: Sequence[Side], margin: float) -> list[CapacityRatio]
     even if the names differ. Raises DamagedFile.
     """
     claims = [{} if side.selected else read_claims(side.run.paths) for side in sides]
-    reference, *others = zip(sides, claims, strict=True)
+    (first, first_claims), *later = zip(sides, claims, strict=True)
     return [
-        _compared((reference[0].text, side.text), pairs, margin)
-        for side, of_side in others
-        for pairs in _pairs(reference[1], of_side)
+        _compared((first.text, side.text), pairs, margin)
+        for side, side_claims in later
+        for pairs in _pairs(first_claims, side_claims)
     ]
 
 
@@ -74,26 +74,26 @@ def _identity(claim: ClaimRecord) -> str:
 
 def _compared(names: tuple[str, str], pairs: Pairs, margin: float) -> CapacityRatio:
     first, second = pairs[0]
-    asked = [dotted(claim["asked"] | {"slo": claim["slo"], "unit": claim["unit"]}) for claim in (first, second)]
-    different = [key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key)]
+    conditions = [dotted(claim["asked"] | {"slo": claim["slo"], "unit": claim["unit"]}) for claim in (first, second)]
+    different = [key for key in conditions[0] | conditions[1] if conditions[0].get(key) != conditions[1].get(key)]
     if different:
         return CapacityRatio(*names, first, second, Finding.INCOMPARABLE, f"different {', '.join(different)}")
     if not all(claim["lower"] for pair in pairs for claim in pair):
         return CapacityRatio(*names, first, second, Finding.INCOMPARABLE, "a capacity is unknown")
     ends = [
-        (math.log(other["lower"] / (one["upper"] or math.nan)), math.log((other["upper"] or math.nan) / one["lower"]))
-        for one, other in pairs
+        (other["lower"] / (reference["upper"] or math.nan), (other["upper"] or math.nan) / reference["lower"])
+        for reference, other in pairs
     ]
-    low, high = map(math.exp, ends[0] if len(pairs) == 1 else _of_launches([sum(pair) / 2 for pair in ends]))
-    found = Finding.UNDECIDED if math.isnan(high) else verdict(low, high, margin, "higher")
-    return CapacityRatio(*names, first, second, found, "", low, high)
+    low, high = ends[0] if len(pairs) == 1 else _of_launches([math.log(low * high) / 2 for low, high in ends])
+    finding = Finding.UNDECIDED if math.isnan(high) else verdict(low, high, margin, "higher")
+    return CapacityRatio(*names, first, second, finding, "", low, high)
 
 
-def _of_launches(ratios: Sequence[float]) -> tuple[float, float]:
-    """Return the 95% interval of the mean of log ratios, one for each pair of launches."""
-    spread = statistics.stdev(ratios) / math.sqrt(len(ratios))
-    margin = float(t(len(ratios) - 1)) * spread
-    return statistics.fmean(ratios) - margin, statistics.fmean(ratios) + margin
+def _of_launches(logarithms: Sequence[float]) -> tuple[float, float]:
+    """Return the 95% interval of the mean ratio, from the logarithm of each pair of launches' ratio."""
+    mean, spread = statistics.fmean(logarithms), statistics.stdev(logarithms) / math.sqrt(len(logarithms))
+    margin = float(t(len(logarithms) - 1)) * spread
+    return math.exp(mean - margin), math.exp(mean + margin)
 
 
 def _claimed(claim: ClaimRecord) -> str:

@@ -199,14 +199,15 @@ def figures_of(report: Report, content: Mapping[str, Any]) -> Figures:
 def _totals_of_gpus(content: Mapping[str, Any]) -> Figures:
     """Return the throughputs of all GPUs. If decode has GPUs of its own, output is divided by those, input by others.
 
-    Otherwise both are divided by all GPUs, of which expert and decode-context parallelism share those of others.
+    Otherwise both are divided by all GPUs. Expert and decode-context parallelism run on GPUs that are counted already.
     """
     prefill, decode = (content.get(f"num_{phase}_gpu") or 0 for phase in ("prefill", "decode"))
     if not prefill:
-        sizes = content.get("pp") or 1, content.get("pcp_size") or 1
-        prefill, decode = math.prod([content.get("tp") or 0, *sizes]), 0
+        sizes = content.get("tp") or 0, content.get("pp") or 1, content.get("pcp_size") or 1
+        prefill, decode = math.prod(map(float, sizes)), 0  # a text times a number of GPUs could fill the memory
     if not prefill:
         return {}
-    output, of_input = content["output_tput_per_gpu"] * (decode or prefill), content.get("input_tput_per_gpu")
-    total = content["tput_per_gpu"] * (prefill + decode) if of_input is None else output + of_input * prefill
+    output, of_input = float(content["output_tput_per_gpu"]) * (decode or prefill), content.get("input_tput_per_gpu")
+    of_all = float(content["tput_per_gpu"]) * (prefill + decode)
+    total = of_all if of_input is None else output + float(of_input) * prefill
     return {"total_throughput": total, "output_throughput": output}

@@ -1,4 +1,4 @@
-"""Draws figures of sessions by turn: a line per engine, a panel per task, from one trial each at its largest load."""
+"""Draws figures of sessions by turn: a panel per task with a line per engine, from a trial at its largest load."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,16 +17,16 @@ from sweep.base.records import Records
 from sweep.numbers.chunks import Mask
 from sweep.numbers.selection import measured, succeeded
 
-FEWEST = 5  # answered turns of a number
+FEWEST = 5  # answered turns with a number, to draw it
 Curves = Mapping[str, Callable[[Records, Mask], float]]
 DASHINGS: tuple[dict[str, Any], ...] = ({}, {"linestyle": "--", "linewidth": 1, "marker": ""})
-DOTTED: dict[str, Any] = {"linestyle": ":", "linewidth": 1}  # of what is known only for all turns together
+DOTTED: dict[str, Any] = {"linestyle": ":", "linewidth": 1}  # for a value of all turns together
 
 
 def by_turn(run: Run, layout: Layout, title: str, axis: str, curves: Curves, level: str = "") -> Figure | None:
     """Draw the curves, by name, against the number of the turn; None if no trial has later turns.
 
-    The second curve is in thin dashes. `level` is a column of trials that no turn has, drawn as a dotted line.
+    The second curve has thin dashes. `level` is a column with one value for all turns, drawn as a dotted line.
     """
     drawn: dict[str, dict[str, tuple[list[int], list[list[float]], float]]] = {}
     for trial, records in chosen_records(run, layout):

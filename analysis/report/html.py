@@ -99,7 +99,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "run": run,
         "layout": layout,
         "results": results,
-        "claims": results.searched,
+        "claims": results.questions or results.claims,  # the table has the claims of a question's launches
         "capacities": claims_table(claims_within([results])),
         "asked": asked_points(results.questions),
         "answer": leading_sentence(results, answered),

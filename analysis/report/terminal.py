@@ -85,7 +85,7 @@ class Summary:
             answer=leading_sentence(results, answered),
             with_slo="ttft_p50" not in results.points or any(answer.criterion.bounds for answer in answered),
             is_explained=_is_explained(results),
-            claims=all_claim_lines(results.searched),
+            claims=all_claim_lines(results.questions or results.claims),  # as the run ended
             others=results.run.others,
             advice=tie_advice(answered),
             marks=MARK_MEANINGS,

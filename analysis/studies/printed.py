@@ -80,11 +80,12 @@ def run_findings(results: RunResults) -> Output:
 
 def study_differences(results: RunResults) -> list[str]:
     """Return the run's differences from its published study, each once: `vllm, tgi: …`, or `all engines: …`."""
-    engines: dict[str, list[str]] = {}
-    for backend, reasons in (results.run.experiment.get("study_differences") or {}).items():
+    differences, engines = results.run.experiment.get("study_differences") or {}, dict[str, list[str]]()
+    for backend, reasons in differences.items():
         for reason in reasons:
             engines.setdefault(reason, []).append(backend)
-    total = max(2, results.run.trials["backend"].nunique())  # a single engine is named
+    backends = {*differences, *results.run.trials["backend"]}  # an engine of the plan may have no rows yet
+    total = max(2, len(backends))  # a single engine is named
     return [f"{'all engines' if len(each) == total else listed(each)}: {reason}" for reason, each in engines.items()]
 
 

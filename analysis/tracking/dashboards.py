@@ -124,10 +124,8 @@ def view_of(made: workspaces.Workspace) -> dict[str, Any]:
     return {"displayName": view.display_name, "entityName": view.entity, "projectName": view.project, "spec": content}
 
 
-def write_offline(made: workspaces.Workspace, folder: Path) -> Path:
-    file = folder / "workspace.json"
-    write_whole(file, json.dumps(view_of(made), indent=1))
-    return file
+def write_offline(made: workspaces.Workspace, folder: Path) -> None:
+    write_whole(folder / "workspace.json", json.dumps(view_of(made), indent=1))
 
 
 def save_online(made: workspaces.Workspace, page: reports.Report, folder: Path) -> list[str]:

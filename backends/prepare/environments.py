@@ -86,8 +86,8 @@ def for_nodes(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
     if host is None or host.platform != "linux":
         return spec
     stated = {"machine": host.machine, "python_version": None if spec.image or spec.python_version else host.python}
-    own = {"machine": platform.machine(), "python_version": locks.python_version(spec)}
-    return spec.model_copy(update={key: value for key, value in stated.items() if value and value != own[key]})
+    local = {"machine": platform.machine(), "python_version": locks.python_version(spec)}
+    return spec.model_copy(update={key: value for key, value in stated.items() if value and value != local[key]})
 
 
 def unusable(spec: EnvironmentSpec, host: Host, options: ConfigPath | None = None) -> str | None:
@@ -99,8 +99,8 @@ def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[Environ
     """Yield the other forms of an engine's environment, recognised by name (e.g. `NAME_image`)."""
     name = spec.name.partition("+")[0]
     engine = name.removesuffix("_cuda")
-    wanted = {f"{engine}{form}" for form in ("_cuda", "_cuda12", "_image")} - {name}
-    yield from (_composed("cuda", each, options, set()) for each in options.choices("environment") if each in wanted)
+    names = {f"{engine}{form}" for form in ("_cuda", "_cuda12", "_image")} - {name}
+    yield from (_composed("cuda", each, options, set()) for each in options.choices("environment") if each in names)
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:
@@ -141,10 +141,10 @@ def other_platform(spec: EnvironmentSpec) -> str | None:
         for key, digest in spec.content.items():
             if present.get(key, digest) != digest:
                 return f"backend.env.{key}={getattr(spec, key)} on this node differs from the planning machine's"
-    here = locks.node_target(spec.model_copy(update={"machine": None}))
-    if spec.lock is None or spec.lock.target == here:
+    target = locks.node_target(spec.model_copy(update={"machine": None}))
+    if spec.lock is None or spec.lock.target == target:
         return None
-    return f"environment {spec.name} is locked for {spec.lock.target}, this node is {here}"
+    return f"environment {spec.name} is locked for {spec.lock.target}, this node is {target}"
 
 
 def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:

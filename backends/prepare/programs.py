@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backends.launch import task
-from backends.tables.log_causes import told
+from backends.tables.log_causes import reported_exit
 from sweep.base.exits import Exit
 
 KILLED = re.compile(
@@ -25,10 +25,10 @@ class ToolFailed(Exception):
         super().__init__(f"exit status {status}: {self.last}")
 
 
-def printed(words: str) -> Exit:
-    """Classify the exit of a program that printed these words about its failure."""
-    exit = told(words)
-    return replace(exit, outage=exit.outage or KILLED.search(words) is not None)
+def printed(message: str) -> Exit:
+    """Classify the exit of a program that printed this message about its failure."""
+    exit = reported_exit(message)
+    return replace(exit, outage=exit.outage or KILLED.search(message) is not None)
 
 
 def run(

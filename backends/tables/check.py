@@ -18,13 +18,13 @@ def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None
 
 def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]:
     """Return the table's objections to flags as warnings, if the engine's version differs and may accept them."""
-    found = []
+    objections = []
     for table, groups in _tables_of_fields(backend, environment):
         if not _same_version(environment, table):
             version = engine_version(environment, table) or "of an unknown version"
-            said = _problems(backend, table, groups)
-            found += [f"{problem}; the engine here is {version}, which may differ" for problem in said]
-    return found
+            problems = _problems(backend, table, groups)
+            objections += [f"{problem}; the engine here is {version}, which may differ" for problem in problems]
+    return objections
 
 
 def _tables_of_fields(

@@ -17,7 +17,7 @@ class KnownCause(Strict):
     """A cause of failures, from log_causes.yaml."""
 
     cause: str
-    words: str  # a regular expression
+    pattern: str  # a regular expression
     whose: Literal["engine", "itself", "user", "node", "outage", "memory"] = "engine"
     remedy: str
     summary: bool = False  # whether other lines may name a more specific cause
@@ -31,17 +31,17 @@ class CauseTable(Strict):
 
     def find(self, line: str) -> KnownCause | None:
         """Return the cause that a line reports; None if it is unknown."""
-        return next((cause for cause in self.causes if re.search(cause.words, line, re.IGNORECASE)), None)
+        return next((cause for cause in self.causes if re.search(cause.pattern, line, re.IGNORECASE)), None)
 
-    def find_remedy(self, words: str) -> str:
+    def find_remedy(self, message: str) -> str:
         """Return the remedy for the cause in a program's message; "" if the cause is unknown."""
-        cause = self.find(words)
+        cause = self.find(message)
         return cause.remedy if cause else ""
 
     @property
     def out_of_memory(self) -> tuple[str, ...]:
         """Return the patterns of out-of-memory messages that any engine may log."""
-        return tuple(cause.words for cause in self.causes if cause.whose == "memory")
+        return tuple(cause.pattern for cause in self.causes if cause.whose == "memory")
 
 
 @cache
@@ -50,9 +50,9 @@ def cause_table() -> CauseTable:
     return CauseTable.model_validate(yaml.safe_load(FILE.read_text()))
 
 
-def told(words: str) -> Exit:
-    """Classify the exit of a program that printed these words about its failure."""
-    cause = cause_table().find(words)
-    outage = LIBRARY_OUTAGES.search(words) is not None or (cause is not None and cause.whose == "outage")
+def reported_exit(message: str) -> Exit:
+    """Return the exit that a program's message about its failure reports."""
+    cause = cause_table().find(message)
+    outage = LIBRARY_OUTAGES.search(message) is not None or (cause is not None and cause.whose == "outage")
     blames = Blame(cause.whose) if cause and cause.whose in tuple(Blame) else None
-    return Exit(words=words, outage=outage, blames=blames)
+    return Exit(words=message, outage=outage, blames=blames)

@@ -195,9 +195,8 @@ def test_what_a_container_of_root_leaves_in_the_cache_is_its_users(owner, expect
     """Else only root could remove it."""
     cache = tmp_path / "cache"
     cache.mkdir()
-    variables = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(cache)} | (
-        {"SWEEP_CACHE_OWNER": owner} if owner else {}
-    )
+    owners = {"SWEEP_CACHE_OWNER": owner} if owner else {}
+    variables = owners | {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(cache)}
     engine = ["sh", "-c", f"mkdir {cache}/kernels && touch {cache}/kernels/a && exit 3"]
     with subprocess.Popen(
         ["/bin/sh", "-c", container.LEASE, "lease", *engine], stdin=subprocess.PIPE, env=variables

@@ -210,6 +210,7 @@ EAGLE = {"method": "eagle", "model": "org/draft", "revision": "v2"}
         ({"spec-method": "eagle", "spec-model": "org/draft", "speculative-config.revision": "v2"}, EAGLE),
         ({"speculative-config": json.dumps(EAGLE)}, EAGLE),
         ({"speculative-config.a.b": 1, "speculative-config.a.c": 2}, {"a": {"b": 1, "c": 2}}),
+        ({"speculative-config.a.b": 1, "speculative-config": {"a": {"c": 2}}}, {"a": {"b": 1, "c": 2}}),
     ],
 )
 def test_every_spelling_of_speculation_means_the_same(name, flags, config, tmp_path):
@@ -224,7 +225,9 @@ def test_every_spelling_of_speculation_means_the_same(name, flags, config, tmp_p
 
 
 def test_a_key_of_speculation_that_is_given_twice_is_refused():
-    for flags in ({"spec-method": "suffix", "speculative-config": SUFFIX}, {"spec_method": "a", "spec-method": "b"}):
+    inside = {"speculative-config.method.a": 1}  # it once ended with a traceback, or was dropped
+    pairs = [{"spec-method": "suffix", "speculative-config": SUFFIX}, {"spec_method": "a", "spec-method": "b"}]
+    for flags in (*pairs, {"speculative-config": SUFFIX, **inside}, {**inside, "speculative-config": SUFFIX}):
         with pytest.raises(ConfigError, match="given twice, in different spellings"):
             build({**load_option("backend", "vllm"), "flags": flags}, "backend")
     assert build({**load_option("backend", "vllm"), "flags": {"spec-method": None}}, "backend").features() == ()

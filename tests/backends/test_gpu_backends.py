@@ -41,8 +41,7 @@ def test_only_completions_takes_a_list_of_prompts(name, api):
 
 @pytest.mark.parametrize("name", ["openai", "tgi", "vllm"])
 @pytest.mark.parametrize(
-    "url",
-    ["http://127.0.0.1:99999", "http://h:port", "http://[::1", "http://h:0", "h:8000", "http://u:p@h"],
+    "url", ["http://127.0.0.1:99999", "http://h:port", "http://[::1", "http://h:0", "h:8000", "http://u:p@h"]
 )
 def test_an_endpoint_that_cannot_be_is_refused_in_one_line(name, url):
     with pytest.raises(ConfigError, match=r"^backend.url='[^\n]*$") as refused:

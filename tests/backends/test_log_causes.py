@@ -11,7 +11,7 @@ import pytest
 
 from backends.installed import configured, names
 from backends.launch import server
-from backends.tables.log_causes import cause_table, told
+from backends.tables.log_causes import cause_table, reported_exit
 from sweep.base.records import Outcome
 from sweep.drive import policy
 from tests.drive.test_policy import Ended, of_launch
@@ -52,7 +52,7 @@ def test_a_log_tells_outcome_fault_cause_and_remedy(case):
 def test_a_registrys_limit_is_an_outage_and_its_refusal_is_the_users_to_mend(case):
     (line,) = case["lines"]
     outage = case["right_outcome"] == "outage"
-    assert (policy.is_outage(told(line)), told(line).blames) == (outage, None if outage else "user")
+    assert (policy.is_outage(exit := reported_exit(line)), exit.blames) == (outage, None if outage else "user")
     assert re.search(case["right_cause"], line)
     assert re.search(case["right_remedy_hint"], cause_table().find_remedy(line))
 

@@ -323,6 +323,8 @@ def test_a_report_of_nothing_completed_is_a_failed_row(tmp_path):
     assert (row["outcome"], row["num_failed"]) == ("invalid", 40)
     with pytest.raises(ConfigError, match="entry 2 of 2 is of no known tool"):
         rows_of_content(tmp_path, [INFERENCE_X, {"scenario_type": "agentic-coding"}])
+    with pytest.raises(ConfigError, match="ValueError: could not convert"):
+        rows_of_content(tmp_path, INFERENCE_X | {"tput_per_gpu": "x", "tp": 10**12})
     odd = llm_d_report("guidellm")
     latencies = odd["results"]["request_performance"]["aggregate"]["latency"]
     latencies["request_latency"]["units"] = "fortnights"

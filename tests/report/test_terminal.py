@@ -20,7 +20,7 @@ from analysis.summary import summarise
 from analysis.warnings import grouped
 from sweep.__main__ import main
 from tests.explain.test_explain import factorial
-from tests.support.results import printed, report_of, rows_of, run_of, trial
+from tests.support.results import claim_record, claims_in, printed, question_in, report_of, rows_of, run_of, trial
 from tests.support.synthetic_run import make_completion_batches, make_run
 
 WIDTHS = range(60, 201)
@@ -135,24 +135,23 @@ def test_lines_below_the_screen_take_the_place_of_rows(make: Callable[[Path], Ru
     assert lines[0].strip() == shown.heading
 
 
+def test_the_screen_of_a_question_about_a_capacity_has_its_answer_and_no_claim_of_each_launch(tmp_path: Path) -> None:
+    """The run ended with the answer alone; the claims of its launches took the place of the rows afterwards."""
+    results = RunResults(run_of(tmp_path, tied(3, 0.01)))
+    claims_in(tmp_path, *(claim_record(10, 12, f"vllm {number}") for number in range(9)))
+    question_in(tmp_path)
+    assert Summary(results).screen.claims == ["best: vllm qa"]
+    assert len(results.searched) == 10, "the tables and the JSON have all"
+
+
 def tied(replicates: int, spread: float) -> list[dict[str, Any]]:
     """Two engines at two loads: a lead of 25%, and a tie of engines 4% apart; `spread` is between launches."""
+    rates = (("a", 1, 1, 100.0), ("b", 2, 1, 125.0), ("a", 1, 8, 100.0), ("b", 2, 8, 104.0))
     return [
-        trial(
-            name,
-            batch,
-            n,
-            speed * (1 + spread * ((n * shift + (batch > 1)) % 3 - 1)),
-            launch=f"{name}{n}",
-            wall_seconds=60.0,
-        )
-        for name, shift, batch, speed in (
-            ("a", 1, 1, 100.0),
-            ("b", 2, 1, 125.0),
-            ("a", 1, 8, 100.0),
-            ("b", 2, 8, 104.0),
-        )
+        trial(name, batch, n, speed * (1 + spread * (phase % 3 - 1)), launch=f"{name}{n}", wall_seconds=60.0)
+        for name, shift, batch, speed in rates
         for n in range(replicates)
+        for phase in [n * shift + (batch > 1)]
     ]
 
 

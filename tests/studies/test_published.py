@@ -24,7 +24,7 @@ from analysis.studies.checks import (
 )
 from analysis.studies.findings import KEY_COLUMNS, Judged, beside, judge_finding, judge_run
 from analysis.studies.fitting import FitsCheck
-from analysis.studies.printed import own_table
+from analysis.studies.printed import own_table, study_differences
 from analysis.studies.ruling import Ruling
 from analysis.studies.tables import STUDY_FILES, Study, all_studies, study_of
 from sweep.__main__ import main
@@ -670,3 +670,5 @@ def test_differences_from_the_study_stand_once_below_the_judgements_and_in_the_r
     ):
         assert printed.count(f"not as published: {difference}") == 1
         assert report.count(difference) == 2, "with the findings and in the provenance"
+    begun = run_of(tmp_path / "begun", [*throughput_rows()[:2], *throughput_rows()[4:6]], study_differences=differences)
+    assert "transformers, vllm: the engine is today's locked release" in "; ".join(study_differences(RunResults(begun)))
