@@ -100,7 +100,7 @@ def _pieces(row: FileRow, tokens: int, block: int, where: str) -> tuple[Piece, .
     needed = -(-tokens // block)
     if len(hashes) != needed:
         problem = f"{len(hashes)} {HASHES} for {tokens} tokens; expected {needed} blocks of {block}"
-        raise ConfigError(f"{where}: {problem}; set workload.block_tokens, or {LENGTHS_ALONE}")
+        raise ConfigError(f"{where}: {problem}; set workload.block_tokens; {LENGTHS_ALONE}")
     keys = [each if isinstance(each, int) else (each,) for each in hashes]  # "1" is not 1, and may be no valid Unicode
     return tuple(Piece(key, min(block, tokens - index * block)) for index, key in enumerate(keys))
 
