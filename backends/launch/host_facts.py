@@ -75,7 +75,6 @@ def host() -> Host:
         glibc=platform.libc_ver()[1] or None,
         python=".".join(platform.python_version_tuple()[:2]),
         machine=platform.machine(),
-        free_disk=free_disk(Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~")).absolute()),
         cpu_features=cpu_features(),
     )
 

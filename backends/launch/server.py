@@ -361,7 +361,7 @@ class Engine:
         return ControlClient(verify=tls_context(self.backend.verify_tls), proxy=proxy)
 
     def _get(self, path: str) -> dict[str, Any]:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(self._page(path) or "{}")
             return content if isinstance(content, dict) else {}
         return {}

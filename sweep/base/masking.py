@@ -16,9 +16,8 @@ NAME = re.compile(
 _TABLE = Path(__file__).with_name("secret_shapes.txt").read_text(encoding="utf-8").splitlines()
 SHAPES = dict(line.split("\t") for line in _TABLE if not line.startswith("#"))
 VALUE = re.compile("|".join(SHAPES.values()))
-PAIR = re.compile(
-    r"(?<![\w-])([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)"
-)  # a name and its value, in a message
+# A name and its value, in a message.
+PAIR = re.compile(r"(?<![\w-])([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")
 # The same in an engine's output, where a "token" is mostly a word of the vocabulary, or a count.
 _SECRETS_NAME = (
     r"token|secret|password|passwd|(?<=[_;])pwd|passphrase|credentials?|api[_-]?key|authorization|connection[_-]?string"

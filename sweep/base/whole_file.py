@@ -14,9 +14,7 @@ from typing import BinaryIO
 LARGEST_FILE = 2 << 30  # maximum bytes of a file to read
 # Bytes of a parsed JSON object or list, of each member, and in addition of each string and each key.
 OBJECT_BYTES, MEMBER_BYTES, STRING_BYTES, KEY_BYTES = 160, 40, 40, 80
-WIDE_CHARACTER = re.compile(
-    rb"[\xf0-\xf7]|\\u[dD][89aAbB]"
-)  # a character that makes its string take four bytes for each
+WIDE_CHARACTER = re.compile(rb"[\xf0-\xf7]|\\u[dD][89aAbB]")  # its string takes four bytes for each character
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -139,7 +139,7 @@ class StampedConnection:
             self._opening = None
         self._sock = sock
         self._parser = httptools.HttpResponseParser(self)
-        self._between_chunks, self._answers, self._framing = False, 0, 0
+        self._between_chunks, self._answers = False, 0
         self.idle_since = self._connected = time.monotonic_ns()
         self._poller.add(sock.fileno(), self._readable)
 
@@ -156,7 +156,7 @@ class StampedConnection:
     def begin(self, request: bytes, answer: Answer) -> None:
         """Send a request: at once if the connection is open, otherwise once it is."""
         self.answer, self._request, self.begun = answer, request, time.monotonic_ns()
-        self._answered, self._unsent = False, b""
+        self._answered, self._unsent, self._framing = False, b"", 0
         if self._sock is not None and self.begun - self.idle_since > STALE_AFTER and self._gone():
             self.close()
         if self._sock is not None:

@@ -197,10 +197,12 @@ class _Endpoint:
         for path, headers in requests:
             try:
                 listed = json.loads(self._read(path, headers))["data"]
-                adapters = [model for model in listed if isinstance(model, dict) and model.get("parent")]
-                return list(dict.fromkeys(str(model["id"]) for model in listed if model not in adapters))
+                parents = {str(model["id"]): model.get("parent") for model in listed}
+                return [name for name, parent in parents.items() if not parent]
             except httpx.HTTPStatusError as error:
                 rejections.append(error)
+            except RecursionError:
+                raise ValueError("its list is nested too deeply") from None
         raise rejections[0]
 
     def served_model(self) -> str:
@@ -210,9 +212,9 @@ class _Endpoint:
         try:
             names = self.models()
         except httpx.HTTPError as error:
-            remedy, unset = tls_remedy(error) or self._tls_address(error), self.backend.get("api_key_env")
-            if unset and not self.key and isinstance(error, httpx.HTTPStatusError):
-                remedy = f"; backend.api_key_env={unset} is not set or empty: export it"
+            remedy, variable = tls_remedy(error) or self._tls_address(error), self.backend.get("api_key_env")
+            if variable and not self.key and isinstance(error, httpx.HTTPStatusError):
+                remedy = f"; backend.api_key_env={variable} is not set or empty: export it"
             problem = f"{request}: {shortened(first_line(error))}{remedy or '; start it, or add model=NAME'}"
             raise (ConfigError if remedy or not _is_starting(error) else Outage)(problem) from None
         except ConfigError:
@@ -332,8 +334,8 @@ class _Endpoint:
 
 def _is_plain(name: str) -> bool:
     """Return whether a name is text for the command line, and no interpolation such as ${oc.env:HF_TOKEN}."""
-    is_short = 0 < len(name.strip()) <= len(name) <= LONGEST_MODEL_NAME
-    return is_short and name.isprintable() and not ("\\" in name or "${" in name or {*"'\""} <= {*name})
+    is_text = name.isprintable() and bool(name.strip()) and len(name) <= LONGEST_MODEL_NAME
+    return is_text and not ("\\" in name or "${" in name or {*"'\""} <= {*name})
 
 
 def _is_starting(error: Exception) -> bool:

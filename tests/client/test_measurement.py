@@ -24,6 +24,7 @@ from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.client.process import _peak_memory
 from sweep.client.process_count import process_count
 from sweep.client.wire import Target
+from tests.support.http_stub import Stub, serving
 from tests.support.simulated_engine import behind_tls, simulated
 from tests.support.waiting import wait_until
 
@@ -313,6 +314,21 @@ def test_total_time_out(tmp_path: Path) -> None:
     (record,) = seen.records
     assert record.ended is not None
     assert 2.0 <= record.ended - record.sent < 3.0  # when it was given up, not when its last token came
+
+
+def test_many_answers_without_a_body_keep_their_connection(tmp_path: Path) -> None:
+    """Their heads were added up, as if one head had no end."""
+
+    class Busy(Stub):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.reply(429, headers={"X-Long": "x" * 8000})
+
+    with serving(Busy) as url:
+        records = run(url, tmp_path, 20, ClosedLoop(1)).records
+    assert [(each.error, each.connected is None) for each in records] == [("status: 429", i > 0) for i in range(20)]
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from sweep.plan.command_line import parse_command_line
 from sweep.plan.plan import hourly_price
 from tests.plan.test_compose import composed
 from tests.plan.test_plan import ids, planned
-from tests.support.http_stub import Stub, running, serving
+from tests.support.http_stub import Stub, page, running, serving
 from tests.support.simulated_engine import _pump, behind_tls, simulated
 
 OF_PARENT = methodcaller("partition", " of ")
@@ -98,10 +98,8 @@ def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoin
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
     served[:] = ["O'Neil"]
     named = with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())[-1]
-    assert [parse_command_line([each]).scalars["model"] for each in (named, "model=O'Neil (x)")] == [
-        *served,
-        "O'Neil (x)",
-    ]
+    read = [parse_command_line([each]).scalars["model"] for each in (named, "model=O'Neil (x)")]
+    assert read == ["O'Neil", "O'Neil (x)"]
     # No name may be an interpolation.
     for name in ("${oc.env:SOME_KEY}", "'\"", "a\\", "a\nb", "\x1b]0;x", "x" * 300, "half \ud83d", " "):
         served[:] = [name]
@@ -115,6 +113,15 @@ def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoin
         dialect_of("http://256.1.1.1")
     with pytest.raises(Outage, match=r"no model=NAME is given: .*[Cc]onnect.*add model=NAME$"):
         with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
+
+
+def test_a_list_of_models_that_is_long_or_deep_takes_seconds():
+    """Of 50,000 adapters each was compared with all others, and a deep list ended in a traceback."""
+    adapters = [{"id": f"adapter-{number}", "parent": "base"} for number in range(50_000)]
+    with serving(page("/v1/models", json.dumps({"data": [{"id": "base"}, *adapters]}))) as url:
+        assert with_model(["backend=openai", f"backend.url={url}"], ConfigPath())[-1] == "model='base'"
+    with serving(page("/v1/models", "[" * 100_000)) as url, pytest.raises(ConfigError, match="no list of models"):
+        with_model(["backend=openai", f"backend.url={url}"], ConfigPath())
 
 
 @pytest.mark.slow
@@ -588,10 +595,7 @@ def test_a_probe_meets_an_endless_answer_and_an_empty_one(monkeypatch):
     ended = 'data: {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
     endless = 'data: {"choices": [{"index": 0, "text": "a", "finish_reason": null}]}\n\n' * 1000
     with serving(Odd) as url:
-        for answer, words in (
-            ((200, ended), "empty"),
-            ((200, endless), "does not end"),
-        ):
+        for answer, words in (((200, ended), "empty"), ((200, endless), "does not end")):
             monkeypatch.setattr(Odd, "answer", answer)
             _, line = dialect_of(url, "backend.api=completions")
             assert words in line, line

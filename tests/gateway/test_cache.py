@@ -302,12 +302,8 @@ def flight_of(answer, landed=None, begun=None, memory=None):
             await begun.wait()
         return answer
 
-    return Flight(
-        ask,
-        lambda *complete: None if landed is None else landed.append(complete),
-        lambda: None,
-        memory or FlightMemory(1 << 20),
-    )
+    landed = [] if landed is None else landed
+    return Flight(ask, lambda *complete: landed.append(complete), lambda: None, memory or FlightMemory(1 << 20))
 
 
 async def text_from(flight):
@@ -365,12 +361,8 @@ def test_a_flight_that_is_too_large_keeps_only_what_is_unread(largest, limit, mo
     monkeypatch.setattr("sweep.gateway.caching.flight.LARGEST", largest)
 
     async def follow():
-        engine_answer, landed, memory = (
-            ScriptedAnswer(*[b"%d" % digit for digit in range(9)], b""),
-            [],
-            FlightMemory(limit),
-        )
-        flight, held = flight_of(engine_answer, landed, memory=memory), []
+        memory, landed, held = FlightMemory(limit), [], []
+        flight = flight_of(ScriptedAnswer(*[b"%d" % digit for digit in range(9)], b""), landed, memory=memory)
         fast, slow = await flight.join(), await flight.join()
         with contextlib.closing(fast), contextlib.closing(slow):
             text = await slow.read()

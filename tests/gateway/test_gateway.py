@@ -138,10 +138,8 @@ def test_a_clipped_text_is_a_part_of_the_text_within_its_tokens(limit, part, mon
         special = len(TOKENIZER.encode("").ids)
         assert after <= max(limit, special + 1)
         assert after >= limit - 3 - split, "no more is cut than has to be"
-    assert count_tokens([TEXT, "", TEXT[:50]], TOKENIZER)[1:] == [
-        0,
-        len(TOKENIZER.encode(TEXT[:50], add_special_tokens=False).ids),
-    ]
+    beginning = len(TOKENIZER.encode(TEXT[:50], add_special_tokens=False).ids)
+    assert count_tokens([TEXT, "", TEXT[:50]], TOKENIZER)[1:] == [0, beginning]
 
 
 def test_requests_are_clipped_and_the_client_is_told(tmp_path):
@@ -271,11 +269,8 @@ def test_a_session_keeps_its_engine_though_another_got_its_system_prompt_later()
 
     def choose(*said, busy=0):
         one.in_flight = busy
-        messages = [
-            {"role": "system", "content": "Be brief. " * 30},
-            *({"role": "user", "content": word} for word in said),
-        ]
-        body = json.dumps({"messages": messages}).encode()
+        messages = [{"role": "user", "content": word} for word in said]
+        body = json.dumps({"messages": [{"role": "system", "content": "Be brief. " * 30}, *messages]}).encode()
         return router.choose(Call("/v1/chat/completions", [], body, json.loads(body)).opening, set())
 
     assert [choose("red"), choose("blue", busy=5)] == [one, two]
