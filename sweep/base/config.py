@@ -422,7 +422,8 @@ def cache_directory(setting: str | None) -> Path:
         if any(len(os.fsencode(part)) > LONGEST_FOLDER_NAME for part in Path(setting).parts):
             raise ConfigError(f"cache_dir={shortened(setting)}: a folder name is over {LONGEST_FOLDER_NAME} bytes long")
         return Path(setting).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sweep")
+    home = os.path.expanduser("~")  # unchanged for a user without a home, who must not get a folder of that name
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.devnull if home == "~" else home, ".cache"), "sweep")
 
 
 def run_folder(run: str | Path) -> Path:
