@@ -402,7 +402,9 @@ def check_ask(plan: Plan, relaunch: str) -> None:
     } | {THROUGHPUT_PER_GPU, *CAPACITIES}
     points = [trials[0] for deployment in plan.deployments for trials in deployment.points()]
     percentiles = [split_bound(name)[1] for name in settings.slo or {}]
+    unavailable = [deployment.unavailable for deployment in plan.deployments]
     problems = {
+        f"expected a configuration that can be launched; {next(filter(None, unavailable), '')}": all(unavailable),
         "expected no race, which measures a grid": settings.race is not None,
         "expected an axis, e.g. backend.flags.max-num-seqs=64,128": len(points) < 2,
         "expected one workload; the best of one may not be the best of another": _kinds(points, "workload") > 1,
