@@ -214,6 +214,7 @@ def test_a_bound_on_failures_and_a_number_of_trials(monkeypatch, tmp_path):
 
 def test_the_options_for_lengths_are_keys_of_the_run(url, capsys):
     Path("mine.txt").write_text("one prompt\nanother\n")
+    Path("results/unreadable/capacity.json").mkdir(parents=True)  # is no earlier search
     for options, shown in (
         (["--input-tokens", "300", "--output-tokens", "7"], "300 in, 7 out"),
         (["--workload", "mine.txt", "--output-tokens", "9"], "mine"),

@@ -361,9 +361,9 @@ def search_line(plan: Plan, nodes: Sequence[Node]) -> str:
 def _volume(launches: Sequence[Deployment], budget: float, out: Path) -> list[str]:
     """Return the plan's line about requests and tokens: by earlier claims of all points, or per request/s."""
     earlier: dict[str, tuple[float, float]] = {}  # requests/s: at the claim, and saturated
-    for path in sorted(out.parent.glob("*/")):
-        with suppress(DamagedFile):
-            for claim in read_claims(RunPaths(path)).values():
+    for path in sorted(out.parent.glob("*/capacity.json")):
+        with suppress(DamagedFile, OSError):  # e.g. of another user
+            for claim in read_claims(RunPaths(path.parent)).values():
                 if most := claim.get("throughput"):
                     typical = (claim["unit"] != "users" and claim["lower"]) or most
                     earlier[_point_key(claim["configuration"], claim["asked"])] = typical, most
