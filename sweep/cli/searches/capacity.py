@@ -33,7 +33,7 @@ from sweep.plan.simulate import simulate
 from sweep.search.capacity import Probe
 from sweep.search.claim_details import asked_of, with_fresh_launch
 from sweep.search.launch_search import OVERTIME, STOPPED, LaunchSearch, SearchedPoint, is_evidence
-from sweep.search.probes import mean_lengths, proposer_of
+from sweep.search.probes import check_point, mean_lengths
 
 SEARCHED = ("load.rate", "load.concurrency", "load.speed", "workload.num_requests")  # the search chooses them
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
@@ -98,6 +98,7 @@ class PlannedCapacity:
         state.measured = [trial.trial_id for trial in trials]
         if deployment.unavailable:
             self._conclude(state, f"unavailable: {deployment.unavailable}")
+        if deployment.unavailable or not trials:  # a question has many launches that no earlier run began
             return state
         rows = [row for trial in trials if (row := self.ledger.valid_row(trial.trial_id)) is not None]
         record = earlier.get(point.name, {})
@@ -116,8 +117,8 @@ class PlannedCapacity:
         for _ in range(launches - 1):
             self._begin_next(state)
         self._replay(state.search)
-        if trials and state.search.next() is None:
-            state.record, state.concluded = state.search.record(), True
+        if state.search.next() is None:
+            self._conclude(state)
         elif deployment.backend.launches and state.search.rows:
             self._begin_next(state)
         return state
@@ -334,7 +335,7 @@ def check_search(plan: Plan) -> None:
             problem = f"backend={deployment.backend.name}: is timed inside its own process, in batches"
             raise ConfigError(f"{problem}; expected an engine that serves requests, for a capacity search")
         for trial in deployment.trials:
-            proposer_of(trial, plan.settings, deployment.backend)
+            check_point(trial, plan.settings)
 
 
 def searching_time(plan: Plan, nodes: Sequence[Node]) -> float:
