@@ -48,21 +48,20 @@ def capacity_ratios(sides: Sequence[Side], margin: float) -> list[CapacityRatio]
     even if the names differ. Raises DamagedFile.
     """
     claims = [{} if side.selected else read_claims(side.run.paths) for side in sides]
-    reference, *others = zip(sides, claims, strict=True)
     return [
-        _compared((reference[0].text, side.text), pairs, margin)
-        for side, of_side in others
-        for pairs in _pairs(reference[1], of_side)
+        _compared((sides[0].text, side.text), pairs, margin)
+        for side, of_side in zip(sides[1:], claims[1:], strict=True)
+        for pairs in _pairs(claims[0], of_side)
     ]
 
 
 def _pairs(first: Mapping[str, ClaimRecord], second: Mapping[str, ClaimRecord]) -> list[Pairs]:
     """Return the claims of equal points, by point: a pair for each replicate, whose launches ran side by side."""
-    alike = {(_identity(claim), claim.get("replicate", 0)): claim for claim in second.values()}
+    partners = {(_identity(claim), claim.get("replicate", 0)): claim for claim in second.values()}
     pairs: dict[str, Pairs] = {}
     for claim in first.values():
-        if other := alike.get((_identity(claim), claim.get("replicate", 0))):
-            pairs.setdefault(_identity(claim), []).append((claim, other))
+        if partner := partners.get((_identity(claim), claim.get("replicate", 0))):
+            pairs.setdefault(_identity(claim), []).append((claim, partner))
     if not pairs and len(first) == len(second) == 1:
         return [list(zip(first.values(), second.values(), strict=True))]
     return [*pairs.values()]
@@ -74,19 +73,19 @@ def _identity(claim: ClaimRecord) -> str:
 
 def _compared(names: tuple[str, str], pairs: Pairs, margin: float) -> CapacityRatio:
     first, second = pairs[0]
-    asked = [dotted(claim["asked"] | {"slo": claim["slo"], "unit": claim["unit"]}) for claim in (first, second)]
-    different = [key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key)]
+    before, after = (dotted(claim["asked"] | {"slo": claim["slo"], "unit": claim["unit"]}) for claim in pairs[0])
+    different = [key for key in before | after if before.get(key) != after.get(key)]
     if different:
         return CapacityRatio(*names, first, second, Finding.INCOMPARABLE, f"different {', '.join(different)}")
     if not all(claim["lower"] for pair in pairs for claim in pair):
         return CapacityRatio(*names, first, second, Finding.INCOMPARABLE, "a capacity is unknown")
     ends = [
-        (math.log(other["lower"] / (one["upper"] or math.nan)), math.log((other["upper"] or math.nan) / one["lower"]))
-        for one, other in pairs
+        (math.log(new["lower"] / (old["upper"] or math.nan)), math.log((new["upper"] or math.nan) / old["lower"]))
+        for old, new in pairs
     ]
     low, high = map(math.exp, ends[0] if len(pairs) == 1 else _of_launches([sum(pair) / 2 for pair in ends]))
-    found = Finding.UNDECIDED if math.isnan(high) else verdict(low, high, margin, "higher")
-    return CapacityRatio(*names, first, second, found, "", low, high)
+    finding = Finding.UNDECIDED if math.isnan(high) else verdict(low, high, margin, "higher")
+    return CapacityRatio(*names, first, second, finding, "", low, high)
 
 
 def _of_launches(ratios: Sequence[float]) -> tuple[float, float]:

@@ -103,11 +103,8 @@ class PlannedCapacity:
         rows = [row for trial in trials if (row := self.ledger.valid_row(trial.trial_id)) is not None]
         record = earlier.get(point.name, {})
         evidence = [row["trial_id"] for row in rows if is_evidence(row)]
-        unchanged = {
-            "slo": slo_in_units(self.settings.slo),
-            "search": state.search.asked.model_dump(),
-            "trials": evidence,
-        }
+        search = state.search.settings.model_dump()
+        unchanged = {"slo": slo_in_units(self.settings.slo), "search": search, "trials": evidence}
         if "budget" in record:  # of an earlier version
             record["search"] = CapacitySearch(budget=record["budget"]).model_dump()
         settled = not any(map(self._is_due, rows)) and len(rows) == len(trials) > 0
