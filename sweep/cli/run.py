@@ -312,7 +312,7 @@ def _search_of(planned: Planned, ledger: Ledger, history: History, command: str)
 
 
 def _expected(planned: Planned, pending: PendingWork) -> PendingWork:
-    """Return pending work whose estimate is of its question, if the plan has one; that of a capacity was printed."""
+    """Return pending work with the estimate of a plan's question; a capacity has a line of its own instead."""
     settings = planned.plan.settings
     if settings.ask is None:
         if settings.capacity is None:

@@ -402,6 +402,7 @@ class Driver:
         self.packer.release(launch.launch_key)
         self.breaker.end(launch.launch_key)
         self.display.remove(launch.launch_key)
+        self.forecast.searches.pop(launch.launch_key, None)  # the next launch's searches begin anew
         ending = "done" if isinstance(end, Completed) else end.reason
         self.ledger.end_attempt(launch.deployment_id, work.attempt, ending)
         if isinstance(end, Completed):

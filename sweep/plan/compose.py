@@ -275,8 +275,9 @@ def _settings(settings: Mapping[str, Any], line: CommandLine, hardware: Hardware
     if config["out"] is None:
         config["out"] = str(Path("results") / str(config["name"]))
     found = validate(Settings, config, "")
-    if found.ask is not None and found.ask.of_capacity and found.capacity is None:
-        found = found.model_copy(update={"capacity": CapacitySearch(budget=ASKED_BUDGET)})
+    search = found.capacity or CapacitySearch()
+    if found.ask is not None and found.ask.of_capacity and "budget" not in search.model_fields_set:
+        found = found.model_copy(update={"capacity": search.model_copy(update={"budget": ASKED_BUDGET})})
     if found.ask is None or found.ask.slo is None:
         return found
     if found.slo is not None:

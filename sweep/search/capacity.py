@@ -159,9 +159,8 @@ class Capacity:
         self.phase, self.users = "saturate", earlier.users
         self.earlier_throughput = earlier.throughput if earlier.saturated else earlier.earlier_throughput
         if self.earlier_throughput:
-            loops = [(each.probe.users, _throughput(each.run)) for each in earlier.measured if each.probe.users > 1]
-            most = max((rate for _, rate in loops), default=0.0)
-            self.users = min((users for users, rate in loops if RISING * rate >= most), default=earlier.users)
+            most = earlier.most_throughput or 0.0
+            self.users = min((users for users, rate in earlier.loops if RISING * rate >= most), default=earlier.users)
             self.twin = Twin(earlier.twin.limits)
             self.twin.costs, self.scales, self.estimate = earlier.twin.costs, [*earlier.scales], earlier.estimate
             self.unlike = earlier.unlike
@@ -450,8 +449,14 @@ class Capacity:
 
     @property
     def most_throughput(self) -> float | None:
-        """The throughput of the busiest closed loop, in requests/s; None before one."""
-        return self.throughput if math.isfinite(self.throughput) else None
+        """The highest throughput of a closed loop, in requests/s; None before one."""
+        return max((rate for _, rate in self.loops), default=None)
+
+    @property
+    def loops(self) -> list[tuple[int, float]]:
+        """The users and the throughput, in requests/s, of each closed loop with an answer."""
+        probed = [each for each in self.measured if each.probe.users > 1 and np.isfinite(each.run.e2el).any()]
+        return [(each.probe.users, _throughput(each.run)) for each in probed]
 
     @property
     def bounds(self) -> Sequence[LatencyBound]:

@@ -106,14 +106,13 @@ class LaunchSearch:
         self.due: tuple[Probe, Trial] | None = None  # the next probe
 
     @property
-    def asked(self) -> CapacitySearch:
-        """The settings of the search."""
+    def settings(self) -> CapacitySearch:
         assert self.point.settings.capacity is not None
         return self.point.settings.capacity
 
     @property
     def budget(self) -> float:
-        return self.asked.budget
+        return self.settings.budget
 
     @property
     def seconds_left(self) -> float:
@@ -133,7 +132,7 @@ class LaunchSearch:
     def next(self) -> Trial | None:
         """Return the next probe's trial; None if the search has ended."""
         if not self.ended and self.due is None and (probe := self.proposer.ask()):
-            most = self.asked.trials
+            most = self.settings.trials
             if most is not None and len(self.rows) >= most:
                 self.ended = f"{count(most, 'trial')} were measured"
                 return None
@@ -189,12 +188,9 @@ class LaunchSearch:
             asdict(claim)
             | {"lines": [*claim_lines(claim)]}
             | claim_details(self.proposer, claim, self.rows, of_point, point.settings)
-            | {
-                "replicate": point.trial.replicate,
-                "launch": next(iter(launches), None),
-                "search": self.asked.model_dump(),
-            }
-            | {"trials": self.trials, "finished": gave_up or self.proposer.ask() is None}
+            | {"replicate": point.trial.replicate, "launch": next(iter(launches), None)}
+            | {"search": self.settings.model_dump(), "trials": self.trials}
+            | {"finished": gave_up or self.proposer.ask() is None}
         )
 
 

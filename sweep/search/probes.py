@@ -34,20 +34,17 @@ def limits_of(backend: Any, platform: Any) -> Limits:
     running = [flags.get(name) for name in MOST_RUNNING] + [getattr(backend, key, None) for key in RUNNING_KEYS]
     step_tokens = [flags.get(name) for name in MOST_STEP_TOKENS]
     sequences, tokens = (
-        next((each for each in found if isinstance(each, int) and each > 0), 0) for found in (running, step_tokens)
+        next((limit for limit in typed if isinstance(limit, int) and limit > 0), 0) for typed in (running, step_tokens)
     )
     step_tokens_of_each = tokens or Limits().step_tokens
     return Limits(sequences * backend.replicas or UNLIMITED, step_tokens=step_tokens_of_each * backend.replicas)
 
 
-def proposer_of(trial: Trial, settings: Settings, backend: Any) -> Capacity | UserCapacity:
-    """Return the search for a trial's point. Raises ConfigError if it has no bounds, or a load that cannot vary."""
-    search = settings.capacity
-    assert search is not None
+def check_point(trial: Trial, settings: Settings) -> None:
+    """Raise ConfigError if a trial's point has no bounds, or a load that cannot vary."""
     if not settings.slo:
         raise ConfigError("slo=null: expected the bounds that define the capacity, e.g. slo=ttft=200ms,tpot=50ms")
-    closed = trial.load.name == "closed"
-    recorded = hasattr(trial.load, "at_rate")
+    closed, recorded = trial.load.name == "closed", hasattr(trial.load, "at_rate")
     if not closed and not recorded and (not trial.load.open_loop or getattr(trial.load, "rate", None) is None):
         expected = "expected closed, trace, or a load with a rate, e.g. poisson, for a search"
         raise ConfigError(f"load={trial.load.name}: {expected}")
@@ -61,14 +58,22 @@ def proposer_of(trial: Trial, settings: Settings, backend: Any) -> Capacity | Us
     for name in settings.slo:
         if split_bound(name)[1] not in (None, *settings.percentiles):
             raise ConfigError(f"slo={name}: expected one of {percentiles}; percentiles=[...] sets them")
+    drawn = _lengths(trial.workload)
+    if drawn and any(split_bound(name)[0] == "tpot" for name in settings.slo) and drawn(1000, 0)[1].max() < 2:
+        raise ConfigError("workload.output_tokens=1: a request of one token has no tpot; expected at least 2")
+
+
+def proposer_of(trial: Trial, settings: Settings, backend: Any) -> Capacity | UserCapacity:
+    """Return the search for the point of a trial that `check_point` accepts."""
+    search = settings.capacity
+    assert search is not None
+    assert settings.slo
     bounds = [_bound(name, limit) for name, limit in settings.slo.items()]
     if search.max_failed is not None:
         bounds.append(LatencyBound("e2el", ANSWERED, 1 - search.max_failed))
-    drawn = _lengths(trial.workload)
-    if drawn and any(bound.quantity == "tpot" for bound in bounds) and drawn(1000, 0)[1].max() < 2:
-        raise ConfigError("workload.output_tokens=1: a request of one token has no tpot; expected at least 2")
-    if closed:
+    if trial.load.name == "closed":
         return UserCapacity(bounds, search.budget)
+    recorded, drawn = hasattr(trial.load, "at_rate"), _lengths(trial.workload)
     flags = limits_of(backend, settings.hardware.platform)
     load = trial.load.at_rate(1.0, 1) if recorded else trial.load.model_copy(update={"rate": 1.0})
     arrivals = _repeated_arrivals(load.times()) if recorded else load.arrivals

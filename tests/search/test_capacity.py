@@ -214,6 +214,8 @@ def test_failed_requests_leave_the_twin_finite():
     assert np.isfinite([*proposer.twin.costs, proposer.estimate]).all()
 
 
-@pytest.mark.parametrize(("probes", "upper"), [(1, 0), (2, 0), (3, 20)])
-def test_a_throughput_bounds_the_capacity_only_once_it_is_saturated(probes, upper):
-    assert told(probes).claim().upper == pytest.approx(upper, rel=0.05)
+@pytest.mark.parametrize(("probes", "upper", "throughput"), [(1, 0, None), (2, 0, 20), (3, 20, 20)])
+def test_a_throughput_bounds_the_capacity_only_once_it_is_saturated(probes, upper, throughput):
+    proposer = told(probes)
+    assert proposer.claim().upper == pytest.approx(upper, rel=0.05)
+    assert proposer.most_throughput == (throughput and pytest.approx(throughput, rel=0.05))

@@ -402,7 +402,9 @@ def check_ask(plan: Plan, relaunch: str) -> None:
     } | {THROUGHPUT_PER_GPU, *CAPACITIES}
     points = [trials[0] for deployment in plan.deployments for trials in deployment.points()]
     percentiles = [split_bound(name)[1] for name in settings.slo or {}]
+    unavailable = [deployment.unavailable for deployment in plan.deployments]
     problems = {
+        f"expected a configuration that can be launched; {next(filter(None, unavailable), '')}": all(unavailable),
         "expected no race, which measures a grid": settings.race is not None,
         "expected an axis, e.g. backend.flags.max-num-seqs=64,128": len(points) < 2,
         "expected one workload; the best of one may not be the best of another": _kinds(points, "workload") > 1,
@@ -446,18 +448,16 @@ def expected_launches(plan: Plan, replicates: int, pending: PendingWork, nodes: 
     """Return how many launches a question is expected to take, and how long, in two lines."""
     configurations = sum(not deployment.unavailable for deployment in plan.deployments)
     most = longest(configurations)
-    launches = configurations * replicates
+    in_grid = f"the grid has {count(configurations * replicates, 'launch')}"
     seconds = pending.estimate.seconds / len(pending.launches) if pending.estimate.seconds else None  # of a launch
     if plan.settings.capacity is not None:
         seconds = searching_time(plan, nodes) / configurations
     if plan.settings.ask and plan.settings.ask.search == "optuna":
         few = usual_launches(configurations)
         time = f" ({duration_text(seconds * few)})" if seconds else ""
-        return [
-            f"{count(few, 'launch')}{time}, and those that repeat the leader; the grid has {count(launches, 'launch')}"
-        ]
+        return [f"{count(few, 'launch')}{time}, and those that repeat the leader; {in_grid}"]
     low, high = (min(most, max(3, round(usual * math.sqrt(configurations)))) for usual in USUAL_LAUNCHES)
     times = [f" ({duration_text(seconds * each)})" if seconds else "" for each in (low, high, most)]
     usual = f"{low}{times[0]} to {high}{times[1]} launches, at most {most}{times[2]}"
     noise = "for launches that differ by 2 to 5%; at 10% it takes three times as many, and the answer is less sure"
-    return [f"{usual}; the grid has {count(launches, 'launch')}", noise]
+    return [f"{usual}; {in_grid}", noise]

@@ -52,11 +52,11 @@ class AskedCapacity(PlannedAsk):
                 assert state.record is not None
                 configuration, replicate = self.launches[key]
                 self.told[key] = state.record["status"]
-                found = capacity_of(state.record)
-                if found and self.best.endswith(PER_GPU):
-                    found /= self.search.space.gpus[configuration]
+                capacity = capacity_of(state.record)
+                if self.best.endswith(PER_GPU):
+                    capacity /= self.search.space.gpus[configuration]
                 launch = configuration * REPEATS + replicate
-                self.search.tell([Result(configuration, launch, (found,) if found else None)])
+                self.search.tell([Result(configuration, launch, (capacity,) if capacity else None)])
 
     # The driver's interface ------------------------------------------------------------------------------------------
 

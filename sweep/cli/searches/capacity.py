@@ -33,7 +33,7 @@ from sweep.plan.simulate import simulate
 from sweep.search.capacity import Probe
 from sweep.search.claim_details import asked_of, with_fresh_launch
 from sweep.search.launch_search import OVERTIME, STOPPED, LaunchSearch, SearchedPoint, is_evidence
-from sweep.search.probes import mean_lengths, proposer_of
+from sweep.search.probes import check_point, mean_lengths
 
 SEARCHED = ("load.rate", "load.concurrency", "load.speed", "workload.num_requests")  # the search chooses them
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
@@ -98,15 +98,13 @@ class PlannedCapacity:
         state.measured = [trial.trial_id for trial in trials]
         if deployment.unavailable:
             self._conclude(state, f"unavailable: {deployment.unavailable}")
+        if deployment.unavailable or not trials:  # a question has many launches that no earlier run began
             return state
         rows = [row for trial in trials if (row := self.ledger.valid_row(trial.trial_id)) is not None]
         record = earlier.get(point.name, {})
         evidence = [row["trial_id"] for row in rows if is_evidence(row)]
-        unchanged = {
-            "slo": slo_in_units(self.settings.slo),
-            "search": state.search.asked.model_dump(),
-            "trials": evidence,
-        }
+        search = state.search.settings.model_dump()
+        unchanged = {"slo": slo_in_units(self.settings.slo), "search": search, "trials": evidence}
         if "budget" in record:  # of an earlier version
             record["search"] = CapacitySearch(budget=record["budget"]).model_dump()
         settled = not any(map(self._is_due, rows)) and len(rows) == len(trials) > 0
@@ -116,8 +114,8 @@ class PlannedCapacity:
         for _ in range(launches - 1):
             self._begin_next(state)
         self._replay(state.search)
-        if trials and state.search.next() is None:
-            state.record, state.concluded = state.search.record(), True
+        if state.search.next() is None:
+            self._conclude(state)
         elif deployment.backend.launches and state.search.rows:
             self._begin_next(state)
         return state
@@ -334,7 +332,7 @@ def check_search(plan: Plan) -> None:
             problem = f"backend={deployment.backend.name}: is timed inside its own process, in batches"
             raise ConfigError(f"{problem}; expected an engine that serves requests, for a capacity search")
         for trial in deployment.trials:
-            proposer_of(trial, plan.settings, deployment.backend)
+            check_point(trial, plan.settings)
 
 
 def searching_time(plan: Plan, nodes: Sequence[Node]) -> float:
@@ -361,9 +359,9 @@ def search_line(plan: Plan, nodes: Sequence[Node]) -> str:
 def _volume(launches: Sequence[Deployment], budget: float, out: Path) -> list[str]:
     """Return the plan's line about requests and tokens: by earlier claims of all points, or per request/s."""
     earlier: dict[str, tuple[float, float]] = {}  # requests/s: at the claim, and saturated
-    for path in sorted(out.parent.glob("*/")):
-        with suppress(DamagedFile):
-            for claim in read_claims(RunPaths(path)).values():
+    for path in sorted(out.parent.glob("*/capacity.json")):
+        with suppress(DamagedFile, OSError):  # e.g. of another user
+            for claim in read_claims(RunPaths(path.parent)).values():
                 if most := claim.get("throughput"):
                     typical = (claim["unit"] != "users" and claim["lower"]) or most
                     earlier[_point_key(claim["configuration"], claim["asked"])] = typical, most
