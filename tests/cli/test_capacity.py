@@ -267,7 +267,7 @@ def test_a_severe_warning_at_the_claim_is_a_refusal(monkeypatch, tmp_path, capsy
     with simulated(ttft={"mean": 0.2}, **bursts) as (url, _):
         (claim,) = claims_of(url, slo="tpot=1s", budget="3s").values()
         assert (claim["status"], claim["lower"], claim["upper"], claim["limit"]) == ("refused", 0, 0, "")
-        assert re.match(r"buffered-stream at \S+ (users|requests/s): \d+% of the events", claim["ended"])
+        assert re.match(r"buffered-stream at \S+ (users|requests/s): \d+% of events", claim["ended"])
         assert "capacity: unknown\n" in capsys.readouterr().out
 
 
