@@ -274,12 +274,12 @@ class Capacity:
         return smaller
 
     def _adapt_twin(self) -> None:
-        """Scale a lost launch's twin by the ratio of the saturated throughputs: launches differ in speed."""
+        """Scale a lost launch's twin, and the rate it sustained, by the ratio of the saturated throughputs."""
         self.saturated, self.phase = True, "light"
         if not math.isnan(self.estimate):
             ratio = self.earlier_throughput / self.throughput
             self.twin.costs = Costs(*(ratio * cost for cost in self.twin.costs))
-            self.estimate = self.estimate / ratio if self.unlike else self._capacity_of_twin()
+            self.estimate = max(self.estimate / ratio, 0.0 if self.unlike else self._capacity_of_twin())
             self.light_probes, self.phase = 0, "probe"
 
     @property
