@@ -123,9 +123,8 @@ def test_a_model_in_several_files_becomes_the_same_in_as_many(model, python, tmp
 
 def test_groups_that_do_not_fit_are_told_with_the_layer(model, python, tmp_path):
     backend = configured("backend", "vllm_gptq").model_copy(update={"group_size": 100})
-    with pytest.raises(
-        checkpoints.ConversionFailed, match=r"model\.layers\.0\..*cannot be divided into groups of 100 inputs"
-    ):
+    refused = r"model\.layers\.0\..*cannot be divided into groups of 100 inputs"
+    with pytest.raises(checkpoints.ConversionFailed, match=refused):
         backend.weights(model, python, tmp_path, print)
 
 

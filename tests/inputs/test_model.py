@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import close_session
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
@@ -27,6 +29,7 @@ from sweep.inputs.weights.random_weights import Architecture, encode, shapes, te
 from tests.support.http_stub import running
 from tests.support.hub_stub import COMMITS, Hub
 
+ABSENT = "not on this machine, and the hub cannot be reached"
 NUMBERS: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 160,
@@ -336,6 +339,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    close_session()
     hub_module.resolve_commit.cache_clear()
     hub_module._pauses.cache_clear()
     monkeypatch.setattr(hub_module, "RESOLVE_PAUSES", (0.01, 0.01))
@@ -360,8 +364,11 @@ def test_a_hub_model_is_fetched_without_what_engines_do_not_need(
     assert capfd.readouterr() == ("", "")  # a bar would spoil the live view
 
 
-def test_a_repository_with_only_pickled_weights_gives_those(hub: Any, tmp_path: Path) -> None:
+def test_a_hub_behind_a_proxy_gives_pickled_weights(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del Hub.files["model.safetensors"]
+    monkeypatch.setenv("HTTP_PROXY", os.environ["HF_ENDPOINT"])
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    close_session()  # which knows the proxies of its start
     found = HubModel(name="m", repo="org/model").prepare(tmp_path / "cache", silent)
     assert (found / "pytorch_model.bin").read_bytes() == b"pickle"
 
@@ -381,9 +388,7 @@ def test_without_the_hub_the_cache_answers(hub: Any, tmp_path: Path) -> None:
     hub.server_close()
     assert HubModel(name="m", repo="org/model").digest(tmp_path / "cache") == digest == f"org/model@{COMMITS['main']}"
     assert configured.prepare(tmp_path / "cache", silent) == found
-    with pytest.raises(
-        ValueError, match=r"^model.repo=org/other@main: not on this machine, and the hub cannot be reached"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"^model.repo=org/other@main: {ABSENT}") as caught:
         HubModel(name="m", repo="org/other").prepare(tmp_path / "cache", silent)
     assert "\n" not in str(caught.value)
     assert HubModel(name="m", repo="org/other").digest(tmp_path / "cache") == "org/other@main"
@@ -504,9 +509,7 @@ def test_a_node_is_asked_before_anything_is_built_there(hub: Any, tmp_path: Path
     assert not [path for path, _ in Hub.requests if path.endswith(".safetensors")], "nothing large"
     hub.shutdown()
     hub.server_close()
-    with pytest.raises(
-        ValueError, match=r"^model\.repo=org/model@main: not on this machine, and the hub cannot be reached"
-    ):
+    with pytest.raises(ValueError, match=rf"^model.repo=org/model@main: {ABSENT}"):
         right.reach(tmp_path / "cache")
     with pytest.raises(ValueError, match="no such folder"):
         PathModel(name="m", path=str(tmp_path / "away")).reach(tmp_path / "cache")

@@ -144,9 +144,8 @@ def test_a_commit_that_no_hub_tells_is_not_taken_for_another(planned, ledger, pa
     digests = {"digests": json.dumps({part: f"org/name@{'a' * 40}"})}
     ledger.rows = {trial_id: {**row, **digests} for trial_id, row in ledger.rows.items()}
     assert pending_launches(with_digest(planned(), part, "org/other@main"), ledger) == []
-    with pytest.raises(
-        ConfigError, match=rf"^{part}: the hub cannot be reached to resolve org/name@main to a commit, and the results"
-    ):
+    refused = rf"^{part}: the hub cannot be reached to resolve org/name@main to a commit, and the results"
+    with pytest.raises(ConfigError, match=refused):
         pending_launches(with_digest(planned(), part, "org/name@main"), ledger)
 
 

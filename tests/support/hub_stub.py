@@ -10,7 +10,7 @@ COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
 
 class Hub(Stub):
-    """Answers for every repository of `org` with the same files."""
+    """Answers for every repository of `org` with the same files, also as a proxy to hub.example."""
 
     files: dict[str, bytes]
     requests: list[tuple[str, str | None]]
@@ -19,7 +19,7 @@ class Hub(Stub):
     down_until = 0.0  # monotonic
 
     def do_GET(self) -> None:
-        path = self.path.split("?")[0].replace("/api/datasets/", "/api/models/")
+        path = self.path.removeprefix("http://hub.example").split("?")[0].replace("/api/datasets/", "/api/models/")
         self.requests.append((path, self.headers.get("Authorization")))
         if Hub.hiccups or time.monotonic() < Hub.down_until:
             Hub.hiccups -= bool(Hub.hiccups)
