@@ -5,6 +5,7 @@ while the others, and the driver, go on.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -44,6 +45,7 @@ ENVIRONMENT = {
 }
 # Each of pytest's processes has a loopback subnet of its own, so that two clusters stand beside each other.
 SUBNET = f"127.0.{40 + int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))}"
+NETWORKS = itertools.count()
 JOINS_WITHIN = 240.0  # s; a machine that others use too
 SIMULATED = (
     *("backend=simulated", "model=tiny-llama", "workload=qa", "workload.output_tokens=8", "workload.num_requests=4"),
@@ -208,28 +210,30 @@ class Network:
     """Network namespaces n0, n1, ... at .2, .3, ... of a free subnet, each linked to a bridge of this host at .1."""
 
     def __init__(self, size: int) -> None:
-        self.names = [f"sweep{os.getpid()}n{index}" for index in range(size)]
-        self.bridge = f"swp{os.getpid()}"
+        self.bridge = f"swp{os.getpid()}{chr(97 + next(NETWORKS) % 26)}"  # a retry may begin before its last end
+        self.names = [f"{self.bridge}n{index}" for index in range(size)]
         self.subnet = free_subnet()
         self.cut_off: set[int] = set()
 
     def __enter__(self) -> "Network":
         """Create the network; raises subprocess.CalledProcessError without permission to create namespaces."""
-        ip("link", "add", self.bridge, "type", "bridge")
-        ip("addr", "add", f"{self.subnet}.1/24", "dev", self.bridge)
-        ip("link", "set", self.bridge, "up")
-        for index, name in enumerate(self.names):
-            ip("netns", "add", name)
-            ip("link", "add", self.link(index), "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("link", "set", self.link(index), "master", self.bridge, "up")
-            for arguments in (f"addr add {self.subnet}.{index + 2}/24 dev eth0", "link set eth0 up", "link set lo up"):
-                ip("-n", name, *arguments.split())
+        with contextlib.ExitStack() as made:
+            ip("link", "add", self.bridge, "type", "bridge")
+            made.callback(ip, "link", "del", self.bridge)
+            ip("addr", "add", f"{self.subnet}.1/24", "dev", self.bridge)
+            ip("link", "set", self.bridge, "up")
+            for index, name in enumerate(self.names):
+                ip("netns", "add", name)
+                made.callback(ip, "netns", "del", name)
+                ip("link", "add", self.link(index), "type", "veth", "peer", "name", "eth0", "netns", name)
+                ip("link", "set", self.link(index), "master", self.bridge, "up")
+                for step in (f"addr add {self.subnet}.{index + 2}/24 dev eth0", "link set eth0 up", "link set lo up"):
+                    ip("-n", name, *step.split())
+            self.made = made.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for name in self.names:
-            ip("netns", "del", name)
-        ip("link", "del", self.bridge)
+        self.made.close()
 
     def link(self, index: int) -> str:
         return f"{self.bridge}v{index}"

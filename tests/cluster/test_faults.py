@@ -1,6 +1,5 @@
 """Whatever dies, the sweep goes on or ends with a clear word, the same command completes it, and nothing is left."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from tests.cluster.harness import Network, RayCluster, kill, netns, write_engine
+from tests.cluster.harness import Network, RayCluster, kill, netns, network_obstacle, write_engine
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
@@ -121,14 +120,10 @@ def test_ray_dies_under_the_driver(sweep_of, victim):
 @pytest.mark.xdist_group("network")
 def test_a_node_that_falls_silent(sweep_of):
     """Its link is cut: it is given up within a minute, and by then has ended its engine itself."""
-    try:
-        network = Network(2).__enter__()
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs the right to make network namespaces")
+    if obstacle := network_obstacle():
+        pytest.skip(obstacle)
     long = ("workload.output_tokens=250", "backend.itl.mean=0.02,0.021", "load.batch_size=1", "workload.num_requests=4")
-    with contextlib.ExitStack() as stack:
-        stack.push(network)
-        cluster = stack.enter_context(RayCluster(2, network))
+    with Network(2) as network, RayCluster(2, network) as cluster:
         sweep = sweep_of("cluster=ray", f"cluster.address={cluster.address}", *long).start()
         wait_until(lambda: len(sweep.engines()) == 2 and len(sweep.clients()) == 2, 120, "both deployments run")
         there = [pid for pid in sweep.marked() if netns(pid) == netns(cluster.nodes[0].process.pid)]
