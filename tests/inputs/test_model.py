@@ -339,7 +339,6 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    close_session()
     hub_module.resolve_commit.cache_clear()
     hub_module._pauses.cache_clear()
     monkeypatch.setattr(hub_module, "RESOLVE_PAUSES", (0.01, 0.01))
@@ -347,6 +346,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     with running(server):
         yield server
+    close_session()  # it keeps the proxies that a test set
 
 
 def test_a_hub_model_is_fetched_without_what_engines_do_not_need(
@@ -368,7 +368,7 @@ def test_a_hub_behind_a_proxy_gives_pickled_weights(hub: Any, tmp_path: Path, mo
     del Hub.files["model.safetensors"]
     monkeypatch.setenv("HTTP_PROXY", os.environ["HF_ENDPOINT"])
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
-    close_session()  # which knows the proxies of its start
+    close_session()  # a new one reads the environment's proxies
     found = HubModel(name="m", repo="org/model").prepare(tmp_path / "cache", silent)
     assert (found / "pytorch_model.bin").read_bytes() == b"pickle"
 
