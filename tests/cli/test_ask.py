@@ -248,7 +248,7 @@ MOST = 16.85  # requests/s with four slots and 0.01 s: 90% of an M/D/4 queue's r
 def test_the_highest_capacity_is_found_by_searches_and_a_killed_question_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(capacity, "LONG_RUN", 4000)
     out = tmp_path / "out"
-    command = [*SEARCHED, "ask.slo=ttft=0.4s", "capacity.budget=12s", f"out={out}"]
+    command = [*SEARCHED, "ask.slo=ttft=0.4s", "capacity.budget=20s", f"out={out}"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-m", "sweep", "run", *command], env=environ)
     wait_until(lambda: len(claims(out)) >= 2, 500, "two claims")
@@ -258,7 +258,7 @@ def test_the_highest_capacity_is_found_by_searches_and_a_killed_question_goes_on
     assert main(command) in (0, 1)
     printed = " ".join(capsys.readouterr().out.split())
     found = open_results(out).questions["best capacity"]
-    assert "ask: the best capacity within the SLO, within 5%, 95% sure; each launch is a search of 12 s" in printed
+    assert "ask: the best capacity within the SLO, within 5%, 95% sure; each launch is a search of 20 s" in printed
     assert "the grid has 3 launches" in printed
     assert "so far simulated tiny-llama" in printed
     assert found["best"] == "simulated tiny-llama max_concurrency=4 serving poisson"
