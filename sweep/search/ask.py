@@ -7,14 +7,15 @@ for its seconds.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.search.model import Floats, Observations, Space, Surface
+from sweep.search.model import TRIAL_NOISE, Floats, Observations, Space, Surface
 
 DRAWS = 300
 FIRST_FEWEST, FIRST_MOST = 3, 16  # launches before the model chooses
@@ -24,6 +25,7 @@ FAR = 1.2  # a failure's weight falls by e for each 1/FAR settings that differ
 FAILURES_BEFORE, WEIGHT_BEFORE = 0.15, 0.1  # share of failures expected before any result, and its weight in results
 SHARE_OF_DOUBT = 0.4  # the model is asked to be so many times less unsure than is stated (docs/measurements/ask.md)
 LEADER_LAUNCHES = 2  # of the leader, at least: repeated launches show the noise
+SIDE_BY_SIDE = 3  # launches of one point at a time, at most
 SMALLEST = 1e-12  # values below it, or above its inverse, are cut
 
 
@@ -76,6 +78,15 @@ class BestStanding:
     none_fits: float | None = None  # the model's probability that no point is within the bounds
 
 
+class Judgement(NamedTuple):
+    """What the model says of each point: its share of samples in which the leader is not good enough and the point is
+    the best, and the variance of its ln(value)."""
+
+    standing: BestStanding
+    decisive: Floats
+    variance: Floats
+
+
 def longest(configurations: int) -> int:
     """Return the most launches of a search."""
     return 2 * configurations + 16
@@ -100,7 +111,7 @@ class Proposer(ABC):
     def ask(self, pending: Collection[int], fits: Callable[[int], bool] = every_configuration) -> NextLaunch | None:
         """Return the next launch of a configuration that `fits`, given the points of launches that have not ended.
 
-        None: the search is done, or it waits for pending results.
+        A point is pending as often as it is measured. None: the search is done, or it waits for pending results.
         """
 
     @abstractmethod
@@ -135,12 +146,14 @@ class Proposer(ABC):
 
     def begun(self, pending: Collection[int]) -> int:
         """Return the number of launches, with those that have not ended."""
-        return self.launches + len({self.space.configuration[point] for point in pending})
+        at_once = Counter[int]()
+        for point, times in Counter(pending).items():
+            at_once |= Counter({int(self.space.configuration[point]): times})
+        return self.launches + at_once.total()
 
-    def usable(self, pending: Collection[int], fits: Callable[[int], bool]) -> NDArray[np.bool_]:
+    def usable(self, fits: Callable[[int], bool]) -> NDArray[np.bool_]:
         """Return which points may be launched now."""
         able = np.array([fits(configuration) for configuration in range(len(self.space.levels))])
-        able[self.space.configuration[list(pending)]] = False
         points = able[self.space.configuration]
         points[list(self.excluded)] = False
         return points
@@ -153,7 +166,7 @@ class BestSearch(Proposer):
         super().__init__(space, question, seconds, limit)
         self.surfaces = [Surface(space) for _ in range(1 + len(question.bounds))]
         self.fitted = 0  # results that the parameters were fitted to
-        self._weights: tuple[int, BestStanding, Floats] | None = None
+        self._judged: Judgement | None = None
 
     @property
     def enough(self) -> float:
@@ -162,27 +175,52 @@ class BestSearch(Proposer):
 
     def tell(self, results: Sequence[Result]) -> None:
         super().tell(results)
-        self._weights = None if results else self._weights
+        self._judged = None if results else self._judged
 
     def ask(self, pending: Collection[int], fits: Callable[[int], bool] = every_configuration) -> NextLaunch | None:
-        standing, weights = self._think()
         begun = self.begun(pending)
-        if standing.done or begun >= self.limit:
+        if self.standing().done or begun >= self.limit:
             return None
-        usable = self.usable(pending, fits)
+        usable = self.usable(fits)
         if begun < self.first:
             return self._first(pending, usable)
-        if not self._successes():
-            weights = np.where(usable, 1 - self._failing(), 0.0) if not pending else 0 * weights
-        weights = np.where(usable, weights, 0.0)
-        weights[list(pending)] = 0
+        weights = np.where(usable, self._weights(Counter(pending)), 0.0)
         if not weights.any() or (pending and weights.max() < LEAST_WEIGHT):
             return None
         able = np.unique(self.space.configuration[usable])
         return max((self._bundle(int(configuration), weights) for configuration in able), key=self._worth)
 
     def standing(self) -> BestStanding:
-        return self._think()[0]
+        if self._judged is None:
+            self._judged = self._judge()
+        return self._judged.standing
+
+    def _weights(self, pending: Mapping[int, int]) -> Floats:
+        """Return how likely another launch of each point matters, beside the launches that have not ended.
+
+        Those count as if they had ended, with values that change nothing but the variance.
+        """
+        standing, size = self.standing(), self.space.size
+        if not self._successes():
+            return np.zeros(size) if pending else 1 - self._failing()
+        assert self._judged is not None
+        _, decisive, variance = self._judged
+        leader = standing.leader if standing.leader is not None else 0
+        weights, times = np.zeros(size), np.zeros(size)
+        times[list(pending)] = list(pending.values())
+        measured = np.isin(np.arange(size), [result.point for result in self._successes()])
+        if standing.probability is not None and standing.probability >= self.enough:
+            # What is missing is a repeated launch of the leader.
+            weights[leader] = self._repeated(leader) + times[leader] < LEADER_LAUNCHES
+            return weights
+        variance = 1 / (1 / variance + times / (self.surfaces[0].launch_noise ** 2 + TRIAL_NOISE**2))
+        weights = decisive * variance / (variance + variance[leader])
+        weights[leader] = np.sum(decisive * variance[leader] / (variance + variance[leader]))
+        return np.where((times < SIDE_BY_SIDE) & (measured | (times == 0)), weights, 0.0)
+
+    def _repeated(self, point: int) -> int:
+        """Return the number of launches that measured a point."""
+        return len({result.launch for result in self._successes() if result.point == point})
 
     def _worth(self, launch: NextLaunch) -> float:
         return launch.weight / (self.seconds[0] + len(launch.points) * self.seconds[1])
@@ -270,16 +308,11 @@ class BestSearch(Proposer):
         ]
         return parts, follows
 
-    def _think(self) -> tuple[BestStanding, Floats]:
-        """Return what the results say, and each point's weight: how likely its measurement matters."""
-        if self._weights is None or self._weights[0] != len(self.results):
-            self._weights = len(self.results), *self._judge()
-        return self._weights[1:]
-
-    def _judge(self) -> tuple[BestStanding, Floats]:
+    def _judge(self) -> Judgement:
         successes, size = self._successes(), self.space.size
         if not successes:
-            return BestStanding(None, self.launches >= self.limit, False, 0.0, size, 0.0), np.zeros(size)
+            standing = BestStanding(None, self.launches >= self.limit, False, 0.0, size, 0.0)
+            return Judgement(standing, np.zeros(size), np.ones(size))
         random = np.random.default_rng([self.question.seed, len(self.results)])
         objective, *latencies = self._draws(successes, random)
         value = self.question.objective.offset - objective  # ln, larger is better
@@ -297,15 +330,10 @@ class BestSearch(Proposer):
         leader = measured[int(shares.argmax())]
         probability, none_fits = float(shares.max()), float(np.mean(~np.isfinite(most)))
         decisive = np.bincount(place[~good[:, leader] & np.isfinite(most)], minlength=size) / len(value)
-        variance = np.var(value, axis=0) + 1e-12
-        weights = decisive * variance / (variance + variance[leader])
-        weights[leader] = float(np.sum(decisive * variance[leader] / (variance + variance[leader])))
-        repeated = len({result.launch for result in successes if result.point == leader})
-        if probability >= self.enough:  # what is missing is a repeated launch of the leader
-            weights = np.eye(size)[leader]
         hopeless, likely = none_fits >= self.enough, probability >= self.enough
-        ended = hopeless or (likely and (repeated >= LEADER_LAUNCHES or leader in self.excluded))
+        ended = hopeless or (likely and (self._repeated(leader) >= LEADER_LAUNCHES or leader in self.excluded))
         contenders = int((np.bincount(place, minlength=size) / len(value) >= LEAST_WEIGHT).sum())
         done = bool(ended or self.launches >= self.limit)
         best = None if hopeless else leader
-        return BestStanding(best, done, hopeless or likely, probability, contenders, none_fits), weights
+        standing = BestStanding(best, done, hopeless or likely, probability, contenders, none_fits)
+        return Judgement(standing, decisive, np.var(value, axis=0) + 1e-12)

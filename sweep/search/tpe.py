@@ -58,12 +58,13 @@ class TpeSearch(Proposer):
         begun, standing = self.begun(pending), self.standing()
         if standing.done or begun >= self.limit or (pending and begun >= self.usual):
             return None
-        usable = np.unique(self.space.configuration[self.usable(pending, fits)])
+        usable = np.unique(self.space.configuration[self.usable(fits)])
         if begun >= self.usual:
             assert standing.leader is not None
             configuration = int(self.space.configuration[standing.leader])
             return NextLaunch(configuration, (standing.leader,), 1.0) if configuration in usable else None
-        fresh = np.setdiff1d(usable, self.space.configuration[[result.point for result in self.results]])
+        begun_points = [*pending, *(result.point for result in self.results)]
+        fresh = np.setdiff1d(usable, self.space.configuration[begun_points])
         if not len(fresh):
             return None
         configuration = int(fresh[self._distance(self._suggested(pending), fresh).argmin()])

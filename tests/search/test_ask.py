@@ -105,15 +105,19 @@ def test_the_same_results_give_the_same_search():
     assert launches != run(asked(grid([1.0]), seed=1), most=14), "another seed"
 
 
-def test_pending_launches_weigh_nothing_and_what_they_may_settle_is_not_launched():
+def test_a_point_is_launched_side_by_side_once_measured_and_what_may_be_settled_is_not_launched():
     ask = asked(grid([1.0]))
     run(ask, most=11)
-    pending = []
+    known = {result.point for result in ask.results}
+    pending, weights = [], []
     while launch := ask.ask(pending):
-        assert launch.configuration not in pending
-        assert not pending or launch.weight >= 0.01
         pending += launch.points
-    assert 0 < len(pending) < len(LEVELS)
+        weights.append(launch.weight)
+        assert pending.count(launch.points[0]) <= (3 if launch.points[0] in known else 1)
+        assert ask.begun(pending) == 11 + len(pending)
+    assert min(weights[1:]) >= 0.01
+    assert max(map(pending.count, known)) > 1
+    assert len(pending) < len(LEVELS)
     only = asked(grid([1.0])).ask([], fits=lambda configuration: configuration == 7)
     assert only.configuration == 7
 

@@ -145,8 +145,8 @@ class PlannedAsk:
         return None
 
     def _pending(self) -> list[int]:
-        """Return the points of launches that have not ended."""
-        return [point for point, trials in self.awaited.items() if trials]
+        """Return the points of launches that have not ended, once for each."""
+        return [point for point, trials in self.awaited.items() for _ in trials]
 
     def _proposed(self, pending: list[int], has_room: Callable[[Need], bool]) -> tuple[NextLaunch, int] | None:
         """Return the next launch and its replicate."""
