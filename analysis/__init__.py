@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from analysis.load import RunNotFound, load, requests, telemetry
     from analysis.report.html import write_all
     from analysis.report.several import write_several
-    from analysis.report.terminal import Summary
+    from analysis.report.terminal import screen_of
     from analysis.report.vllm_flavour import render_vllm_flavour
     from analysis.results import open_results
     from analysis.statistics.request_quantiles import quantiles
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 HOMES = {
     **dict.fromkeys(("RunNotFound", "load", "requests", "telemetry"), "analysis.load"),
     "DamagedFile": "sweep.base.config",
-    "Summary": "analysis.report.terminal",
     "open_results": "analysis.results",
     "quantiles": "analysis.statistics.request_quantiles",
     "render_vllm_flavour": "analysis.report.vllm_flavour",
+    "screen_of": "analysis.report.terminal",
     "write_all": "analysis.report.html",
     "write_several": "analysis.report.several",
 }
 __all__ = [
     "DamagedFile",
     "RunNotFound",
-    "Summary",
     "load",
     "open_results",
     "quantiles",
     "render_vllm_flavour",
     "requests",
+    "screen_of",
     "telemetry",
     "write_all",
     "write_several",

@@ -74,10 +74,10 @@ class Layout(PointLayout):
         return placed[placed["line"].isin(self.coloured) & placed["panel"].isin(self.visible_panels)]
 
 
-def listed(lines: Sequence[str]) -> str:
+def listed(lines: Sequence[str], most: int = MOST_LISTED) -> str:
     """Join lines for a sentence. If there are many, list the first and count the rest."""
-    more = len(lines) - MOST_LISTED
-    return ", ".join(lines) if more <= 1 else f"{', '.join(lines[:MOST_LISTED])} and {more:,} others"
+    more = len(lines) - most
+    return ", ".join(lines) if more <= 1 else f"{', '.join(lines[:most])} and {more:,} others"
 
 
 def spaced(key: str) -> str:

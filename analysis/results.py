@@ -108,6 +108,15 @@ class RunResults:
         return vllm_figures(self.run)
 
     @cached_property
+    def machines(self) -> list[str]:
+        """The accelerators with a result, or the processors and their cores: `2 CPU cores (AMD EPYC)`."""
+        rows = self.run.ok[["accelerator", "hardware"]].dropna(subset="accelerator").fillna("{}").to_numpy()
+        facts = [(name, json.loads(text) if name == "cpu" else {}) for name, text in rows]
+        return sorted(
+            {f"{each['cores']} CPU cores ({each['cpu']})" if "cores" in each else name for name, each in facts}
+        )
+
+    @cached_property
     def formats(self) -> dict[str, list[str]]:
         """The lines of each number format, e.g. `bfloat16, bitsandbytes nf4`, since a speed depends on its format."""
         ok = self.layout.placed(self.run.ok)[["line", "dtype", "engine_facts"]].drop_duplicates()

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -321,11 +321,6 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title:
         return view(heading or " ", lambda row: str(row[index]), kind="text")
 
     return Table([column(*pair) for pair in enumerate(headings)], list(rows), title)
-
-
-def meanings_table(meanings: Mapping[str, tuple[str, ...]], headings: Sequence[str]) -> Table[Sequence[object]]:
-    """Return a table for documents: names as code, with their meanings; an empty cell is a dash."""
-    return text_table(headings, ([f"`{name}`", *(text or "–" for text in texts)] for name, texts in meanings.items()))
 
 
 def meanings(columns: Iterable[Column[Any]]) -> dict[str, tuple[str, str]]:

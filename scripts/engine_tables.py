@@ -8,6 +8,7 @@ of TGI and TensorRT-LLM, which no public package contains, are maintained by han
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from backends.base import Backend
 from backends.installed import configured, names
-from backends.tables.table import FOLDER, EngineTable, file_text, load
+from backends.tables.table import FOLDER, EngineTable, load
 from scripts.engine_sources import READERS
 from sweep.base.options import ConfigPath
 
@@ -149,6 +150,25 @@ def changes(old: EngineTable, new: EngineTable) -> Iterator[str]:
             yield f"- flags: {entry}"
         elif meaning != successor:
             yield f"  flags: {entry}: {meaning} became {successor}"
+
+
+def file_text(table: EngineTable) -> str:
+    """Return a table in its file format, with one name per line so that diffs between versions are readable."""
+    content = table.model_dump(mode="json")
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            items = [f"{json.dumps(name)}: {json.dumps(each)}" for name, each in sorted(value.items())]
+            parts.append(f"{json.dumps(key)}: {{{_lines(items)}}}")
+        elif isinstance(value, list) and key != "distributions":
+            parts.append(f"{json.dumps(key)}: [{_lines(list(map(json.dumps, sorted(value))))}]")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return "{\n " + ",\n ".join(parts) + "\n}\n"
+
+
+def _lines(items: list[str]) -> str:
+    return "".join(f"\n  {item}," for item in items).removesuffix(",") + ("\n " if items else "")
 
 
 def main() -> int:

@@ -5,7 +5,7 @@
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from analysis.answers.output import ANSWER_COLUMNS
 from analysis.compare.output import comparison_columns
@@ -14,7 +14,7 @@ from analysis.statistics.comparison import MARGIN
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
 from analysis.studies.printed import JUDGED
 from analysis.summary import SUMMARY_COLUMNS
-from analysis.table import Column, Table, meanings, meanings_table, view
+from analysis.table import Column, Table, meanings, text_table, view
 from sweep.base.config import ROOT
 from sweep.disk.columns import TELEMETRY_FIELDS, Meaning, request_columns, trial_columns
 from sweep.numbers.quantity import Quantity, columns, declared
@@ -75,10 +75,14 @@ def column_tables() -> str:
         "sweep studies RUN --format csv, json": _recorded(meanings(JUDGED)),
         "analysis.quantiles(folder).table": _recorded(QUANTILE_COLUMNS),
     }
-    tables = {
-        column: "\n".join(meanings_table(of_file, COLUMN_HEADINGS).markdown()) for column, of_file in files.items()
-    }
+    tables = {column: "\n".join(meanings_table(of_file).markdown()) for column, of_file in files.items()}
     return "\n\n".join(f"## {column}\n\n{table}" for column, table in tables.items())
+
+
+def meanings_table(meanings: Mapping[str, tuple[str, ...]]) -> Table[Sequence[object]]:
+    """Return a table of columns: names as code, with their meanings; an empty cell is a dash."""
+    rows = ([f"`{name}`", *(text or "–" for text in texts)] for name, texts in meanings.items())
+    return text_table(COLUMN_HEADINGS, rows)
 
 
 def _recorded(meanings: Mapping[str, Meaning]) -> dict[str, tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from analysis.report.terminal import Summary
+from analysis.report.terminal import screen_of
 from analysis.results import open_results
 from sweep.base.config import ROOT
 from tests.support.browser import Browser, missing, opened_browser
@@ -56,7 +56,7 @@ def write_terminal(run: Path, picture: Path) -> None:
     """Write the end of a run as a terminal of 80 columns shows it; its fonts are the reader's own."""
     console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, highlight=False)
     with contextlib.chdir(run.parent):  # so that the commands name no folder of this machine
-        console.print(Summary(open_results(run.name)))
+        console.print(screen_of(open_results(run.name)))
     svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=f"sweep summary {run.name}"), flags=re.DOTALL)
     picture.write_text(svg, encoding="utf-8")
 

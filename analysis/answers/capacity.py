@@ -3,20 +3,23 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from analysis.answers.asking import run_names
 from analysis.answers.slo_bounds import Bound
 from analysis.answers.task_answer import RankedConfiguration, TaskAnswer, TaskCriterion
+from analysis.point_names import listed
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
 from analysis.statistics.contests import Standing
 from analysis.statistics.intervals import Estimate
-from analysis.table import KEY, NONE, Cell, Column, Table, view
+from analysis.table import KEY, NONE, Column, Table, view
 from sweep.base.config import read_slo, split_bound
 from sweep.base.wording import number
 from sweep.numbers.quantity import percentile_name
 
+LOADS = ("capacity", "fresh launch")  # the columns of a table of claims that have a load
 USUAL_PERCENTILE = 90.0  # the percentile of a bound that has none
 ClaimedBounds = dict[tuple[str, float], float]  # (latency, percentile) -> limit in s
 
@@ -46,9 +49,15 @@ class PointClaim:
         return bounds_of(read_slo(self.record["slo"]) or {})
 
     @property
-    def text(self) -> str:
-        """The claim in words, without its label."""
-        return str(self.record["lines"][0]).partition(":")[2].strip()
+    def load(self) -> str:
+        """The claimed load in short: `15.4–16.4`, `≥ 15.4`, `> 15.4`, `≤ 16.4`, `none` or `unknown`."""
+        low, high = map(self.quantity.shown, self.ends)
+        if not self.record["lower"]:
+            missing = "none" if self.record["status"] == "impossible" else "unknown"
+            return f"≤ {high}" if self.record["upper"] else missing
+        if self.record["status"] == "above" or not self.record["upper"]:
+            return f"{'>' if self.record['status'] == 'above' else '≥'} {low}"
+        return low if low == high else f"{low}–{high}"
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -72,26 +81,30 @@ def claims_within(runs: Sequence[RunResults], slo: Mapping[str, float] | None = 
     return named if slo is None else [claim for claim in named if claim.bounds == bounds_of(slo)]
 
 
-def capacity_answers(claims: Sequence[PointClaim]) -> list[TaskAnswer]:
-    """Return the answer of each task: the highest lower end first. Claims whose intervals overlap tie."""
+def _by_task(claims: Sequence[PointClaim]) -> list[list[PointClaim]]:
+    """Return each task's claims, one for each configuration of a run: the highest lower end first."""
     tasks: dict[str, list[PointClaim]] = {}
     for claim in claims:
         tasks.setdefault(str([claim.record["asked"], claim.record["unit"]]), []).append(claim)
-    return [_answer_of_claims(of_task) for of_task in tasks.values()]
+    return [sorted(_of_all_launches(each), key=lambda claim: -claim.record["lower"]) for each in tasks.values()]
+
+
+def capacity_answers(claims: Sequence[PointClaim]) -> list[TaskAnswer]:
+    """Return the answer of each task. Claims whose intervals overlap tie."""
+    return [_answer_of_claims(of_task) for of_task in _by_task(claims)]
 
 
 def _answer_of_claims(claims: Sequence[PointClaim]) -> TaskAnswer:
-    claims = _of_all_launches(claims)
     first = claims[0]
     limits = [_claimed_bound(latency, percentile, limit) for (latency, percentile), limit in first.bounds.items()]
     names = [claim.record["configuration"] for claim in claims]
-    full_names = [
+    full = [
         f"{name} ({claim.run})" if names.count(name) > 1 else name for claim, name in zip(claims, names, strict=True)
     ]
-    pairs = sorted(zip(claims, full_names, strict=True), key=lambda pair: -pair[0].record["lower"])
+    pairs = list(zip(claims, full, strict=True))
     best = pairs[0][0].ends
     ranked = [_ranked(claim, name, best) for claim, name in pairs if claim.record["lower"]]
-    barred = [replace(_ranked(claim, name, best), codes=(claim.text,)) for claim, name in pairs[len(ranked) :]]
+    barred = [replace(_ranked(claim, name, best), codes=(claim.load,)) for claim, name in pairs[len(ranked) :]]
     criterion = TaskCriterion(str(first.record["task"]), first.quantity, tuple(limits))
     placed = [replace(each, standing=Standing.BEST, low=math.nan, high=math.nan) for each in ranked[:1]]
     return TaskAnswer(criterion, (*placed, *ranked[1:]), barred=tuple(barred))
@@ -114,7 +127,7 @@ def _of_all_launches(claims: Sequence[PointClaim]) -> list[PointClaim]:
 def _ranked(claim: PointClaim, name: str, best: tuple[float, float]) -> RankedConfiguration:
     """Return a claim's configuration, with the interval of the best's capacity over its own."""
     low, high = claim.ends
-    fresh = (claim.record.get("fresh_launch") or {}).get("lower", math.nan)
+    fresh = _fresh_launch(claim) or math.nan
     ends = (low, high) if math.isfinite(high) else (math.nan, math.nan)
     figure = Estimate(low, *ends, claim.record["launches"], fresh)
     standing = Standing.BEHIND if high < best[0] else Standing.TIED
@@ -128,11 +141,15 @@ def _claimed_bound(latency: str, percentile: float, limit: float) -> Bound:
     return Bound(labelled, limit, percentile)
 
 
-def _cost_cell(claim: PointClaim) -> Cell:
-    costs = [cost for cost in claim.record["cost_per_million_tokens"] if cost is not None]
-    if not costs:
-        return Cell(NONE)
-    return Cell(number(costs[0]), f"{number(costs[1])}–{number(costs[0])}" if len(costs) > 1 else "")
+def _fresh_launch(claim: PointClaim) -> float | None:
+    """Return the load that a fresh launch sustains; None if launches were not repeated."""
+    return (claim.record.get("fresh_launch") or {}).get("lower")
+
+
+def _cost_range(claim: PointClaim) -> str:
+    """Return the cost at the interval's ends: the higher load is the cheaper."""
+    costs = [number(cost) for cost in reversed(claim.record["cost_per_million_tokens"]) if cost is not None]
+    return "–".join(dict.fromkeys(costs)) or NONE
 
 
 CLAIM_COLUMNS: tuple[Column[PointClaim], ...] = (
@@ -142,16 +159,20 @@ CLAIM_COLUMNS: tuple[Column[PointClaim], ...] = (
     ),
     Column("task", "what was asked", lambda claim: claim.record["task"], **KEY),
     Column("replicate", "number of the launch", lambda claim: claim.record.get("replicate")),
-    Column("status", "confirmed, interval, above, impossible, drift or refused", lambda claim: claim.record["status"]),
     Column("lower, upper", "ends of the claim's interval", lambda claim: claim.ends, of_value="`unit`"),
     Column("unit", "requests/s or users", lambda claim: claim.record["unit"]),
-    view("capacity", lambda claim: claim.text, kind="text wide"),
-    Column("limit", "the bound that is exceeded first", lambda claim: claim.record["limit"] or NONE, kind="text"),
+    view("capacity", lambda claim: claim.load),
+    Column(
+        "limit",
+        "the bound that is exceeded first, or why the search ended without one",
+        lambda claim: claim.record["limit"] or claim.record["ended"].partition(": ")[0] or NONE,
+        kind="text",
+    ),
     Column(
         "cost_at_lower, cost_at_upper",
         "cost per million output tokens at the interval's ends",
         lambda claim: tuple(claim.record["cost_per_million_tokens"]),
-        _cost_cell,
+        _cost_range,
         "USD",
         heading="cost",
         unit="$/M tokens",
@@ -159,9 +180,12 @@ CLAIM_COLUMNS: tuple[Column[PointClaim], ...] = (
     Column(
         "fresh_launch_lower",
         "load that a fresh launch sustains at a risk of 5%; of several launches only",
-        lambda claim: (claim.record.get("fresh_launch") or {}).get("lower"),
-        of_value="`unit`",
+        _fresh_launch,
+        lambda claim: NONE if (lower := _fresh_launch(claim)) is None else f"≥ {claim.quantity.shown(lower)}",
+        "`unit`",
+        heading="fresh launch",
     ),
+    Column("status", "confirmed, interval, above, refused, …", lambda claim: claim.record["status"], kind="text"),
     Column("probes", "number of trials", lambda claim: claim.record["probes"]),
     Column("seconds", "time of measurement", lambda claim: claim.record["seconds"], of_value="s"),
 )
@@ -170,4 +194,11 @@ CLAIM_COLUMNS: tuple[Column[PointClaim], ...] = (
 
 def claims_table(claims: Sequence[PointClaim]) -> Table[PointClaim]:
     """Return the capacity of each configuration and task."""
-    return Table(CLAIM_COLUMNS, claims)
+    unit = listed(sorted({claim.record["unit"] for claim in claims}))
+    columns = [replace(each, unit=unit) if each.heading in LOADS else each for each in CLAIM_COLUMNS]
+    return Table(columns, claims, points=len(claims))
+
+
+def of_capacities(results: RunResults) -> Table[PointClaim]:
+    """Return a run's capacities, one for each configuration and task: the highest of a task first."""
+    return claims_table(list(chain(*_by_task(claims_within([results])))))

@@ -25,6 +25,7 @@ from sweep.base.wording import count
 
 LINES = 23  # lines of a screen, before the report's path
 FEWEST_ROWS = 3  # rows of each table
+FEWEST_OF_WINNERS = 3  # columns: task, best and lead
 MOST_DOUBTS = 3  # lines about failures and warnings
 KEPT = ".answer.json"
 TABLES = ("points", "winners", "models")
@@ -75,7 +76,9 @@ class Screen:
         points, equal = self.points, ""
         if points.points == len(points.rows):  # otherwise points on other rows might differ
             points, equal = points.condensed()
-        winning = list(_fitted_rows(self.winners.within(width), "", room - FEWEST_ROWS - 5, console, options))
+        winners = self.winners.within(width)  # of a tie between long names, the verdict alone
+        winners = winners if len(winners.headings) > FEWEST_OF_WINNERS else self.winners.brief().within(width)
+        winning = list(_fitted_rows(winners, "", room - FEWEST_ROWS - 5, console, options))
         room -= sum(len(console.render_lines(part, options)) for part in winning)
         fitting, brief = points.within(width), points.brief().within(width)
         fitting = fitting if len(fitting.headings) >= len(brief.headings) else brief
@@ -108,7 +111,7 @@ class Screen:
         if self.advice and most:
             yield Line(f"tie: {self.advice}", "dim")
         left_out = len(self.doubts) - max(most, 1)
-        details = f" ({count(left_out, 'more warning')}, remedies)" if left_out > 0 else ""
+        details = f" ({count(left_out, 'more warning')})" if left_out > 0 else ""
         yield Line(f"more: sweep summary {self.place} --table, or --all{details}", "dim")
         if self.is_explained and most:
             yield Line(f"gain: sweep explain {self.place}", "dim")

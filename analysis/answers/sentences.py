@@ -91,7 +91,7 @@ def caveats(answers: Sequence[TaskAnswer]) -> str:
         f"{name} ({times}{of_answers})" if len(answers) > 1 else name for name, times in dropped.items()
     ]
     parts["warnings"] = list(codes)
-    return "".join(f"; {label}: {listed(items)}" for label, items in parts.items() if items)
+    return "".join(f"; {label}: {listed(items, MOST_IN_SENTENCE)}" for label, items in parts.items() if items)
 
 
 def measured_text(answers: Sequence[TaskAnswer]) -> str:

@@ -31,7 +31,7 @@ def _leaders(rivals: pd.DataFrame, standing: str, shown: LabelledColumn) -> str:
     ]
     decided = [group for group in standings if (group == Standing.BEST).any() and not (group == Standing.TIED).any()]
     wins = Counter(str(group.index[group == Standing.BEST][0]) for group in decided if len(group) > 1)
-    extreme, total = "highest" if shown.better == "higher" else "lowest", count(len(standings), "point")
+    extreme, total = "highest" if shown.better == "higher" else "lowest", count(len(standings), "task")
     if wins:
         (leader, times), *others = wins.most_common(3)
         rest = "".join(f", {line} at {wins_of_line}" for line, wins_of_line in others)

@@ -5,6 +5,7 @@ are several kinds of load, each panel has its own x. A chart has room for a limi
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -150,7 +151,9 @@ def _differs(values: Any) -> bool:
 def _names(points: pd.DataFrame, columns: list[str], first: str) -> list[str]:
     """Name each point: `first` and the ladder's step appear as their value, other columns as key=value."""
     columns = [key for key in columns if key != first]
-    prefixes = ["" if key == "ladder" else f"{spaced(key)}=" for key in columns]
+    alike = Counter(map(spaced, columns))  # e.g. the means of two distributions
+    spoken = [spaced(key) if alike[spaced(key)] < 2 else " ".join(map(spaced, key.split(".")[-2:])) for key in columns]
+    prefixes = ["" if key == "ladder" else f"{name}=" for key, name in zip(columns, spoken, strict=True)]
 
     def name(values: Iterable[Any]) -> str:
         settings = [(prefix, value) for prefix, value in zip(prefixes, values, strict=True) if pd.notna(value)]

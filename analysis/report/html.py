@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from analysis.answers.capacity import claims_table, claims_within
+from analysis.answers.capacity import of_capacities
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
 from analysis.answers.question import asked_points
@@ -100,7 +100,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "layout": layout,
         "results": results,
         "claims": results.questions or results.claims,  # the table has the claims of a question's launches
-        "capacities": claims_table(claims_within([results])),
+        "capacities": of_capacities(results),
         "asked": asked_points(results.questions),
         "answer": leading_sentence(results, answered),
         "answers": answers_table(answered),
@@ -143,7 +143,7 @@ def lead_of_run(results: RunResults) -> str:
         listed(list(dict.fromkeys(run.trials["backend"]))),
         " ".join([", ".join(sorted(run.trials["model"].dropna().unique())), *formats]),
         f"{len(run.ok)} of {trials} trials and {counts.gt(0).sum()} of {points} points have a result",
-        ", ".join(sorted(run.ok["accelerator"].dropna().unique())),
+        ", ".join(results.machines),
         f"{begin.min()[:16]} to {end.max()[:16]} UTC".replace("T", " ", 2) if len(begin) and len(end) else "",
     ]
     return " · ".join(part for part in parts if part)

@@ -76,7 +76,7 @@ def _winner(answer: TaskAnswer) -> Cell:
 
 
 def best_headroom(answer: TaskAnswer) -> Cell:
-    if answer.best is None:
+    if answer.best is None or math.isnan(answer.best.headroom):  # a capacity has none
         return Cell(NONE)
     return Cell(f"{answer.best.headroom:.0%}", "" if answer.best.surely_meets else "not certain")
 

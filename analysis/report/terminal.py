@@ -3,14 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console, ConsoleOptions, RenderResult
 
+from analysis.answers.capacity import of_capacities
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
 from analysis.answers.output import lines as answer_lines
@@ -57,43 +56,34 @@ MARK_MEANINGS = {
 ONE_LINE = 80  # columns of a terminal in which a warning that names its points takes one line
 
 
-class Summary:
-    """A run's result on one screen: each task's winner, the values that decide, warnings, and where to read more."""
-
-    def __init__(self, results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> None:
-        self.results = results
-        self.answers = answers([results]) if answered is None else answered
-
-    @cached_property
-    def screen(self) -> Screen:
-        """The screen's texts."""
-        results, answered = self.results, self.answers
-        points, log = deciding_table(results), next((loss.log for loss in _worst_first(results)), None)
-        ranks: dict[Any, int] = {}
-        if "ladder_parent" not in results.points:
-            ranks = {each.point: rank for one in answered for rank, each in enumerate(one.configurations)}
+def screen_of(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> Screen:
+    """Return a run on one screen: each task's winner, the values that decide, warnings, and where to read more."""
+    answered = answers([results]) if answered is None else answered
+    found, is_grid = results.questions or results.claims, len(results.claims) > 1
+    points: Table[Any] = of_capacities(results) if is_grid else deciding_table(results)
+    log = next((loss.log for loss in _worst_first(results)), None)
+    order: list[int] = []
+    if not is_grid and "ladder_parent" not in results.points:
+        ranks = {each.point: rank for one in answered for rank, each in enumerate(one.configurations)}
         order = sorted(range(len(points.rows)), key=lambda row: ranks.get(points.rows[row].name, len(ranks)))
-        return Screen(
-            heading=run_heading(results),
-            points=of_texts(points),
-            ranks=order if ranks else (),
-            winners=of_texts(winners_table(results, answered)),
-            models=of_texts(models_table(results) or Table((), ())),
-            doubts=list(_doubts(results)),
-            log=Path(log).relative_to(results.run.paths.out).as_posix() if log else "",
-            dropped=results.losses.dropped,
-            answer=leading_sentence(results, answered),
-            with_slo="ttft_p50" not in results.points or any(answer.criterion.bounds for answer in answered),
-            is_explained=_is_explained(results),
-            claims=all_claim_lines(results.questions or results.claims),  # as the run ended
-            others=results.run.others,
-            advice=tie_advice(answered),
-            marks=MARK_MEANINGS,
-            place=str(results.run.place),
-        )
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.screen
+    return Screen(
+        heading=run_heading(results),
+        points=of_texts(points),
+        ranks=order,
+        winners=of_texts(winners_table(results, answered)),
+        models=of_texts(models_table(results) or Table((), ())),
+        doubts=list(_doubts(results, answered)),
+        log=Path(log).relative_to(results.run.paths.out).as_posix() if log else "",
+        dropped=results.losses.dropped,
+        answer=leading_sentence(results, answered),
+        with_slo="ttft_p50" not in results.points or any(answer.criterion.bounds for answer in answered),
+        is_explained=_is_explained(results),
+        claims=all_claim_lines(found) if len(found) == 1 else (),  # as the run ended
+        others=results.run.others,
+        advice=tie_advice(answered),
+        marks=MARK_MEANINGS | ({"–": "a–b: interval of these launches"} if is_grid else {}),
+        place=str(results.run.place),
+    )
 
 
 def run_heading(results: RunResults) -> str:
@@ -103,7 +93,7 @@ def run_heading(results: RunResults) -> str:
     parts = [
         run.name,
         listed(sorted(run.trials["model"].dropna().unique())),
-        listed(sorted(run.ok["accelerator"].dropna().unique())),
+        listed([name.partition(" (")[0] for name in results.machines]),
         f"{len(run.ok)} of {planned_trials(run)} trials ok",
         f"{duration_text((end.max() - begin.min()).total_seconds())} on {begin.min():%Y-%m-%d}"
         if len(begin) and len(end)
@@ -153,8 +143,8 @@ def _winner(answer: TaskAnswer) -> Cell:
 
 def _lead(answer: TaskAnswer) -> Cell:
     if answer.tied:
-        others = f"{len(answer.tied)} others"
-        return Cell(f"tie with {answer.tied[0].full_name if len(answer.tied) == 1 else others}", style="yellow")
+        others = answer.tied[0].full_name if len(answer.tied) == 1 else f"{len(answer.tied)} others"
+        return Cell("tie", f"with {others}", style="yellow")
     return Cell(advantage(answer, answer.meeting[1]).replace(" to ", "–") if answer.decided else NONE)
 
 
@@ -170,19 +160,16 @@ def _worst_first(results: RunResults) -> list[Loss]:
     return sorted(results.losses.shown, key=lambda loss: loss.trials, reverse=True)
 
 
-def _doubts(results: RunResults) -> Iterator[tuple[str, str, int]]:
-    """Yield failures and warnings, severe first: text, style, and maximum number of lines."""
+def _doubts(results: RunResults, answered: Sequence[TaskAnswer]) -> Iterator[tuple[str, str, int]]:
+    """Yield failures and warnings as text, style and maximum number of lines: severe first, then the answers' own."""
     lost = results.losses
     if lost.trials:
         worst = _worst_first(results)[0]
         share = f" ({worst.trials} of them)" if worst.trials < lost.trials else ""
-        reason = "" if worst.outcome in UNMEASURED else f": {worst.reason}"
-        yield (
-            f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{share}{reason}",
-            "red",
-            2,
-        )
-    for warning in grouped(results.warnings):
+        share += "" if worst.outcome in UNMEASURED else f": {worst.reason}"
+        yield f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{share}", "red", 2
+    codes, order = {code for one in answered for each in one.configurations for code in each.codes}, list(Severity)
+    for warning in sorted(grouped(results.warnings), key=lambda w: (order.index(w.kind.severity), w.code not in codes)):
         place, _, names = scope(warning, results.layout).partition(": ")
         points, some, _ = place.partition(";")[0].partition(" points")
         text = f"! {warning.message.partition(': ')[0]}"

@@ -120,7 +120,7 @@ def outcome(results: RunResults) -> dict[str, Any]:
     points = results.points
     answer = leading_sentence(results, answers([results]))
     claimed = {
-        f"capacity{end}{f' {number}' if number else ''}": claim.record[end[1:]] if end else claim.text
+        f"capacity{end}{f' {number}' if number else ''}": claim.record[end[1:]] if end else claim.record["lines"][0]
         for number, claim in enumerate(claims_within([results])[:MOST_CAPACITIES])
         for end in ("", "_lower", "_upper")
     }

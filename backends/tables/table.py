@@ -1,6 +1,5 @@
 """The table of one engine version, made by scripts/engine_tables.py: flags, metrics, routes and messages."""
 
-import json
 import re
 from collections.abc import Mapping
 from functools import cache, cached_property
@@ -111,22 +110,3 @@ def _is_number(value: Any) -> bool:
 def load(name: str) -> EngineTable:
     """Return the table of an engine."""
     return EngineTable.model_validate_json((FOLDER / f"{name}.json").read_text())
-
-
-def file_text(table: EngineTable) -> str:
-    """Return a table in its file format, with one name per line so that diffs between versions are readable."""
-    content = table.model_dump(mode="json")
-    parts = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            items = [f"{json.dumps(name)}: {json.dumps(each)}" for name, each in sorted(value.items())]
-            parts.append(f"{json.dumps(key)}: {{{_lines(items)}}}")
-        elif isinstance(value, list) and key != "distributions":
-            parts.append(f"{json.dumps(key)}: [{_lines(list(map(json.dumps, sorted(value))))}]")
-        else:
-            parts.append(f"{json.dumps(key)}: {json.dumps(value)}")
-    return "{\n " + ",\n ".join(parts) + "\n}\n"
-
-
-def _lines(items: list[str]) -> str:
-    return "".join(f"\n  {item}," for item in items).removesuffix(",") + ("\n " if items else "")

@@ -20,6 +20,7 @@ from sweep.cli.output import make_console
 from sweep.cli.tracebacks import traced
 
 if TYPE_CHECKING:
+    from analysis.answers.screen import Screen
     from analysis.results import RunResults
     from analysis.table import Output
 
@@ -196,9 +197,7 @@ def report(arguments: list[str]) -> int:
         _report_several(options)
         return 0
     if object_store.is_url(run) != (options.output is not None):
-        raise ConfigError(
-            f"RUN={run}: expected a folder; for a run in an object store add --output FOLDER for its copy"
-        )
+        raise ConfigError(f"RUN={run}: expected a folder; for a run in an object store add --output FOLDER")
     if options.output is not None:
         object_store.copy(run, options.output)
     print_report(options.output or run_folder(run), make_console(), options.metrics, all_rows=options.all_rows)
@@ -241,16 +240,16 @@ def summary(arguments: list[str]) -> int:
     parser.add_argument("--table", action="store_true", help="show all points, with the columns that decide the answer")
     parser.add_argument("--all", action="store_true", help="show all values, spreads, failures and warnings")
     options = _printed(parser, arguments)
-    is_screen = (
-        len(options.runs) == 1 and options.format == "text" and not (options.output or options.table or options.all)
-    )
+    more = options.output or options.table or options.all
+    is_screen = len(options.runs) == 1 and options.format == "text" and not more
     if is_screen and options.slo is None and not options.all_rows:
         return _print_screen(options.runs[0])
+    from analysis.answers.capacity import of_capacities
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
     from analysis.report.models import models_table
     from analysis.report.tables import deciding_table
-    from analysis.report.terminal import Summary, everything
+    from analysis.report.terminal import everything, screen_of
     from analysis.table import Line, Output
     from sweep.base.config import read_slo
     from sweep.disk.run_files import all_claim_lines
@@ -258,38 +257,37 @@ def summary(arguments: list[str]) -> int:
     runs = [_opened(each, options.all_rows) for each in options.runs]
     slo = read_slo(options.slo)
     answered = answers(runs, slo)
+    if is_screen:
+        return _print_screen(options.runs[0], screen_of(runs[0], answered))
     output = answers_output(answered)
     if options.all:
         parts = [part for each in runs for part in everything(each, answers([each], slo))]
         output = Output(parts, output.table, output.data)
     elif options.table:
-        tables = [table for each in runs for table in (deciding_table(each, None), models_table(each)) if table]
+        made = [(of_capacities(each), deciding_table(each, None), models_table(each)) for each in runs]
+        tables = [table for each in made for table in each if table]
         output = Output(tables, output.table, output.data)
     claims = {str(each.run.place): each.searched for each in runs if each.searched}
     lines = [Line(line) for run in claims for line in all_claim_lines(claims[run], run if len(runs) > 1 else "")]
     if claims:
         output = Output([*output.parts, *lines], output.table, {**output.data, "claims": claims})
-    if is_screen:
-        make_console(160).print(Summary(runs[0], answered))
-        output = Output(lines, output.table)
     _print(output, options)
     return 0
 
 
-def _print_screen(run: str) -> int:
-    """Print the answer of one run: the kept screen, or a new one, which replaces it."""
+def _print_screen(run: str, screen: "Screen | None" = None) -> int:
+    """Print the answer of one run: this screen, else the kept one, else a new one, which replaces it."""
     from analysis.answers.screen import keeping, kept_screen, report_line
     from sweep.base.config import run_folder
 
     folder = None if "://" in run else run_folder(run)
-    screen = kept_screen(folder) if folder else None
-    if screen and folder:
+    if screen is None and folder and (screen := kept_screen(folder)):
         _name_others(folder.name, screen.others)
-    else:
-        from analysis.report.terminal import Summary
+    if screen is None:
+        from analysis.report.terminal import screen_of
 
         with keeping(folder or Path(run), is_refreshed=True) as screens:
-            screen = Summary(_opened(run, all_rows=False)).screen
+            screen = screen_of(_opened(run, all_rows=False))
             screens.append(screen)
     console = make_console(160)
     console.print(screen.above(screen.claims, console.width))
@@ -344,9 +342,7 @@ def ladder(arguments: list[str]) -> int:
     explanation is that of sweep explain. KEY=VALUE is any key of sweep run, e.g. model=, workload=, load= or out=.
     """
     parser = Parser(ladder)
-    parser.add_argument(
-        "--from", dest="first", metavar="COMMAND", required=True, help="the engine's command line today"
-    )
+    parser.add_argument("--from", dest="first", metavar="COMMAND", required=True, help="today's command line")
     parser.add_argument("--to", dest="second", metavar="COMMAND", required=True, help="the command line to compare")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, arguments = _config_dirs(arguments)
@@ -429,9 +425,8 @@ def studies(arguments: list[str]) -> int:
     options = _printed(parser, arguments)
     from analysis.studies import printed
 
-    _print(
-        printed.run_findings(_opened(options.run, options.all_rows)) if options.run else printed.catalogue(), options
-    )
+    run = options.run
+    _print(printed.run_findings(_opened(run, options.all_rows)) if run else printed.catalogue(), options)
     return 0
 
 
@@ -592,12 +587,9 @@ def gateway(arguments: list[str]) -> int:
     parser = Parser(gateway)
     parser.add_argument("--to", metavar="URL", action="append", required=True, help="URL of an engine; may be repeated")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument(
-        "--port", type=_checked(Annotated[int, Field(ge=0, le=65535)], "0 to 65535"), default=8080, help="default: 8080"
-    )
-    parser.add_argument(
-        "--tokenizer", type=Path, metavar="FOLDER", help="tokenizer of the served model, to clip its input"
-    )
+    port = _checked(Annotated[int, Field(ge=0, le=65535)], "0 to 65535")
+    parser.add_argument("--port", type=port, default=8080, help="default: 8080")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer of the model, to clip its input")
     parser.add_argument("--log", metavar="FILE", help="file for one line per request, without prompts")
     parser.add_argument("overrides", nargs="*", help="gateway=NAME and gateway.KEY=VALUE")
     folders, arguments = _config_dirs(arguments)
@@ -737,9 +729,8 @@ def _config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _choices(options: ConfigPath) -> str:
     """Return the options of each config group."""
-    titles = {group: f"{group}s:" for group in ("experiment", *POINT_GROUPS)} | {
-        group: f"{group}:" for group in RUN_GROUPS
-    }
+    titles = {group: f"{group}s:" for group in ("experiment", *POINT_GROUPS)}
+    titles |= {group: f"{group}:" for group in RUN_GROUPS}
     return "\n".join(f"{title:12} {', '.join(options.choices(group))}" for group, title in titles.items())
 
 

@@ -268,7 +268,7 @@ def _run_locked(
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
     moved = _put_together(paths, console, mirror)  # before the report, so that its links stay valid
     rebuild = plan.settings.report and (changed or moved or is_stale(paths.out))
-    ending = list(all_claim_lines(claims))
+    ending = all_claim_lines(claims) if len(claims) == 1 else []  # the screen has a table of several
     remedy = "run the same command again to continue"
     if result.interrupted:
         ends = Counter(ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows)
@@ -404,7 +404,7 @@ def print_report(
                     analysis.write_all(results, paths)
                     moved = f"{folder} is read-only: its report is written to {paths.out}"
                     console.print(moved, markup=False, soft_wrap=True)
-            screen = analysis.Summary(results).screen
+            screen = analysis.screen_of(results)
             screens += [] if all_rows else [screen]
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None

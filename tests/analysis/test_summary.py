@@ -37,11 +37,7 @@ def test_summary_has_means_intervals_and_the_ratio_to_the_baseline(tmp_path: Pat
 
 def test_a_failed_trial_is_in_no_mean_but_in_the_table(tmp_path: Path) -> None:
     failed = {"output_throughput": 1e9}  # whatever it had measured by then
-    rows = [
-        trial("fast", 8, 0, 20.0),
-        {**trial("fast", 8, 1, None), **failed},
-        {**trial("fast", 16, 0, None), **failed},
-    ]
+    rows = [trial("fast", 8, 0, 20.0), *({**trial("fast", *of, None), **failed} for of in ((8, 1), (16, 0)))]
     points = summarise(run_of(tmp_path, rows)).set_index("batch_size")
     assert (points.loc[8, "n"], points.loc[8, "not_ok"], points.loc[8, "output_throughput"]) == (1, 1, 20.0)
     assert math.isnan(points.loc[8, "output_throughput_ci_low"])

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from analysis.answers import screen
-from analysis.answers.screen import KEPT, is_stale, keeping, kept_screen
+from analysis.answers.screen import KEPT, Screen, is_stale, keeping, kept_screen
 from analysis.load import Run
-from analysis.report.terminal import Summary
+from analysis.report.terminal import screen_of
 from analysis.results import RunResults
 from sweep.__main__ import main
 from sweep.base.config import ROOT, ConfigError
@@ -32,10 +32,10 @@ def printed(shown: RenderableType, width: int) -> str:
     return str(console.file.getvalue())
 
 
-def keep(run: Run) -> Summary:
+def keep(run: Run) -> Screen:
     with keeping(run.paths.out) as screens:
-        summary = Summary(RunResults(run))
-        screens.append(summary.screen)
+        summary = screen_of(RunResults(run))
+        screens.append(summary)
     return summary
 
 
@@ -110,16 +110,14 @@ def test_other_code_or_a_damaged_copy_is_computed_again(
         assert kept_screen(tmp_path) is not None
 
 
-def test_nothing_is_kept_after_a_warning_or_while_files_change(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_nothing_is_kept_after_a_warning_or_as_files_change(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     results = RunResults(run_of(tmp_path, ROWS))
     with keeping(tmp_path) as screens:
-        screens.append(Summary(results).screen)
+        screens.append(screen_of(results))
         (tmp_path / "ledger.jsonl").touch()
     assert not (tmp_path / KEPT).exists()
     with keeping(tmp_path, is_refreshed=True) as screens:
-        screens.append(Summary(results).screen)
+        screens.append(screen_of(results))
     assert not (tmp_path / KEPT).exists(), "the folder is only read"
     keep(results.run)
     assert kept_screen(tmp_path) is not None

@@ -11,7 +11,7 @@ import pytest
 from backends.base import Backend, EnvironmentSpec, Launch
 from backends.installed import configured, names
 from backends.tables import check
-from backends.tables.table import FOLDER, EngineTable, file_text, load, spelling
+from backends.tables.table import FOLDER, EngineTable, load, spelling
 from scripts import engine_tables
 from scripts.engine_sources import PythonSource, Reading, Types, llamacpp, vllm
 from sweep.__main__ import main
@@ -99,7 +99,7 @@ def test_a_table_is_of_the_pinned_version(name):
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_a_tables_file_is_as_it_is_written(path):
-    assert path.read_text() == file_text(load(path.stem))
+    assert path.read_text() == engine_tables.file_text(load(path.stem))
 
 
 def plan(*overrides: str) -> list[str]:

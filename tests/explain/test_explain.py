@@ -147,9 +147,8 @@ def test_the_baseline_says_which_value_is_off(tmp_path):
 def test_of_several_points_of_the_baseline_none_is_compared_with(tmp_path):
     also = [trial("transformers", 8, 0, 50.0, **{KNOBS[3]: value, "trial_id": str(value)}) for value in ("a", "b")]
     run = two_by_two(tmp_path, also=also, baseline={"backend": "transformers"})
-    explanation = next(
-        each for each in explanations(run.run, run.layout, ["output_throughput"]) if "vllm" in each.begin
-    )
+    every = explanations(run.run, run.layout, ["output_throughput"])
+    explanation = next(each for each in every if "vllm" in each.begin)
     assert list(parts(explanation)) == ["batching", "graphs"]
     assert "transformers has 2 points, so the baseline is ambiguous" in explanation.notes
 

@@ -49,6 +49,7 @@ WHISKERS = (
 )
 LINKS = "return [...document.querySelectorAll('#details .scroll a')].map(link => link.getAttribute('href'))"
 COPY_LABEL = "return document.getElementById('copy-link').textContent"
+LINKED = "return [...document.querySelectorAll('nav a, a.mark')].every(link => document.querySelector(link.hash))"
 ROW_COUNT = "document.querySelectorAll('#points-table tbody tr').length"
 MARKS = """return [...document.querySelectorAll("#plot .marks, #plot .faded")]
     .reduce((sum, path) => sum + (path.getAttribute("d").match(/M/g) ?? []).length, 0)"""
@@ -158,9 +159,7 @@ def test_a_report_with_its_figures_is_small_and_fetches_nothing(browser: Browser
             assert 0 <= top < height, f"the anchor of {figure} leads to it"
             assert drawn > 50, f"{figure} has a size"
     browser.media()
-    assert browser.run(
-        "return [...document.querySelectorAll('nav a, a.mark')].every(link => document.querySelector(link.hash))"
-    )
+    assert browser.run(LINKED)
     assert browser.log("browser") == []
     assert fetched(browser) <= {page.as_uri(), "about:blank"}
 
@@ -218,10 +217,7 @@ def test_a_figure_without_an_interval_has_no_whisker_and_says_why(browser: Brows
 
 def test_an_interval_from_the_launches_own_figures_says_so(browser: Browser, tmp_path: Path) -> None:
     """Three launches, whose requests are not there; their p50 of TTFT are 100, 110 and 121 ms."""
-    rows = [
-        trial("a", 8, index, 10.0, ttft_p50=0.1 * 1.1**index, ttft_p99=0.3, launch=f"launch-{index}")
-        for index in range(3)
-    ]
+    rows = [trial("a", 8, n, 10.0, ttft_p50=0.1 * 1.1**n, ttft_p99=0.3, launch=f"launch-{n}") for n in range(3)]
     browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
     browser.run(SET, "x", "ttft_p50")
     factor = np.exp(4.302653 * (0.121 - 0.1) / 2 / (0.331 / 3) / np.sqrt(3))  # Student's t of two degrees of freedom
@@ -277,9 +273,7 @@ def test_a_bound_collapses_the_table_to_one_answer_per_configuration(browser: Br
     assert len(browser.run(ROWS)) == 9
 
 
-def test_a_bound_holds_while_it_is_typed_and_the_page_opens_on_the_richest_task(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_a_bound_holds_while_typed_and_the_page_opens_on_the_richest_task(browser: Browser, tmp_path: Path) -> None:
     rows = [trial("a", 8, 0, 10.0, ttft_p50=0.1) | {"workload": "few"}]
     rows += [trial("a", size, 0, 10.0 * size, ttft_p50=0.05 * size) for size in (1, 2, 4)]
     browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
@@ -401,9 +395,7 @@ def test_rows_are_sorted_and_filtered(browser: Browser, page: Path) -> None:
     assert column == sorted(column, reverse=True), "the best first"
     browser.run("document.querySelector('[data-sort=throughput_per_gpu]').click()")
     assert [float(row[2].replace(",", "")) for row in browser.run(ROWS)] == column[::-1]
-    assert browser.run("return document.querySelector('[aria-sort=ascending]').innerText").startswith(
-        "Throughput per GPU"
-    )
+    assert text(browser, "[aria-sort=ascending]").startswith("Throughput per GPU")
 
 
 def test_no_column_is_cut_off(browser: Browser, page: Path) -> None:
@@ -643,9 +635,7 @@ def test_what_an_engine_wrote_is_text(browser: Browser, tmp_path: Path) -> None:
 
 def test_two_thousand_points_are_usable(browser: Browser, tmp_path: Path) -> None:
     rows = [
-        trial(
-            f"engine-{line}", size, 0, size * (10.0 + line), ttft_p50=0.01 * size, tpot_p50=0.01, ttft_p99=0.02 * size
-        )
+        trial(f"engine-{line}", size, 0, size * (10 + line), ttft_p50=0.01 * size, tpot_p50=0.01, ttft_p99=0.02 * size)
         for line in range(40)
         for size in range(1, 51)
     ]
@@ -681,9 +671,7 @@ def test_the_points_of_two_runs_are_on_one_page(browser: Browser, page: Path, tm
     browser.run(SET, "filter", "")
     browser.run(SET, "one", True)
     assert text(browser, "#row-count") == "4 configurations"
-    assert browser.run(
-        "return [...document.querySelectorAll('nav a, a.mark')].every(link => document.querySelector(link.hash))"
-    )
+    assert browser.run(LINKED)
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
     assert browser.log("browser") == []
     assert fetched(browser) <= {both.as_uri(), "about:blank"}

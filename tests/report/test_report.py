@@ -150,9 +150,8 @@ def test_the_files_of_a_trial_are_linked_where_they_lie(tmp_path: Path, monkeypa
         page = page_data([open_results(paths.out)])
         assert all((paths.out / path).is_file() for _, path in page["files"])
         *_, places = page["points"]["trials"][point][0]
-        assert bool(page["points"]["reads"][point]) == any(
-            page["files"][place][0].endswith(".parquet") for place in places
-        )
+        names = [page["files"][place][0] for place in places]
+        assert bool(page["points"]["reads"][point]) == any(name.endswith(".parquet") for name in names)
         return dict(page["files"][place] for place in places)
 
     assert set(titles()) == {"engine log", "requests", "telemetry"}

@@ -134,9 +134,8 @@ def test_the_engines_of_a_pair_that_is_no_winners_have_the_interval_of_all_pairs
     tgi, llamacpp = (int(places[names.index(name)]) for name in ("tgi", "llamacpp"))
     assert whole.won
     difference, half = whole.model.contrasts(whole.model.pairs([tgi], [llamacpp]), whole.model.tukey(3))
-    (compared,) = comparisons(
-        [side(f"{tmp_path}@backend={name}") for name in ("llamacpp", "tgi")], ["output_throughput"]
-    )
+    sides = [side(f"{tmp_path}@backend={name}") for name in ("llamacpp", "tgi")]
+    (compared,) = comparisons(sides, ["output_throughput"])
     assert [compared.low, compared.high] == pytest.approx(np.exp([difference - half, difference + half])[:, 0])
 
 

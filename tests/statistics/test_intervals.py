@@ -315,9 +315,7 @@ def shown_and_covered(scenario: str, replicates: int, n: int, figure: str) -> tu
         ("bursts 0.7", 5, 100, "throughput"),
     ],
 )
-def test_a_figure_that_rests_on_a_few_events_has_no_interval(
-    scenario: str, replicates: int, n: int, figure: str
-) -> None:
+def test_a_figure_that_rests_on_few_events_has_no_interval(scenario: str, replicates: int, n: int, figure: str) -> None:
     """A few stalls, bursts or slow answers do not show how often they come. Of steady requests as many are enough."""
     assert shown_and_covered(scenario, replicates, n, figure)[0] < 0.5
     assert shown_and_covered("load 0.5", replicates, n, figure)[0] > 0.7

@@ -152,9 +152,7 @@ def test_imported_figures_are_named_in_the_column_alone(tmp_path: Path) -> None:
     assert "unpooled-statistics" not in warnings_of(run)
 
 
-def test_more_gaps_than_an_interval_takes_are_pooled_without_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_gaps_than_an_interval_takes_are_pooled_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = np.random.default_rng(3)
     all_gaps = np.exp(chance.normal(-4, 0.3, (3, 300, 20)))
     run_with_gaps(tmp_path, all_gaps)

@@ -248,9 +248,7 @@ def test_engines_of_one_launch_each_are_not_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("launches", "judgement"), [(("a", "a"), "reproduced"), (("a", "b"), "not testable here")])
-def test_loads_of_one_launch_are_compared_by_its_own_interval(
-    launches: tuple[str, str], judgement: str, tmp_path: Path
-) -> None:
+def test_loads_of_one_launch_have_its_interval(launches: tuple[str, str], judgement: str, tmp_path: Path) -> None:
     """Over batch sizes an engine may keep its launch, or have another one for each."""
     rows = [
         trial("llamacpp", size, replicate, 10.0 + 0.001 * replicate, launch=launch, **FORMATS["llamacpp"])
@@ -293,9 +291,7 @@ def test_the_ladders_table_stands_beside_a_run_of_all_workloads(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("experiment", "title"), [("kv_cache", "Decomposing"), ("serving", "VLLM demo")])
-def test_experiments_without_published_figures_name_their_study(
-    experiment: str, title: str, tmp_path: Path, capsys: Any
-) -> None:
+def test_experiments_without_figures_name_their_study(experiment: str, title: str, tmp_path: Path, capsys: Any) -> None:
     run(tmp_path, experiment, [trial("vllm", 1, 0, 5.0)])
     assert main(["studies", str(tmp_path)]) == 0
     text = capsys.readouterr().out
@@ -417,9 +413,7 @@ def test_a_range_holds_with_the_whole_interval() -> None:
         ({16: "ok 2, oom_run 1", 32: "oom_run 3"}, Ruling.UNKNOWN),
     ],
 )
-def test_the_largest_size_is_that_before_the_first_that_ran_out_of_memory(
-    outcomes: dict[int, str], ruling: Ruling
-) -> None:
+def test_the_largest_size_is_that_before_the_first_that_ran_out(outcomes: dict[int, str], ruling: Ruling) -> None:
     fits = FitsCheck(kind="fits", where={"backend": "x"}, over="batch_size", largest=16, lost=32)
     table = pd.DataFrame({"backend": "x", "batch_size": list(outcomes), "outcomes": list(outcomes.values())})
     assert fits.answer(table).ruling is ruling
@@ -518,9 +512,7 @@ def test_the_best_is_of_the_task_and_the_batch_that_the_finding_names(
         ("vllm", (1, 2, 32), "not testable here"),
     ],
 )
-def test_batches_of_1_and_2_are_not_1_to_32(
-    backend: str, sizes: tuple[int, ...], judgement: str, tmp_path: Path
-) -> None:
+def test_batches_1_and_2_are_not_1_to_32(backend: str, sizes: tuple[int, ...], judgement: str, tmp_path: Path) -> None:
     rows = [
         trial(backend, size, replicate, 10.0 * size + 0.01 * replicate, launch=f"{replicate}")
         for size in sizes

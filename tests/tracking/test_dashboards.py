@@ -51,9 +51,7 @@ def published(folder: Path, *arguments: str, **environ: str) -> "subprocess.Comp
 
 def section_titles(spec: dict[str, Any]) -> dict[str, list[str]]:
     sections = spec["section"]["panelBankConfig"]["sections"]
-    return {
-        section["name"]: [panel["config"].get("chartTitle", "") for panel in section["panels"]] for section in sections
-    }
+    return {each["name"]: [panel["config"].get("chartTitle", "") for panel in each["panels"]] for each in sections}
 
 
 def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_path: Path) -> None:
@@ -109,9 +107,8 @@ def _check_table_and_artifacts(kept: wandb_stub.Kept, token: str, out: Path) -> 
     assert len(tables[0]["columns"]) <= 10
     assert len(tables[0]["data"]) == 9
     results = next(key for key, values in kept.artifacts.items() if values["artifactTypeName"] == "results")
-    names = {
-        name.removeprefix(f"artifact/{results}/") for name in kept.files if name.startswith(f"artifact/{results}/")
-    }
+    folder = f"artifact/{results}/"
+    names = {name.removeprefix(folder) for name in kept.files if name.startswith(folder)}
     assert {"trials.parquet", "summary.csv", "report.html", "figures/output_throughput.png"} <= names
     assert kept.files[f"artifact/{results}/trials.parquet"] == (out / "trials.parquet").read_bytes()
     assert any("media/images/figures/output_throughput" in name for name in kept.files)
