@@ -26,12 +26,12 @@ def open_regular(path: Path) -> BinaryIO:
     raise OSError(errno.EINVAL, "expected a regular file", str(path))
 
 
-def read_bounded(path: Path, largest: int = LARGEST_FILE) -> bytes:
-    """Return a regular file's content. Raises OSError for any other file, or above `largest` bytes."""
+def read_bounded(path: Path, largest: int = LARGEST_FILE, first: int = LARGEST_FILE) -> bytes:
+    """Return a regular file's `first` bytes. Raises OSError for any other file, or above `largest` bytes."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > largest:
             raise OSError(errno.EFBIG, f"expected at most {largest:,} bytes", str(path))
-        return file.read(largest) or b""  # a log of the kernel without a new line has None
+        return file.read(min(largest, first)) or b""  # a log of the kernel without a new line has None
 
 
 def parsed_size(document: bytes) -> int:

@@ -7,7 +7,6 @@ stable, so a mode can be reproduced anywhere. A random process is never clipped,
 since both would change the process.
 """
 
-import hashlib
 import random
 from array import array
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from backends.prepare.checkpoints import file_digest
 from sweep.base.config import ConfigError, Strict
-from sweep.base.whole_file import read_bounded
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.inputs.rows import (
     BAILIAN,
@@ -308,7 +307,7 @@ class Trace(_ArrivalProcess):
     def digest(self, cache_dir: Path) -> str:
         """Return a hash of the file, so that a different trace under the same name gives a different trial."""
         try:
-            return hashlib.sha256(read_bounded(self.file)).hexdigest()
+            return file_digest(self.file)
         except OSError as error:
             raise ConfigError(f"load.path={self.path}: {error.strerror}") from None
 
@@ -341,8 +340,8 @@ class Trace(_ArrivalProcess):
         return once.model_copy(update=scaled)
 
     def notes(self) -> list[str]:
-        rows = read_rows(self.file, f"load.path={self.path}", any_ending=True)
-        return omissions(self.path, len(rows), self._faults(rows))
+        rows = read_rows(self.file, f"load.path={self.path}", any_ending=True, part=True)
+        return omissions(self.path, len(rows), self._faults(rows), self.file.stat().st_size)
 
     def _faults(self, rows: Sequence[FileRow]) -> dict[int, str]:
         """Return why rows are skipped, by row number."""
@@ -374,7 +373,7 @@ class Trace(_ArrivalProcess):
         """Raise ConfigError if numbers in the default unit, s or ms, may be in another unit."""
         gap = (instants[-1] - instants[0]) / max(len(instants) - 1, 1)
         rarest = DISTINCT if all(instant % 1 == 0 for instant in instants) else RARE
-        columns = trace_columns(read_rows(self.file, f"load.path={self.path}", any_ending=True))
+        columns = trace_columns(read_rows(self.file, f"load.path={self.path}", any_ending=True, part=True))
         is_published = columns and self.column is None and columns[1:] in (BURSTGPT[1:], BAILIAN[1:])
         rare = unit == "s" and not is_published and gap > rarest and instants[0] < EARLIEST_DATE
         if (rare or (unit == "ms" and 0 < gap < DENSE)) and not self._has_unit(column):
@@ -407,7 +406,7 @@ class Trace(_ArrivalProcess):
 
     def _cells(self) -> tuple[str, str, list[tuple[int, Any]]]:
         """Return the time column's name, its default unit, and each row's number with its time."""
-        rows = read_rows(self.file, f"load.path={self.path}", any_ending=True)
+        rows = read_rows(self.file, f"load.path={self.path}", any_ending=True, part=True)
         if self.file.suffix.lower() not in READERS or self.file.suffix.lower() == ".txt":
             texts = (row["prompt"].partition("#")[0].strip() for row in rows)
             return "time", "s", [(number, text) for number, text in enumerate(texts, 1) if text]

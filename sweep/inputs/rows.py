@@ -23,14 +23,16 @@ from sweep.base.whole_file import LARGEST_FILE, read_bounded
 from sweep.inputs.sessions.spans import INPUT_TOKENS, OUTPUT_TOKENS, SPANS, START, span_rows
 
 FileRow = dict[str, Any]
+LARGEST_PART = 64 << 20  # bytes of a trace whose rows are read: in memory they take up to 30 times as many
 MOST_REASONS = 5  # maximum number of reasons for skipped rows that a plan lists
 DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # power of ten of each unit of time, in s
-UNIT_NAMES = {
-    "s": "s", "sec": "s", "secs": "s", "seconds": "s",
-    "ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms",
-    "us": "us", "usec": "us", "micros": "us", "microseconds": "us",
-    "ns": "ns", "nsec": "ns", "nanos": "ns", "nanoseconds": "ns",
-}  # fmt: skip
+_UNITS = (
+    "s sec secs seconds",
+    "ms msec millis milliseconds",
+    "us usec micros microseconds",
+    "ns nsec nanos nanoseconds",
+)
+UNIT_NAMES = {name: names.split()[0] for names in _UNITS for name in names.split()}
 UNIT_IN_NAME = re.compile(  # arrival_ms, time (s), arrivalMillis
     rf"(?:_|\W+|(?<=[a-z])(?=[A-Z]))(?i:({'|'.join(UNIT_NAMES)}))\W?$"
 )
@@ -155,10 +157,7 @@ def whole_number(cell: Any) -> int | None:
 
 
 def faults_of(rows: Sequence[FileRow], columns: TraceColumns) -> dict[int, str]:
-    """Return why a trace's rows cannot be sent, by row number from 1, e.g. because a request failed.
-
-    A row without a time has a fault if any other row has a time.
-    """
+    """Return why a trace's rows cannot be sent, by row number from 1; one without a time only if others have times."""
 
     def is_missing(time: Any) -> bool:
         return time in (None, "") or time != time
@@ -194,7 +193,7 @@ class TraceRows(NamedTuple):
 
 def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
     """Return the lengths in a trace's rows. Raises ConfigError for rows that cannot be sent, unless `skip` is set."""
-    rows = read_rows(path, key)
+    rows = read_rows(path, key, part=True)
     columns = trace_columns(rows)
     if columns is None:
         expected = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
@@ -208,17 +207,18 @@ def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
     return TraceRows(lengths, faults, sendable, columns)
 
 
-def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
-    """Return a note for the plan that counts a file's skipped rows by reason; an empty list if all are sent."""
+def omissions(file: str, rows: int, faults: Mapping[int, str], size: int = 0) -> list[str]:
+    """Return notes for the plan: the part of a trace of so many bytes that is read, and its skipped rows by reason."""
+    part = [f"{file}: only its first {LARGEST_PART:,} of {size:,} bytes are read"] if size > LARGEST_PART else []
     reasons = Counter(fault.partition(";")[0] for fault in faults.values())
     causes = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common(MOST_REASONS))
-    return [f"{file}: {len(faults)} of {rows} rows skipped: {causes}"] if faults else []
+    return part + ([f"{file}: {len(faults)} of {rows} rows skipped: {causes}"] if faults else [])
 
 
 def read_rows(
-    path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False
+    path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False, part: bool = False
 ) -> list[FileRow]:
-    """Return the rows of a file, or only the `first` rows; with `any_ending`, unknown file types are read as text."""
+    """Return a file's rows, of a `part` those in its first bytes; with `any_ending`, unknown types are read as text."""
     if path.suffix.lower() not in READERS and not any_ending:
         problem = f"the ending {path.suffix} is unknown" if path.suffix else "a name without an ending"
         raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")
@@ -226,13 +226,13 @@ def read_rows(
         raise ConfigError(f"{key}: no such file; expected a file ending in {', '.join(READERS)}{or_else}")
     if (size := path.stat().st_size) > LARGEST_FILE:
         raise ConfigError(f"{key}: is {size:,} bytes long; expected at most {LARGEST_FILE:,}")
-    return _parse_rows(path, key, path.stat().st_mtime_ns, first)
+    return _parse_rows(path, key, path.stat().st_mtime_ns, first, LARGEST_PART if part else LARGEST_FILE)
 
 
 @lru_cache(maxsize=16)
-def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[FileRow]:
+def _parse_rows(path: Path, key: str, changed: int, limit: int | None, most: int) -> list[FileRow]:
     try:
-        rows = list(islice(READERS.get(path.suffix.lower(), _text_lines)(path), limit))
+        rows = list(islice(READERS.get(path.suffix.lower(), _text_lines)(path, most), limit))
         rows = span_rows(rows) if rows and SPANS in rows[0] else rows
         rows = [_with_known_names(row) for row in rows]
     except UnicodeDecodeError as error:
@@ -247,8 +247,8 @@ def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[F
     return rows
 
 
-def _text_lines(path: Path) -> Iterator[FileRow]:
-    return ({"prompt": line} for line in _lines(_decoded_text(path)) if line.strip())
+def _text_lines(path: Path, most: int) -> Iterator[FileRow]:
+    return ({"prompt": line} for line in _lines(_decoded_text(path, most)) if line.strip())
 
 
 class RepeatedKeyError(ValueError):
@@ -264,10 +264,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> FileRow:
     return content
 
 
-def _json(path: Path, by_lines: bool) -> Iterator[FileRow]:
+def _json(path: Path, most: int, by_lines: bool) -> Iterator[FileRow]:
     """Return the rows of a JSON document or of JSON lines; under either ending a file may be either."""
-    text = _decoded_text(path)
-    if by_lines and not text.lstrip().startswith("["):
+    text, is_part = _decoded_text(path, most), path.stat().st_size > most
+    is_list = text.lstrip().startswith("[")
+    if is_list and is_part:
+        return (_mapping(row, f"entry {number}") for number, row in enumerate(_entries(text), 1))
+    if not is_list and (by_lines or is_part):
         return _json_lines(text)
     try:
         content = json.loads(text or "[]", object_pairs_hook=_distinct)
@@ -282,11 +285,17 @@ def _json(path: Path, by_lines: bool) -> Iterator[FileRow]:
     return (_mapping(row, f"entry {number}") for number, row in enumerate(content, 1))
 
 
-def _only_list(content: FileRow) -> list[Any]:
-    """Return the only list of mappings in an object such as {"data": [...]}; of one conversation, the object itself.
+def _entries(text: str) -> Iterator[Any]:
+    """Yield the whole entries at the start of a list in JSON."""
+    decode, end = json.JSONDecoder(object_pairs_hook=_distinct).raw_decode, 0
+    with suppress(json.JSONDecodeError):  # of the entry that was cut
+        while (begin := text.find("{", end)) >= 0:
+            entry, end = decode(text, begin)
+            yield entry
 
-    Raises ValueError.
-    """
+
+def _only_list(content: FileRow) -> list[Any]:
+    """Return an object's only list of mappings or, of one conversation, the object itself. Raises ValueError."""
     lists = {name: entry for name, entry in content.items() if isinstance(entry, list)}
     lists = {name: entry for name, entry in lists.items() if entry and isinstance(entry[0], dict)}
     if any(column_name(name) in CONVERSATIONS and not SPEAKERS.isdisjoint(lists[name][0]) for name in lists):
@@ -313,9 +322,11 @@ def _lines(text: str) -> list[str]:
     return [line.removeprefix("\ufeff") for line in text.split("\n")]
 
 
-def _decoded_text(path: Path, newline: str | None = None) -> str:
-    """Return a file's whole text, in UTF-8 or, if it begins with that byte order mark, in UTF-16 or UTF-32."""
-    content = read_bounded(path)
+def _decoded_text(path: Path, most: int, newline: str | None = None) -> str:
+    """Return the text of a file's first `most` bytes, in UTF-8 or, with their byte order mark, in UTF-16 or UTF-32."""
+    content = read_bounded(path, LARGEST_FILE, most)
+    if path.stat().st_size > most:  # it ends with a line or, in one long line of JSON, with an object
+        content = content[: content.rfind(b"\n") + 1] or content[: content.rfind(b"}") + 1]
     marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and b"\0" in content[:4]:
@@ -334,8 +345,8 @@ def _mapping(entry: Any, where: str) -> FileRow:
     return entry
 
 
-def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
-    with io.StringIO(_decoded_text(path, newline="").lstrip("\r\n"), newline="") as file:
+def _separated(path: Path, most: int, delimiter: str) -> Iterator[FileRow]:
+    with io.StringIO(_decoded_text(path, most, newline="").lstrip("\r\n"), newline="") as file:
         header = file.readline()
         file.seek(0)
         if delimiter not in header:  # e.g. a semicolon, of spreadsheets in countries with a decimal comma
@@ -354,15 +365,18 @@ def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
                     raise ValueError(f"{problem}; expected quotes around a cell's {delimiter!r}")
                 yield {column: None if cell in NULL_CELLS else cell for column, cell in row.items()}
         except csv.Error as error:
+            if path.stat().st_size > most and "unexpected end" in str(error):  # of a cell that was cut
+                return
             raise ValueError(f"row {number + 1}: {error}; expected each quote closed before the next cell") from None
 
 
-def _parquet(path: Path) -> Iterator[FileRow]:
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-        yield from batch.to_pylist()
+def _parquet(path: Path, most: int) -> Iterator[FileRow]:
+    file, share = pq.ParquetFile(path), min(1.0, most / path.stat().st_size)
+    rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+    return islice(rows, int(share * file.metadata.num_rows))
 
 
-READERS: dict[str, Callable[[Path], Iterator[FileRow]]] = {
+READERS: dict[str, Callable[[Path, int], Iterator[FileRow]]] = {
     ".txt": _text_lines,
     ".jsonl": partial(_json, by_lines=True),
     ".ndjson": partial(_json, by_lines=True),

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from tokenizers import Tokenizer
 
+from backends.prepare.checkpoints import file_digest
 from sweep.base.config import Strict
 from sweep.base.records import UNKNOWN, Phase, Request
 
@@ -340,5 +341,5 @@ def _word_list() -> list[str]:
 
 def content_digest(*files: Path) -> str:
     """Return a hash of these files and of all other code and data that prompts are made from."""
-    content = [str(WORKLOAD_VERSION), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (WORDS, *files))]
+    content = [str(WORKLOAD_VERSION), *map(file_digest, (WORDS, *files))]
     return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]

@@ -63,13 +63,7 @@ def trial(trial_id):
 
 def deployment(name, trials, unavailable=None):
     backend = SimpleNamespace(
-        name=name,
-        launches=True,
-        traits=Traits(),
-        url=None,
-        replicas=1,
-        gpu_keys=(),
-        price_per_million_tokens=None,
+        name=name, launches=True, traits=Traits(), url=None, replicas=1, gpu_keys=(), price_per_million_tokens=None
     )
     model = SimpleNamespace(name="tiny")
     return Deployment(name, backend, model, 0, None, [trial(t) for t in trials], unavailable)

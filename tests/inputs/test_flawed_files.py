@@ -250,12 +250,7 @@ ONE = '{"prompt": "a"}\n'
             "workload.output_tokens=4",
             "key prompt occurs twice in an objec",
         ),
-        (
-            "p.csv",
-            "prompt,Output Tokens,outputTokens\na,4,5\n",
-            "",
-            "columns Output Tokens, outputTokens have the sa",
-        ),
+        ("p.csv", "prompt,Output Tokens,outputTokens\na,4,5\n", "", "columns Output Tokens, outputTokens have the sa"),
         ("p.csv", "prompt,prompt\na,b\n", "workload.output_tokens=4", "column prompt occurs twice; expected different"),
         (
             "m.jsonl",
@@ -279,12 +274,7 @@ ONE = '{"prompt": "a"}\n'
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true load.skip_unsendable=false", "expected True,"),
         ("bailian.jsonl", trace(0.0, 0.5), ARRIVALS, "row 2: timestamp=0.5; its unit is uncertain; set load.unit to s"),
         ("whole.jsonl", trace(0, 1), ARRIVALS, "times are 1 apart on average; their unit is uncertain; set load.unit"),
-        (
-            "dense.csv",
-            "timestamp\n0\n3\n5\n9\n",
-            ARRIVALS,
-            "times are 3 apart on average; their unit is uncertain",
-        ),
+        ("dense.csv", "timestamp\n0\n3\n5\n9\n", ARRIVALS, "times are 3 apart on average; their unit is uncertain"),
         ("clock.txt", "0.25\n103.5\n250.75\n", ARRIVALS, "times are 125.25 apart on average; their unit is uncertain"),
         ("whole.txt", "0\n500\n", ARRIVALS, "times are 500 apart on average; their unit is uncertain; set load.unit"),
         (
@@ -322,3 +312,24 @@ def test_a_file_that_cannot_be_sent_is_refused_in_one_line(
     assert (status, printed.count("\n")) == (2, 1), printed
     assert message in printed
     assert printed.startswith(("error: workload.", "error: load."))
+
+
+LARGE = [{**row, "note": f"{row}" * 6} for row in trace(*range(0, 200_000, 500))]  # about 250 kB
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json", "list.jsonl", "t.csv", "t.tsv", "t.parquet", "chats.json"])
+def test_only_the_first_part_of_a_large_trace_is_read(tmp_path: Path, capsys: Any, monkeypatch: Any, name: str) -> None:
+    """The rest of the file has an end in mid-row, which would be refused."""
+    rows = [{"messages": [*turns, {"role": "assistant", "content": "x" * 600}]} for turns in MESSAGES] * 200
+    file = write(tmp_path / name, rows if name == "chats.json" else LARGE)
+    if name == "list.jsonl":
+        file.write_text(json.dumps(LARGE))
+    elif name != "t.parquet":
+        file.write_text(file.read_text()[: file.stat().st_size // 2])
+    monkeypatch.setattr("sweep.inputs.rows.LARGEST_PART", file.stat().st_size // 3)
+    load = "load=closed" if name == "chats.json" else "load=recorded"
+    line = [*QUICK, "workload=recorded", f"workload.file={file}", load, "dry_run=true", f"out={tmp_path / 'out'}"]
+    assert main([*line, "workload.num_requests=40"]) == 0
+    assert re.search(r": only its first [\d,]+ of [\d,]+ bytes are read", capsys.readouterr().out)
+    assert main([*line, "workload.num_requests=300"]) == 2
+    assert re.search(r"(contains|has) \d+ (arrivals|turns)", capsys.readouterr().err)

@@ -260,14 +260,15 @@ def test_spans_without_content_give_only_lengths(tmp_path: Path, capsys: Any) ->
     assert [(request.parent, request.output_tokens) for request in requests] == [(-1, 4), (-1, 4)]
 
 
+FOUND_ONE = WITH_TOOLS["gen_ai.input.messages"][-1:]
 FAILED = {"gen_ai.usage.output_tokens": 0}
 INFINITE = {"attributes": [{"key": "k", "value": {"intValue": float("inf")}}]}
 
 
-def prompt(role: str, *parts: Any) -> dict[str, Any]:
-    """Return a call whose prompt ends with a message of these parts, after a question if it is an answer."""
+def prompt(role: str, *parts: Any, then: Any = ()) -> dict[str, Any]:
+    """Return a call whose prompt has a message of these parts, after a question if it is an answer."""
     before = said("a") if role == "assistant" else []
-    return call("x", "", 0, 1, **{"gen_ai.input.messages": [*before, {"role": role, "parts": parts}]})
+    return call("x", "", 0, 1, **{"gen_ai.input.messages": [*before, {"role": role, "parts": parts}, *then]})
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,11 @@ def prompt(role: str, *parts: Any) -> dict[str, Any]:
             "trace t has two values of gen_ai.conversation.id",
         ),
         ([call("x", "", 0, 1, **FAILED)], "gen_ai.usage.output_tokens=0; expected a whole number of at least 1"),
-        ([call("x", "", 0, 1, "Hi.", "Hello.")], "row 1: gen_ai.input.messages="),
+        ([call("x", "", 0, 1, "Hi.", "Hello.")], "row 1: the role assistant after assistant; expected"),
+        (
+            [prompt("assistant", CALLED, CALLED | {"id": "c2"}, then=FOUND_ONE)],
+            "the role assistant before a tool's result",
+        ),
         ([call("x", "", 0, 1, **{"gen_ai.input.messages": said("a")[:1] * 2})], "the role user after user"),
         ([prompt("user", {"type": "blob"})], "has a part of type blob; expected text"),
         ([prompt("user", {"type": "text"})], "has a text part with content=None; expected text"),

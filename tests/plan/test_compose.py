@@ -239,10 +239,7 @@ def test_a_when_of_another_shape_is_refused(backend, when):
         ("exclude=[{batch_size: 4}]", "exclude.batch_size: expected a key of backend,"),
         ("when={load.batch_size: {bakend: vllm}}", "when.load.batch_size.bakend: expected a key of backend,"),
         ("exclude=[{backend.nope: 1}]", "backend.nope=1: not an axis here; expected: backend, gateway, load,"),
-        (
-            "when={load.batch_size: {load.rate: 1}}",
-            "load.rate=1: not an axis here; expected: backend, gateway, load,",
-        ),
+        ("when={load.batch_size: {load.rate: 1}}", "load.rate=1: not an axis here; expected: backend, gateway, load,"),
         ("without_gpu={grid: 3}", "without_gpu.grid=3: expected {axis: values}"),
         ("replicates=1000000", "replicates=1000000: input should be less than or equal to 10000"),
         ("name=../x", "name='../x': string should match"),
@@ -409,10 +406,7 @@ def test_the_hardware_of_an_experiment_is_added_to_the_profile_found(experiment)
 
 def test_what_was_replaced_is_said_without_python(experiment):
     text = "zip: {load.batch_size: [1, 2]}\nwithout_gpu: {zip: {load.batch_size: [4]}, slo: {ttft: 1s}}"
-    assert experiment(text).replaced == [
-        "zip: load.batch_size 4 instead of load.batch_size 1, 2",
-        "slo: ttft 1s",
-    ]
+    assert experiment(text).replaced == ["zip: load.batch_size 4 instead of load.batch_size 1, 2", "slo: ttft 1s"]
 
 
 @pytest.mark.parametrize(

@@ -195,10 +195,7 @@ def test_divided_replicas_take_their_share_of_each_node_and_give_it_back():
             replicated("r", 16, 16, "L4"),
             "needs 16 L4 GPUs on one node, or 4 on each of 4 nodes, and only 2 have that many: add nodes",
         ),
-        (
-            replicated("r", 32, 2),
-            "needs 32 GPUs on one node, 16 for each engine, and no node has more than 4: add one",
-        ),
+        (replicated("r", 32, 2), "needs 32 GPUs on one node, 16 for each engine, and no node has more than 4: add one"),
     ],
 )
 def test_why_replicas_cannot_be_divided(wanted, said):

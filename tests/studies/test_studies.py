@@ -100,10 +100,7 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
             for size in (1, 2, 4, 8, 16, 32, 64, 128)
         ),
     ],
-    ("latency_bound", "l4"): [
-        *FIRST_STUDY,
-        *(f"  {task} single requests: 64 requests" for task in TASKS),
-    ],
+    ("latency_bound", "l4"): [*FIRST_STUDY, *(f"  {task} single requests: 64 requests" for task in TASKS)],
     ("kv_cache", "l4"): [
         *FIRST_STUDY,
         *(f"  {task} {count(users, 'user')}: 256 requests" for task in TASKS for users in (1, 8, 32, 128)),

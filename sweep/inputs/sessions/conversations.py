@@ -57,7 +57,7 @@ class ConversationRows(NamedTuple):
 @lru_cache(maxsize=4)
 def read_conversations(path: Path, key: str, changed: int) -> ConversationRows:
     """Return the conversations in a file that `changed` at this time, in ns. Raises ConfigError if none can be sent."""
-    rows, read = read_rows(path, key), ConversationRows([], {})
+    rows, read = read_rows(path, key, part=True), ConversationRows([], {})
     for number, row in enumerate(rows, 1):
         try:
             read.conversations.append(exchanges(row))
@@ -81,10 +81,7 @@ def conversation_turns(read: ConversationRows, tokenizer: Tokenizer | None) -> l
 
 
 def exchanges(row: FileRow) -> list[Answered]:
-    """Return the turns of a row's conversation; an unanswered question at the end is left out.
-
-    Raises Unusable, e.g. for roles in an order that templates forbid.
-    """
+    """Return a row's turns, without an unanswered question at the end. Raises Unusable, e.g. for an order of roles."""
     column = conversation_column(row)
     if column is None:
         raise Unusable("no conversation")

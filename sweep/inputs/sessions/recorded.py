@@ -110,7 +110,7 @@ class Recorded(SessionWorkload, ExactLengths):
     def notes(self, cache_dir: Path) -> list[str]:
         read = self._conversations() if self._is_conversation() else self._trace()
         rows, faults, *_ = read
-        lines = omissions(self.file, len(rows) + len(faults), faults)
+        lines = omissions(self.file, len(rows) + len(faults), faults, self.path.stat().st_size)
         if not self.replays:
             return lines
         if isinstance(read, TraceRows) and (number := orphans(read)):
@@ -137,7 +137,7 @@ class Recorded(SessionWorkload, ExactLengths):
         return Path(self.file).expanduser()
 
     def _rows(self) -> list[FileRow]:
-        return read_rows(self.path, f"workload.file={self.file}")
+        return read_rows(self.path, f"workload.file={self.file}", part=True)
 
     def _is_conversation(self) -> bool:
         rows = self._rows()

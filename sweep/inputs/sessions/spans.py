@@ -180,9 +180,8 @@ def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
             talk.result(part.get("response", part.get("result")), part.get("id"))  # the second until v1.37
         if text or calls or not results:
             talk.say("system" if role == "developer" else shortened(role), text, calls)
-    if not talk.messages or talk.messages[-1].role not in ("user", "tool"):
-        raise ValueError(f"{PROMPT}={shortened(repr(row[PROMPT]))}; expected messages that end with a question")
-    return tuple(talk.messages)
+    talk.say("assistant", "")  # raises ValueError if nothing may be answered yet, e.g. before a call's result
+    return tuple(talk.messages[:-1])
 
 
 def _parts(parts: Any) -> list[dict[str, Any]]:

@@ -72,7 +72,10 @@ class PieceTexts:
     def __init__(self, tokenizer: Tokenizer | None, seed: int, phase: Phase, salt: str) -> None:
         lead, words = header_words(tokenizer)
         self._name, self.words = f"{seed}/{phase}/pieces{salt}", words
-        self._ids = None if tokenizer is None else _single_tokens(tokenizer, lead, words)
+        self._ids: list[int] | None = None
+        if tokenizer is not None:
+            encodings = tokenizer.encode_batch_fast([lead + word for word in words], add_special_tokens=False)
+            self._ids = [each.ids[-1] for each in encodings]
         self._of = lru_cache(RECENT_PIECES)(self._draw)
 
     def prompt(self, pieces: Iterable[Piece]) -> Prompt:
@@ -90,12 +93,6 @@ class PieceTexts:
     def _draw(self, key: Hashable, tokens: int) -> NDArray[np.uint32]:
         name = hashlib.sha256(f"{self._name}/{key}".encode()).digest()[:16]
         return (np.random.PCG64(int.from_bytes(name, "little")).random_raw(tokens) >> np.uint64(40)).astype(np.uint32)
-
-
-def _single_tokens(tokenizer: Tokenizer, lead: str, plain_words: Sequence[str]) -> list[int]:
-    """Return the token id that each word has inside a text."""
-    encodings = tokenizer.encode_batch_fast([lead + word for word in plain_words], add_special_tokens=False)
-    return [encoding.ids[-1] for encoding in encodings]
 
 
 def check_sendable(text: str) -> None:

@@ -73,7 +73,7 @@ def replay_inputs(
         else:
             turns = workload.begun(trial.num_requests, trial.seed, tokenizer).turns
         if isinstance(workload, Recorded) and turns[0].messages and not turns[0].has_history:
-            turns = _in_file(turns, read_rows(workload.path, f"workload.file={workload.file}"))
+            turns = _in_file(turns, read_rows(workload.path, f"workload.file={workload.file}", part=True))
         if workload.live:
             turns = [t._replace(answer=Message("assistant", live_answer(n))) for n, t in enumerate(turns)]
         if isinstance(workload, Recorded) and isinstance(trial.load, Trace) and trial.load.path == workload.file:
@@ -154,7 +154,7 @@ def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], i
 
 
 def _sendable_rows(workload: Recorded) -> tuple[list[FileRow], TraceColumns]:
-    rows = read_rows(workload.path, f"workload.file={workload.file}")
+    rows = read_rows(workload.path, f"workload.file={workload.file}", part=True)
     columns = trace_columns(rows)
     if columns is None:
         raise ValueError("no columns with lengths")
@@ -262,32 +262,25 @@ def certificate(
     hits = cache.hits(((len(ids), blocks_of_ids(ids, cache.block)) for ids in sent), recorded=False)
     for row, tokens in zip(rows, hits, strict=True):
         records.ideal_cached_tokens[row] = UNKNOWN if live else tokens
-    is_recorded = [*np.asarray(recorded_turn)[judged], *[False] * lost]
-    row_of = {number: int(row) for number, row in zip(order, rows, strict=True)}
-    return ReplayProof(
-        sessions=sum(turn.parent == UNKNOWN for turn in turns),
-        hits=None if live else _hits(recorded, sent, hits, [turns[number].parent != UNKNOWN for number in order]),
-        exact_turns=float(np.mean(is_recorded)) if is_recorded else None,
-        exact_lengths=float(np.mean(np.asarray(exact)[answered])) if answered.any() else None,
-        truncated=None if fit is None or fit.truncate is None else sum(cut),
-        earliest=_earliest(turns, row_of, records),
-        schedule_error=_schedule_error(arrivals, turns, row_of, records),
-    )
-
-
-def _hits(
-    recorded: _Recorded, sent: Sequence[Sequence[int]], hits: Sequence[int], is_later: Sequence[bool]
-) -> ReplayHits:
-    """Compare what the cache has of the prompts, as recorded and as sent; `is_later` is false for first turns."""
-    lengths = [len(ids) for ids in sent]
-    later_tokens = sum(compress(lengths, is_later))
-    return ReplayHits(
+    lengths, is_later = [len(ids) for ids in sent], [turns[number].parent != UNKNOWN for number in order]
+    stream = ReplayHits(
         recorded_tokens=sum(recorded.lengths),
         recorded=sum(recorded.hits),
         sent_tokens=sum(lengths),
         sent=sum(hits),
         misplaced=sum(abs(a - b) for a, b in zip(hits, recorded.hits, strict=True)),
-        later=sum(compress(hits, is_later)) / later_tokens if later_tokens else None,
+        later=sum(compress(hits, is_later)) / sum(compress(lengths, is_later)) if any(is_later) else None,
+    )
+    is_recorded = [*np.asarray(recorded_turn)[judged], *[False] * lost]
+    row_of = {number: int(row) for number, row in zip(order, rows, strict=True)}
+    return ReplayProof(
+        sessions=sum(turn.parent == UNKNOWN for turn in turns),
+        hits=None if live else stream,
+        exact_turns=float(np.mean(is_recorded)) if is_recorded else None,
+        exact_lengths=float(np.mean(np.asarray(exact)[answered])) if answered.any() else None,
+        truncated=None if fit is None or fit.truncate is None else sum(cut),
+        earliest=_earliest(turns, row_of, records),
+        schedule_error=_schedule_error(arrivals, turns, row_of, records),
     )
 
 
