@@ -149,6 +149,7 @@ class Capacity:
         self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
         self.light_probes = 1  # open loops before the probes near the estimate
         self.earlier_throughput = 0.0  # requests/s, of a lost launch with `users`; 0: unknown
+        self._drawn: dict[tuple[int, int], Requests] = {}  # the twin's, at 1/s, by their number and that of the probes
 
     def continue_from(self, earlier: Any) -> None:
         """Begin with what the search on a lost launch learned: the bounds that one request meets, the users that
@@ -437,8 +438,11 @@ class Capacity:
 
     def _long_run(self, rate: float, count: int) -> Replay:
         """Return the twin's run of many fresh requests at this rate, without the start, when the queue is empty."""
-        requests = Requests(self.question.arrivals(count, 77) / rate, *self._lengths(count))
-        return self.twin.run(requests).section(slice(count // 10, None))
+        drawn_from = count, 0 if self.question.lengths else len(self.measured)
+        if drawn_from not in self._drawn:
+            self._drawn[drawn_from] = Requests(self.question.arrivals(count, 77), *self._lengths(count))
+        requests = self._drawn[drawn_from]
+        return self.twin.run(requests._replace(arrivals=requests.arrivals / rate)).section(slice(count // 10, None))
 
     def _lengths(self, count: int) -> tuple[Integers, Integers]:
         if self.question.lengths is not None:

@@ -4,10 +4,10 @@ It batches continuously: prompts are computed in chunks and stall decoding. If t
 request is preempted and computed again. Steps between two events are summed in closed form.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from math import ceil, inf, isnan, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,84 +70,116 @@ class Replay:
 
 
 def _event_loop(columns: Columns, users: int, costs: Costs, limits: Limits, pace: list[float], horizon: float) -> None:
-    """Fill in the times of first and last tokens: functions of numbers that benchmarks.deployments can compile."""
-    arrivals, context, _, _, _ = columns
-    count = len(arrivals)
+    """Fill in the times of first and last tokens: functions of numbers that benchmarks.deployments can compile.
+
+    Written for plain Python too: no calls, attributes or heap work that an event does not need.
+    """
+    arrivals, context, remaining, first, last = columns
+    constant, per_running, per_cached_token, per_prompt_token = costs
+    most_running, most_cached, step_tokens = limits
+    count, seconds = len(arrivals), len(pace)
     issued = count if users == 0 else min(users, count)
     end_step = [-1] * count  # last step of each running request; a heap entry that differs from it is stale
-    ends, admissions, preempted = [0][1:], [0][1:], [0][1:]  # a heap of end step · count + request; and two stacks
+    ends, admissions, preempted = (
+        [2**62],
+        [0][1:],
+        [0][1:],
+    )  # a heap of end step · count + request, with a last; two stacks
     running = cached = step = following = prompt_left = 0
-    prefilling, clock = -1, 0.0
+    prefilling, clock, speed, preempts = -1, 0.0, pace[0], False
+    due = arrivals[0] if count > 0 else inf  # of the request that follows
     while clock < horizon:
-        pause = costs.step + costs.per_running * running + costs.per_cached_token * cached
+        pause = constant + per_running * running + per_cached_token * cached
         tokens = admitted = 0
-        while tokens < limits.step_tokens:
+        while (prefilling >= 0 or due <= clock or (preempts and len(preempted) > 0)) and tokens < step_tokens:
             if prefilling < 0:
                 batch = running + admitted
-                waiting = following < issued and arrivals[following] <= clock
-                candidate = preempted[-1] if len(preempted) > 0 else following if waiting else -1
-                if candidate < 0 or not _prompt_fits(context[candidate], batch, cached, limits):
+                again = preempts and len(preempted) > 0
+                candidate = preempted[-1] if again else following
+                prompt_left = context[candidate]  # alone it always fits
+                if batch >= most_running or (batch > 0 and cached + prompt_left + 1 + batch > most_cached):
                     break
-                if len(preempted) > 0:
+                if again:
                     preempted.pop()
                 else:
                     following += 1
-                prefilling, prompt_left = candidate, context[candidate]
+                    due = arrivals[following] if following < issued else inf
+                prefilling = candidate
                 cached += prompt_left
-            chunk = min(prompt_left, limits.step_tokens - tokens)
-            tokens += chunk
-            prompt_left -= chunk
-            if prompt_left == 0:
+            chunk = step_tokens - tokens
+            if prompt_left <= chunk:
+                chunk = prompt_left
                 admissions.append(prefilling)
                 admitted += 1
                 prefilling = -1
-        speed = pace[int(clock) % len(pace)]
-        steps = 1
+            tokens += chunk
+            prompt_left -= chunk
+        if seconds > 1:
+            speed = pace[int(clock) % seconds]
         if tokens > 0:
-            clock += speed * (pause + costs.per_prompt_token * tokens)
+            clock += speed * (pause + per_prompt_token * tokens)
+            step += 1
+            cached += running
         elif running > 0:
-            if running > 1 and cached + running > limits.cached_tokens:
+            if running > 1 and cached + running > most_cached:
+                preempts = True
                 preempted.append(_preempt_youngest(columns, admissions, end_step, step))
                 cached -= context[preempted[-1]]
                 running -= 1
-            while end_step[ends[0] % count] != ends[0] // count:
+                pause = constant + per_running * running + per_cached_token * cached
+            while preempts and end_step[ends[0] % count] != ends[0] // count:
                 heappop(ends)
-            steps = min(ends[0] // count - step, max(1, (limits.cached_tokens - cached) // running))
-            once = speed * (costs.step + costs.per_running * running + costs.per_cached_token * cached)
-            growth = speed * costs.per_cached_token * running
-            if len(preempted) == 0 and following < issued and arrivals[following] > clock:
-                steps = min(steps, _steps_within(arrivals[following] - clock, once, growth))
+            steps = ends[0] // count - step
+            if cached + steps * running > most_cached:
+                steps = max(1, (most_cached - cached) // running)
+            once = speed * pause
+            growth = speed * per_cached_token * running
+            if clock < due < inf and not (preempts and len(preempted) > 0):
+                steps = min(steps, _steps_within(due - clock, once, growth))
             clock += steps * once + growth * steps * (steps - 1) / 2
-        elif following < issued:
-            clock = max(clock, arrivals[following])
+            step += steps
+            cached += running * steps
+        elif due < inf:
+            clock = max(clock, due)
             continue
         else:
             break
-        step += steps
-        cached += running * steps
-        ended, freed = _end_answers(columns, ends, end_step, step, clock)
-        if admitted > 0:
-            new = admissions[len(admissions) - admitted :]
-            at_once, added = _begin_answers(columns, new, ends, end_step, step, clock)
-            ended += at_once
-            freed -= added
-        cached -= freed
+        ended, after = 0, (step + 1) * count
+        while ends[0] < after:
+            entry = heappop(ends)
+            request = entry % count
+            if preempts and end_step[request] != entry // count:
+                continue
+            last[request], end_step[request] = clock, -1
+            cached -= context[request] + remaining[request]
+            ended += 1
         running += admitted - ended
+        for index in range(-admitted, 0):
+            request = admissions[index]
+            if not preempts or isnan(first[request]):
+                first[request] = clock
+            remaining[request] -= 1
+            context[request] += 1
+            if remaining[request] > 0:
+                cached += 1
+                end_step[request] = step + remaining[request]
+                heappush(ends, end_step[request] * count + request)
+            else:
+                last[request] = clock
+                cached -= context[request] - 1
+                running -= 1
+                ended += 1
         if users > 0:
             for _ in range(min(ended, count - issued)):
                 arrivals[issued] = clock
                 issued += 1
+            due = arrivals[following] if following < issued else inf
 
 
 def _steps_within(wait: float, once: float, growth: float) -> int:
     """Return the steps until `wait` s have passed, 1 or more; the first takes `once` s, and each `growth` s longer."""
     linear = once - growth / 2
-    return max(1, math.ceil(2 * wait / (linear + math.sqrt(linear * linear + 2 * growth * wait))))
-
-
-def _prompt_fits(prompt: int, batch: int, cached: int, limits: Limits) -> bool:
-    """Return whether a prompt of so many tokens fits beside a batch; alone it always does."""
-    return batch < limits.running and (batch == 0 or cached + prompt + 1 + batch <= limits.cached_tokens)
+    return max(1, ceil(2 * wait / (linear + sqrt(linear * linear + 2 * growth * wait))))
 
 
 def _preempt_youngest(columns: Columns, admissions: list[int], end_step: list[int], step: int) -> int:
@@ -162,63 +194,18 @@ def _preempt_youngest(columns: Columns, admissions: list[int], end_step: list[in
     return youngest
 
 
-def _end_answers(columns: Columns, ends: list[int], end_step: list[int], step: int, clock: float) -> tuple[int, int]:
-    """End the answers that are due by a step; return their number, and the tokens that they had in the KV cache."""
-    _, context, remaining, _, last = columns
-    count, ended, freed = len(end_step), 0, 0
-    while len(ends) > 0 and ends[0] < (step + 1) * count:
-        request, due = ends[0] % count, ends[0] // count
-        heappop(ends)
-        if end_step[request] == due:
-            last[request], end_step[request] = clock, -1
-            freed += context[request] + remaining[request]
-            ended += 1
-    return ended, freed
-
-
-def _begin_answers(
-    columns: Columns, admitted: list[int], ends: list[int], end_step: list[int], step: int, clock: float
-) -> tuple[int, int]:
-    """Add the first tokens of answers; return the number of answers that end with them, and tokens for the KV cache."""
-    _, context, remaining, first, last = columns
-    count, ended, added = len(end_step), 0, 0
-    for request in admitted:
-        if math.isnan(first[request]):
-            first[request] = clock
-        remaining[request] -= 1
-        context[request] += 1
-        added += 1
-        if remaining[request] > 0:
-            end_step[request] = step + remaining[request]
-            heappush(ends, end_step[request] * count + request)
-        else:
-            last[request] = clock
-            added -= context[request]
-            ended += 1
-    return ended, added
-
-
-COMPILED = (
-    _steps_within,
-    _prompt_fits,
-    _preempt_youngest,
-    _end_answers,
-    _begin_answers,
-    _event_loop,
-)  # by benchmarks.deployments, in order
+COMPILED = _steps_within, _preempt_youngest, _event_loop  # by benchmarks.deployments, in order
 as_column: Callable[[Any], Any] = np.ndarray.tolist  # lists are faster than arrays in plain Python
 
 
-def run_queue(
-    costs: Costs, limits: Limits, requests: Requests, pace: Floats = EVEN, horizon: float = math.inf
-) -> Replay:
+def run_queue(costs: Costs, limits: Limits, requests: Requests, pace: Floats = EVEN, horizon: float = inf) -> Replay:
     """Run requests through the queue until all end, or until `horizon` s; `pace` scales the steps in each second."""
     arrivals, inputs, outputs, users = requests
     unknown = np.full(len(inputs), np.nan)
     filled = (np.zeros(len(inputs)) if users else arrivals, inputs, outputs, unknown, unknown)
     columns = tuple(as_column(column.copy()) for column in filled)
     _event_loop(columns, users, costs, limits, as_column(pace), horizon)
-    due, _, _, first, last = map(np.asarray, columns)
+    due, first, last = (np.asarray(columns[index]) for index in (0, 3, 4))
     tpot = (last - first) / np.where(outputs > 1, outputs - 1, np.nan)
     return Replay(due, inputs, outputs, first - due, tpot, last - due, users)
 
