@@ -357,7 +357,7 @@ def table_row(name: str, reached: Floats, cost: Floats, grid_cost: Floats | floa
     """Return a line of the table: shares of claims, and what the claims cost."""
 
     def percentage(condition: Any) -> str:
-        return f"{100 * np.mean(condition):.1f} %"
+        return f"{100 * np.mean(condition):.1f}%"
 
     ratio = cost / grid_cost
     return [
@@ -390,7 +390,7 @@ def table(entries: Sequence[dict[str, Any]]) -> list[str]:
     for rule in RULES if right else ():
         rows.append(table_row(rule, column(right, "reached", rule), column(right, "cost", rule), GRID + 0.9))
     shares = [np.mean([e["ours"]["cost"] <= 21 and e["ours"]["status"] == "confirmed" for e in right])] if right else []
-    sentences = [f"Finished within 21 T: {100 * share:.0f} % of the searches of case `right`." for share in shares]
+    sentences = [f"Finished within 21 T: {100 * share:.0f}% of the searches of case `right`." for share in shares]
     return [*markdown_table(HEADINGS, rows), "", *sentences]
 
 
