@@ -270,6 +270,8 @@ def _json(path: Path, most: int, by_lines: bool) -> Iterator[FileRow]:
     is_list = text.lstrip().startswith("[")
     if is_list and is_part:
         return (_mapping(row, f"entry {number}") for number, row in enumerate(_entries(text), 1))
+    if is_part and not is_list and ("\n" not in text or text[: text.find("\n")].strip() == "{"):
+        raise ValueError(f"one JSON object of over {most:,} bytes; expected a list, JSON lines or a smaller file")
     if not is_list and (by_lines or is_part):
         return _json_lines(text)
     try:
@@ -288,10 +290,13 @@ def _json(path: Path, most: int, by_lines: bool) -> Iterator[FileRow]:
 def _entries(text: str) -> Iterator[Any]:
     """Yield the whole entries at the start of a list in JSON."""
     decode, end = json.JSONDecoder(object_pairs_hook=_distinct).raw_decode, 0
-    with suppress(json.JSONDecodeError):  # of the entry that was cut
+    try:
         while (begin := text.find("{", end)) >= 0:
             entry, end = decode(text, begin)
             yield entry
+    except json.JSONDecodeError as error:  # of the entry that was cut, which only lacks its end
+        if error.pos < len(text.rstrip()) and not error.msg.startswith("Unterminated"):
+            raise ValueError(f"not JSON ({error}); expected a list of mappings") from None
 
 
 def _only_list(content: FileRow) -> list[Any]:
