@@ -1,6 +1,6 @@
-"""Measures the accuracy of the measuring client against a server that logs its true times, and compares vLLM's client.
+"""Measures the accuracy of the measuring client against a server that logs its true times, and compares two rivals.
 
-    python -m benchmarks.client [--vllm-python PYTHON] [--rows closed-256,…] [--repeats 3]
+    python -m benchmarks.client [--vllm-python PYTHON] [--sglang-python PYTHON] [--rows closed-256,…] [--repeats 3]
 
 The server (backends/simulated_server) is bound to one core and the client to another. Ours is the whole command (`sweep
 run backend=openai …`). The columns that it publishes in requests.parquet are compared with the server's log, request by
@@ -10,9 +10,11 @@ request's arrival in the server's kernel to the write of the first token. The ta
 `ttft_p99`, its outcome and `turnaround_share`. CPU is the client process's time between the first request and the last
 token, per 1,000 tokens. "Load kept" is the duration that an ideal client would have had with the server's true times,
 divided by the actual duration. With --vllm-python (an interpreter that has vLLM) the rows are also run with `vllm bench
-serve`, in the same run. The speed of a shared machine varies, so each row is run several times, alternating between the
-clients. The table has each client's run with the median CPU per token; the ratio is the median over the pairs. Nothing
-else should run: the last line reports other load.
+serve`, and with --sglang-python (one that has SGLang's wheel; its dependencies are not needed) with the Rust client of
+that wheel. That client sends no id and reports none, so the server names its answers (benchmarks/naming_server.py). The
+speed of a shared machine varies, so each row is run several times, alternating between the clients. The table has each
+client's run with the median CPU per token; a ratio is the median over the pairs. Nothing else should run: the last line
+reports other load.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -53,6 +56,14 @@ VLLM_BENCH = (
     "from vllm.benchmarks.serve import add_cli_args, main; "
     "parser = FlexibleArgumentParser(); add_cli_args(parser); main(parser.parse_args(sys.argv[1:]))"
 )
+# What `python -m sglang.benchmark.rust_client` calls, without the package around it, which would import torch.
+SGLANG_BENCH = (
+    "import importlib.util, sys; "
+    "(folder,) = importlib.util.find_spec('sglang').submodule_search_locations; "
+    "sys.path.insert(0, folder + '/srt/rust_extensions'); "
+    "import _bench; _bench.run_argv(['sglang-bench', *sys.argv[1:]])"
+)
+RIVALS = {"vllm": "vLLM", "sglang": "SGLang"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ class Result:
     cpu_seconds: float
     peak_memory_bytes: int
     duration: float  # s; for flat-out rows, by the client's clock
-    due: list[float]  # s, for each request
+    due: list[float]  # s, for each request; empty: when the server got it, since the client does not say
     outcome: str = "–"
     turnaround_share: float | None = None
     published: tuple[float | None, float | None] = (None, None)  # p50 and p99 of TTFT over the trial, s
@@ -153,7 +164,7 @@ def serving(row: Row, log: Path, core: int) -> Iterator[str]:
     config: dict[str, Any] = {"ttft": {"mean": row.ttft}, "itl": {"mean": row.itl}, "log": str(log)}
     if row.flat_out:
         config |= {"log": None, "events_per_write": 64}
-    module = "benchmarks.tls_server" if row.tls else "backends.simulated_server"
+    module = "benchmarks.tls_server" if row.tls else "benchmarks.naming_server"
     command = [sys.executable, "-m", module, "--config", json.dumps(config)]
     if row.plain:
         command = [sys.executable, "-m", "benchmarks.flat_out"]
@@ -243,50 +254,62 @@ def ours(row: Row, url: str, folder: Path, cores: tuple[int, int]) -> Result:
     )
 
 
-def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
-    """Run `vllm bench serve` on the same row; its CPU time is read from outside while it runs."""
+def theirs(row: Row, url: str, folder: Path, core: int, rival: str, python: str) -> Result:
+    """Run a rival's client on the same row; its CPU time is read from outside while it runs."""
     arguments = {
-        "backend": "openai",
         "base-url": url,
-        "endpoint": "/v1/completions",
         "model": "simulated",
         "tokenizer": str(TOKENIZER),
-        "dataset-name": "random",
         "random-input-len": PROMPT_TOKENS,
         "random-output-len": row.tokens,
         "num-prompts": row.requests,
         "max-concurrency": row.concurrency,
         "request-rate": row.rate or "inf",
-        "request-id-prefix": "vllm-",
-        "result-dir": str(folder),
-        "result-filename": "result.json",
         "ready-check-timeout-sec": 0,
     }
-    flags = ["--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm"]
-    command = [python, "-c", VLLM_BENCH, *flags, *(f"--{name}={value}" for name, value in arguments.items())]
+    if rival == "vllm":
+        code, flags = VLLM_BENCH, ["--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm"]
+        arguments |= {"backend": "openai", "endpoint": "/v1/completions", "dataset-name": "random"}
+        arguments |= {"request-id-prefix": "vllm-", "result-dir": str(folder), "result-filename": "result.json"}
+    else:
+        code, flags = SGLANG_BENCH, ["--output-details", "--disable-retokenize", "--disable-tqdm"]
+        arguments |= {"backend": "vllm-chat", "dataset-name": "random-ids", "random-range-ratio": 1}
+        arguments |= {"worker-threads": 1, "warmup-requests": 0, "output-file": str(folder / "result.json")}
+    command = [python, "-c", code, *flags, *(f"--{name}={value}" for name, value in arguments.items())]
     folder.mkdir()
-    with (folder / "output").open("wb") as output:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    said: list[tuple[float, str]] = []  # lines of output: (time, text)
+    cpu: list[tuple[float, float]] = []  # readings: (time, CPU seconds so far)
+    memory = 0
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **streams) as process:
         watched = psutil.Process(process.pid)
         _alone_on(process.pid, core)
-        cpu: list[tuple[float, float]] = []  # readings: (time, CPU seconds so far)
-        memory = 0
+        output = process.stdout or ()
+        reader = threading.Thread(target=lambda: said.extend((time.monotonic(), text) for text in output))
+        reader.start()
         while process.poll() is None:
-            with contextlib.suppress(psutil.Error):
-                times = watched.cpu_times()
-                cpu.append((time.monotonic(), times.user + times.system))
+            with contextlib.suppress(psutil.Error, OSError):
+                cpu.append((time.monotonic(), time.clock_gettime(~process.pid << 3 | 2)))  # of all threads, in ns
                 memory = max(memory, watched.memory_info().rss)
-            time.sleep(0.1)
+            time.sleep(0.05)
+        reader.join()
     if process.returncode:
-        raise RuntimeError(f"vllm bench serve failed: {(folder / 'output').read_text()[-2000:]}")
+        raise RuntimeError(f"{RIVALS[rival]}'s client failed: {''.join(text for _, text in said)[-2000:]}")
     content = json.loads((folder / "result.json").read_text())
+    if rival == "vllm":
+        begin, names = min(content["start_times"]), [f"vllm-{i}" for i in range(row.requests)]
+    else:  # it says when it begins, and each answer's words are the name that the server gave the request
+        begin = next(when for when, text in said if text.startswith("Running "))
+        names = [text.strip().partition(" ")[0] for text in content["generated_texts"]]
+        names = list(map(str, range(row.requests))) if row.plain else names
+    columns = zip(names, content["ttfts"], content["itls"], content["errors"], strict=True)
     answers = {
-        f"vllm-{i}": Answer(ttft, sum(gaps) / max(1, len(gaps)), ttft + sum(gaps), gaps)
-        for i, (ttft, gaps, error) in enumerate(zip(content["ttfts"], content["itls"], content["errors"], strict=True))
+        name: Answer(ttft, sum(gaps) / max(1, len(gaps)), ttft + sum(gaps), gaps)
+        for name, ttft, gaps, error in columns
         if not error
     }
-    begin, ttfts = min(content["start_times"]), [answer.ttft for answer in answers.values()]
+    ttfts = [answer.ttft for answer in answers.values()]
     used = _at(cpu, begin + content["duration"]) - _at(cpu, begin)
     return Result(
         answers=answers,
@@ -295,7 +318,7 @@ def vllm(row: Row, url: str, folder: Path, core: int, python: str) -> Result:
         cpu_seconds=used,
         peak_memory_bytes=memory,
         duration=content["duration"],
-        due=[0.0] * row.requests if row.rate is None else sorted(when - begin for when in content["start_times"]),
+        due=[0.0] * row.requests if row.rate is None else [],
         published=(quantile(ttfts, 0.5), quantile(ttfts, 0.99)),
     )
 
@@ -333,7 +356,8 @@ def compare(row: Row, result: Result, truths: dict[tuple[str, int], Truth]) -> f
     services = [(truth.last_write - truth.arrival) / 1e9 for truth in matched]
     if len(services) != row.requests:
         return 0.0
-    return min(1.0, row.ideal_duration(sorted(result.due), services) / true_duration)
+    due = sorted(result.due) or [(truth.arrival - matched[0].arrival) / 1e9 for truth in matched]
+    return min(1.0, row.ideal_duration(due, services) / true_duration)
 
 
 def quantiles(values: list[float]) -> str:
@@ -392,8 +416,8 @@ HEADER = [
 ]
 
 
-def run_row(row: Row, python: str | None, cores: tuple[int, int]) -> Run:
-    """Run one row with one client: ours, unless `python` has vLLM."""
+def run_row(row: Row, cores: tuple[int, int], rival: str = "", python: str = "") -> Run:
+    """Run one row with one client: ours, or a rival's, which `python` has."""
     with tempfile.TemporaryDirectory(prefix="sweep-client-") as name:
         folder = Path(name)
         limit = None
@@ -401,7 +425,7 @@ def run_row(row: Row, python: str | None, cores: tuple[int, int]) -> Run:
             run = folder / "run"
             if row.plain:
                 limit = plain_limit(url, cores[1])
-            result = ours(row, url, run, cores) if python is None else vllm(row, url, run, cores[1], python)
+            result = theirs(row, url, run, cores[1], rival, python) if rival else ours(row, url, run, cores)
         share = None if row.flat_out else compare(row, result, read_log(folder / "log"))
         return Run(result, share, limit)
 
@@ -411,13 +435,13 @@ def middle(runs: Sequence[Run]) -> Run:
     return sorted(runs, key=lambda run: run.result.cpu_per_token)[len(runs) // 2]
 
 
-def ratios(row: Row, mine: Sequence[Run], theirs: Sequence[Run]) -> str:
+def ratios(row: Row, rival: str, mine: Sequence[Run], others: Sequence[Run]) -> str:
     """Return the two clients' ratios over alternating runs, which are also valid on a busy machine."""
-    pairs = zip(mine, theirs, strict=True)
-    cpu = sorted(errors_of.result.cpu_per_token / their_run.result.cpu_per_token for errors_of, their_run in pairs)
-    text = f"{row.name}: CPU per token {statistics.median(cpu):.2f} of vLLM's"
+    pairs = zip(mine, others, strict=True)
+    cpu = sorted(our_run.result.cpu_per_token / their_run.result.cpu_per_token for our_run, their_run in pairs)
+    text = f"{row.name}: CPU per token {statistics.median(cpu):.2f} of {RIVALS[rival]}'s"
     text += f" ({cpu[0]:.2f} to {cpu[-1]:.2f} in {len(cpu)} pairs)" if len(cpu) > 1 else ""
-    errors = [middle(runs).result.errors.get("ttft") for runs in (mine, theirs)]
+    errors = [middle(runs).result.errors.get("ttft") for runs in (mine, others)]
     if all(errors):
         p99 = [quantile(values, 0.99) for values in errors if values]
         text += f", TTFT error p99 1/{p99[1] / max(p99[0], 1e-6):,.0f}"
@@ -433,7 +457,8 @@ def limits(row: Row, runs: Sequence[Run]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vllm-python", help="interpreter with vLLM; without it only our client runs")
+    for rival, title in RIVALS.items():
+        parser.add_argument(f"--{rival}-python", help=f"interpreter with {title}, whose client then runs as well")
     parser.add_argument("--rows", help="comma-separated; all by default: " + ", ".join(row.name for row in ROWS))
     parser.add_argument("--repeats", type=int, default=3, help="runs of each row by each client (default: 3)")
     parser.add_argument("--write", type=Path, help="also put the table into this file, between its two marks")
@@ -451,17 +476,17 @@ def main() -> None:
     for row in ROWS:
         if row.name not in selected:
             continue
-        mine, theirs = [], []
+        runs: dict[str, list[Run]] = {"": []}  # by rival; ours: ""
+        runs |= {rival: [] for rival in RIVALS if vars(options)[f"{rival}_python"] and not row.alone}
         for _ in range(options.repeats):
             load.append(other_load())
-            mine.append(run_row(row, None, cores))
-            if options.vllm_python and not row.alone:
-                theirs.append(run_row(row, options.vllm_python, cores))
-        chosen = [line(row, client, runs) for client, runs in (("sweep", mine), ("vllm", theirs)) if runs]
+            for rival, results in runs.items():
+                results.append(run_row(row, cores, rival, vars(options).get(f"{rival}_python", "")))
+        chosen = [line(row, rival or "sweep", results) for rival, results in runs.items()]
         print("\n".join(chosen), flush=True)
         lines += chosen
-        if theirs:
-            compared.append(ratios(row, mine, theirs))
+        mine = runs.pop("")
+        compared += [ratios(row, rival, mine, results) for rival, results in runs.items()]
         compared += limits(row, mine)
     compared.append(f"other load before each run: at most {max(load):.0f} % of the machine's cores")
     lines += ["", *(f"* {comparison}" for comparison in compared)]

@@ -12,6 +12,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from sweep.base.records import Request
@@ -27,10 +28,10 @@ def _event(content: object) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _answer() -> bytes:
+def _answer(text: Mapping[str, object]) -> bytes:
     """Return one token, its usage and the end mark, as an engine sends them."""
     common = {"id": "cmpl-1", "object": "text_completion", "created": 1_800_000_000, "model": "flat"}
-    choice = {"index": 0, "finish_reason": "length", "logprobs": None, "text": " word"}
+    choice = {"index": 0, "finish_reason": "length", "logprobs": None, **text}
     usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
     headers = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     events = [{**common, "choices": [choice]}, {**common, "choices": [], "usage": usage}, b"[DONE]"]
@@ -39,12 +40,13 @@ def _answer() -> bytes:
 
 def _complete(request: bytes) -> bool:
     body = request.find(b"\r\n\r\n") + 4
-    length = request.find(b"Content-Length:", 0, body) + 15
+    length = request[:body].lower().find(b"content-length:") + 15  # some clients write small letters
     return body > 3 and len(request) - body >= int(request[length : request.index(b"\r", length)])
 
 
 def serve() -> None:
-    answer, refusal = _answer(), b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    chat, answer = (_answer(text) for text in ({"delta": {"content": " word"}}, {"text": " word"}))
+    refusal = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(f"listening on 127.0.0.1:{listener.getsockname()[1]}", flush=True)
     poller, connections, partial = select.epoll(), dict[int, socket.socket](), dict[int, bytes]()
@@ -72,7 +74,8 @@ def serve() -> None:
             if data.startswith(b"POST") and not _complete(data):
                 partial[fd] = data
                 continue
-            connection.sendall(answer if data.startswith(b"POST") else refusal)
+            asked = data.startswith(b"POST")
+            connection.sendall(refusal if not asked else chat if data.startswith(b"POST /v1/chat/") else answer)
 
 
 def plain_rate(url: str) -> float:

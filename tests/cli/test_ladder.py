@@ -53,11 +53,7 @@ def test_a_command_is_read_in_sweeps_terms(command: str, backend: str, settings:
         ("vllm serve o/m --trust-remote-code", "vllm serve o/m", "--from: flags.trust-remote-code: running code"),
         ("vllm serve o/m --api-key abc", "vllm serve o/m", "--from: --api-key: expected no key"),
         ("vllm serve 'o/m", "vllm serve o/m", "--from: No closing quotation"),
-        (
-            "llama-server --model m.gguf",
-            "llama-server",
-            "--from: m.gguf: expected a folder, a repository",
-        ),
+        ("llama-server --model m.gguf", "llama-server", "--from: m.gguf: expected a folder, a repository"),
         ("", "vllm serve o/m", "--from: empty: unknown engine"),
     ],
 )
