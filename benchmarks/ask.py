@@ -208,36 +208,36 @@ def baseline(rule: str, launches: int, problem: Problem, spread: float) -> float
     if rule == "TPE":
         return search(problem, spread, 1, seed, TpeSearch, launches).quality
     random, count = np.random.default_rng([seed, 3]), len(space.levels)
-    found: dict[int, tuple[float, ...]] = {}
+    measured_values: dict[int, tuple[float, ...]] = {}
 
     def launch(configurations: Iterable[int]) -> None:
         for configuration in configurations:
             slowness = random.normal() * spread
             for point in np.flatnonzero(space.configuration == configuration):
                 if values := problem.measure(int(point), slowness):
-                    found[int(point)] = values
+                    measured_values[int(point)] = values
 
     order = random.permutation(count)
     if rule == "screening":  # main effects from half of the launches; then what they predict to be best
         launch(order[: launches // 2])
-        predicted = main_effects(space, found)
+        predicted = main_effects(space, measured_values)
         fits = np.all(predicted[:, 1:] <= np.log(bounds), axis=1)
         best = [predicted[(space.configuration == each) & fits, 0].max(initial=-np.inf) for each in range(count)]
-        left = [each for each in np.argsort(-np.array(best), kind="stable") if each not in order[: launches // 2]]
-        launch(left[: launches - launches // 2])
+        untried = [each for each in np.argsort(-np.array(best), kind="stable") if each not in order[: launches // 2]]
+        launch(untried[: launches - launches // 2])
     else:
         launch(order if rule == "grid" else order[:launches])
-    within = {point: values[0] for point, values in found.items() if np.all(np.array(values[1:]) <= bounds)}
+    within = {point: values[0] for point, values in measured_values.items() if np.all(np.array(values[1:]) <= bounds)}
     return problem.quality(max(within, key=within.__getitem__)) if within else 0.0
 
 
-def main_effects(space: Space, found: Mapping[int, tuple[float, ...]]) -> Floats:
+def main_effects(space: Space, measured_values: Mapping[int, tuple[float, ...]]) -> Floats:
     """Return the ln of each quantity at every point, by effects of the settings and the load alone."""
     columns = [np.ones(space.size), np.log(space.load), np.log(space.load) ** 2]
     for levels in space.levels.T:
         columns += [levels[space.configuration] == level for level in range(1, levels.max() + 1)]
-    points, design = list(found), np.column_stack(columns)
-    values = np.log(np.array(list(found.values())).reshape(len(points), -1))
+    points, design = list(measured_values), np.column_stack(columns)
+    values = np.log(np.array(list(measured_values.values())).reshape(len(points), -1))
     ridge = design[points].T @ design[points] + 0.05 * np.eye(design.shape[1])
     return np.asarray(design @ np.linalg.solve(ridge, design[points].T @ values))
 

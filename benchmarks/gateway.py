@@ -98,9 +98,9 @@ def vocabulary() -> list[str]:
 
 def prompt(number: int) -> str:
     """Return a prompt of 50 plain words, different for each number."""
-    words = vocabulary()
-    drawn = np.random.default_rng([number < 0, abs(number)]).integers(0, len(words), 50)
-    return " ".join(words[index] for index in drawn)
+    vocabulary_words = vocabulary()
+    indices = np.random.default_rng([number < 0, abs(number)]).integers(0, len(vocabulary_words), 50)
+    return " ".join(vocabulary_words[index] for index in indices)
 
 
 @functools.cache
@@ -156,10 +156,10 @@ def figures(result: Measurement, log: Path, lag: float | None) -> Figures:
         assert record.error is None, record.error
         truth = truths[record.request_id, 0]
         true = [(write - truth.arrival) / 1e9 for write in truth.writes]
-        seen = [us / 1e6 for us in record.chunk_us]
-        ttft.append(seen[0] - true[0])
-        e2el.append(seen[-1] - true[-1])
-        gaps += [abs((b - a) - (d - c)) for (a, b), (c, d) in zip(pairwise(seen), pairwise(true), strict=False)]
+        stamped = [us / 1e6 for us in record.chunk_us]
+        ttft.append(stamped[0] - true[0])
+        e2el.append(stamped[-1] - true[-1])
+        gaps += [abs((b - a) - (d - c)) for (a, b), (c, d) in zip(pairwise(stamped), pairwise(true), strict=False)]
     return Figures(np.array(ttft), np.array(e2el), np.array(gaps), lag)
 
 

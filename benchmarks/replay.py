@@ -91,12 +91,12 @@ def without_sharing(rows: list[Row]) -> list[Row]:
 
 def hit_rate(rows: list[Row]) -> float:
     """Return the share of the input, in whole blocks, with which an earlier row began."""
-    known, hits = set[tuple[int, ...]](), 0
+    earlier, hits = set[tuple[int, ...]](), 0
     for row in rows:
-        whole = row["hash_ids"][: row["input_length"] // BLOCK]
-        prefixes = [tuple(whole[:end]) for end in range(1, len(whole) + 1)]
-        hits += BLOCK * sum(prefix in known and BLOCK * len(prefix) < row["input_length"] for prefix in prefixes)
-        known.update(prefixes)
+        blocks = row["hash_ids"][: row["input_length"] // BLOCK]
+        prefixes = [tuple(blocks[:end]) for end in range(1, len(blocks) + 1)]
+        hits += BLOCK * sum(prefix in earlier and BLOCK * len(prefix) < row["input_length"] for prefix in prefixes)
+        earlier.update(prefixes)
     return float(hits / sum(row["input_length"] for row in rows))
 
 
@@ -275,7 +275,7 @@ def tables(sessions: int, requests: int, replicates: int) -> Iterator[str]:
         rows = true_replays(trace(sessions, requests, seconds=20), Path(folder))
         yield from markdown_table(headings, rows)
         caught = {name: caught_by(name, small, Path(folder) / f"fault{n}") for n, name in enumerate(FAULTS)}
-        faults = [[name, caught[name] if words in caught[name] else "**missed**"] for name, words in FAULTS.items()]
+        faults = [[name, caught[name] if message in caught[name] else "**missed**"] for name, message in FAULTS.items()]
         yield from ["", *markdown_table("planted fault | caught by", faults)]
         trials, _ = replay(small, Path(folder) / "true", "load=recorded", f"replicates={replicates}")
         false = sum(bool(alarms(trial)) for trial in trials)

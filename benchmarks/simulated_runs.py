@@ -76,10 +76,10 @@ def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
         return _batches(common * np.exp(0.02 * chance.standard_normal((*shape, BATCH))), n)
     if scenario in RECORDED:
         blocks = _recorded(*RECORDED[scenario])
-        drawn = blocks[chance.integers(0, len(blocks), (runs, -(-n // blocks.shape[1])))]
-        drawn = drawn * np.exp(SMOOTHING * chance.standard_normal(drawn.shape))
+        latencies = blocks[chance.integers(0, len(blocks), (runs, -(-n // blocks.shape[1])))]
+        latencies = latencies * np.exp(SMOOTHING * chance.standard_normal(latencies.shape))
         together = blocks.shape[1] == BATCH
-        return _batches(drawn if together else drawn.reshape(runs, -1, 1)[:, :n], n)
+        return _batches(latencies if together else latencies.reshape(runs, -1, 1)[:, :n], n)
     slots = FEW_USERS.get(scenario, SLOTS)
     free, clock, each = np.zeros((runs, slots)), np.zeros(runs), np.arange(runs)
     sent, latency, service = (np.empty((n, runs), np.float32) for _ in range(3))
@@ -118,8 +118,8 @@ def _gap(scenario: str, number: NDArray[np.int64], chance: np.random.Generator) 
 
 def _wandered(speed: FloatArray, chance: np.random.Generator) -> FloatArray:
     """The next value of a normal process that forgets within WANDER_MEMORY requests."""
-    kept = float(np.exp(-1 / WANDER_MEMORY))
-    return kept * speed + float(np.sqrt(1 - kept**2)) * chance.standard_normal(len(speed))
+    memory = float(np.exp(-1 / WANDER_MEMORY))
+    return memory * speed + float(np.sqrt(1 - memory**2)) * chance.standard_normal(len(speed))
 
 
 def _stalled(runs: Runs, chance: np.random.Generator) -> Runs:

@@ -10,32 +10,8 @@ from sweep.base.config import CONF, GROUPS
 from sweep.base.options import PRIMARY, ConfigPath
 from sweep.cli.keys import keys_of
 
-# Bash breaks words at `=`: the text before the last `=` is on the line already.
-SCRIPTS = {
-    "bash": """\
-_sweep() {
-    local line=${COMP_LINE:0:COMP_POINT} IFS=$'\\n'
-    local current=${line##*[[:space:]]}
-    COMPREPLY=($(IFS=$' \\t\\n'; set -f; sweep completion --words ${line% *} "$current" 2>/dev/null))
-    [[ $current == *=* && $COMP_WORDBREAKS == *=* ]] && COMPREPLY=("${COMPREPLY[@]#"${current%=*}="}")
-    [[ ${COMPREPLY[0]-} == *= ]] && compopt -o nospace
-}
-complete -o default -F _sweep sweep""",
-    "zsh": """\
-#compdef sweep
-_sweep() {
-    local -a candidates=(${(f)"$(sweep completion --words ${words[1,CURRENT-1]} "$words[CURRENT]" 2>/dev/null)"})
-    if (( $#candidates )); then
-        compadd -S '' -- ${(M)candidates:#*=}
-        compadd -- ${candidates:#*=}
-    else
-        _files
-    fi
-}
-compdef _sweep sweep""",
-    "fish": """\
-complete -c sweep -a '(sweep completion --words (commandline -opc) (commandline -ct) 2>/dev/null)'""",
-}
+SHELLS = ("bash", "zsh", "fish")
+SCRIPTS = {shell: Path(__file__).with_name(f"completion.{shell}").read_text("utf-8").rstrip("\n") for shell in SHELLS}
 
 
 def candidates(commands: Iterable[str], line: Sequence[str], options: ConfigPath) -> list[str]:
