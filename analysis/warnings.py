@@ -1,13 +1,13 @@
 """Warnings about a run's results: the trials' warnings, and warnings from comparing trials or points.
 
-A check is a function in CHECKS (`sweep.numbers.warnings.register`): its name is the code, its docstring the meaning.
+warnings.yaml declares the warnings; a check is the function of that name.
 """
 
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from analysis.statistics.intervals import FloatArray, t
 from analysis.statistics.pooled import of_endpoints
 from analysis.summary import planned_trials
 from sweep.base.wording import count, duration_text, number
-from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
+from sweep.numbers.warnings import Evidence, ResultWarning, Severity, declared_checks
 
 WIDE = 0.10  # half an interval / its mean
 UNEQUAL_CHARACTERS = 1.3  # ratio of most to fewest characters per token
@@ -35,8 +35,6 @@ SMALL_SPREAD = 0.01  # standard deviation of the launches' logarithms, up to whi
 CHANCE, SHUFFLES = 0.025, 2000  # chance of a false alarm about a quantity, from this many permutations of the launches
 MOST_NAMED = 3  # maximum points named in a sentence
 OF_FIGURES = ("few-requests", "few-steady-requests")  # about trials' columns that the point may lack
-CHECKS: list[Check] = []
-_warning = partial(register, CHECKS, Severity.WARNING)
 
 
 def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
@@ -103,21 +101,13 @@ def scope(warning: ResultWarning, layout: Layout) -> str:
 # Points --------------------------------------------------------------------------------------------------------------
 
 
-@_warning("Set replicates=3 or more: the spread between repetitions is unknown.")
 def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The point was measured only once, as planned, so it has no interval."""
     planned = _planned_replicates(run, layout)
     for point in layout.points.index[(layout.points["n"] == 1) & (planned == 1)]:
         yield Evidence(1, "one replicate, no interval", points=(point,))
 
 
-@_warning(
-    "The mean covers the successful replicates, which may be the faster ones: run the same command again to measure the"
-    " rest.",
-    lowest_is_worst=True,
-)
 def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Some of the point's replicates failed or have not run."""
     planned, counts = _planned_replicates(run, layout), layout.points["n"]
     dropped = dropped_trials(run, layout)["point"].value_counts()
     planned = planned.sub(dropped, fill_value=0).reindex(planned.index).astype(int)
@@ -126,13 +116,7 @@ def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(n / total, f"{n} of {total} replicates have a result", points=(point,))
 
 
-@register(
-    CHECKS,
-    Severity.SEVERE,
-    "Restore its trials' requests.parquet, or measure them again: a mean of percentiles is not a percentile.",
-)
 def unpooled_statistics(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The point's values are means over its trials, since the requests of a trial cannot be read."""
     measured = layout.placed(run.ok[run.ok["attempt"].notna()])  # imported rows never had requests
     unpooled = layout.points["unpooled"]
     for point in unpooled.index[unpooled.ne("") & unpooled.index.isin(measured["point"])]:
@@ -140,12 +124,7 @@ def unpooled_statistics(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(count_of, f"requests cannot be read: {count_of} columns are means over trials", points=(point,))
 
 
-@_warning(
-    "The engine, the endpoint or the machine changed in between, so the mean describes neither state: measure all "
-    "replicates again, in another folder.",
-)
 def replicates_apart(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Replicates of the point were measured over an hour apart, and the later replicates differ from the earlier."""
     placed = layout.placed(run.ok).dropna(subset=["started_at"])
     placed = placed.assign(began=pd.to_datetime(placed["started_at"])).sort_values("began", kind="stable")
     for point, trials in placed.groupby("point"):
@@ -172,13 +151,7 @@ def _change(before: FloatArray, after: FloatArray) -> float:
     return difference if abs(difference) > least else 0.0
 
 
-@_warning(
-    "Intervals and leads assume independent launches, so they are too narrow: find out what changes from launch to "
-    "launch (temperature, clocks, other users), or spread the replicates over several days.",
-    BY_AGE,
-)
 def launch_order(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Successive launches resemble each other more than chance explains: a trend, or a slow change."""
     launched = layout.placed(run.ok).dropna(subset=["launch", "started_at"])
     for column in (name for name in BY_AGE if name in launched):
         trials = launched[launched[column] > 0]
@@ -210,14 +183,7 @@ def order_resemblance(series: Sequence[FloatArray]) -> float | None:
     return float(correlations[0]) if by_chance <= CHANCE else None
 
 
-@register(
-    CHECKS,
-    Severity.INFO,
-    "Intervals for a new launch, and leads, assume launches that are independent and alike: set replicates=20, or "
-    "measure again on another day.",
-)
 def few_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """A configuration leads, but the launches are too few to reveal a trend, or one odd launch in five."""
     standings = [layout.points[name] for name in _derived(layout, "standing")]
     best = [each.index[each == Standing.BEST] for each in standings]
     launched = layout.placed(run.ok[run.ok["launch"].notna()])
@@ -228,9 +194,7 @@ def few_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(float(counts.min()), message)
 
 
-@_warning("Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch cannot show.")
 def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Replicates that are compared with another engine's replicates were measured on a single launch."""
     standings = _derived(layout, "standing")
     compared = layout.points.index[layout.points[standings].notna().any(axis="columns")]
     launched = layout.placed(run.ok[run.ok["launch"].notna()])
@@ -253,13 +217,7 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     return planned
 
 
-@_warning(
-    "More replicates narrow it: the second and third most, each later one less. If the "
-    "interval comes from the launches, more requests per trial give an interval from the requests.",
-    ("output_throughput",),
-)
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The interval of output throughput is wider than ±10%."""
     points = layout.points
     if "output_throughput" not in points:
         return
@@ -272,35 +230,17 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(half[point], text, points=(point,))
 
 
-@_warning(
-    "Compare tokens/s and TPOT, not durations, requests/s or end-to-end latencies; workload.ignore_eos=true makes the"
-    " answers equally long.",
-    ("duration", "request_throughput", *E2EL),
-)
 def unequal_answers(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Engines answered the same requests with different numbers of tokens."""
     text = "up to {:.1f} times as many tokens as another engine's answers"
     yield from _unequal(_asked(run, layout), "output_tokens", UNEQUAL, text)
 
 
-@_warning(
-    "A chat template adds tokens, and another tokenizer counts differently: compare engines with the same backend.api,"
-    " and set model.tokenizer to the served model's tokenizer.",
-    ("total_throughput", *TTFT_COLUMNS),
-)
 def unequal_inputs(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Engines counted different numbers of tokens in the same prompts."""
     text = "up to {:.2f} times as many input tokens as another engine counts"
     yield from _unequal(_asked(run, layout), "input_tokens", UNEQUAL_INPUTS, text)
 
 
-@_warning(
-    "Compare them by characters/s (character_throughput): one of them counts tokens differently, or writes in "
-    "another language. With model.tokenizer the tokens are recounted.",
-    ("output_throughput", "total_throughput", "cost_per_million_tokens", "tpot_p50"),
-)
 def unequal_characters(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """By their unverified counts, engines wrote different numbers of characters per token."""
     ok = _asked(run, layout)
     if "characters" in ok and ok["recounted_share"].isna().any():
         text = "up to {:.1f} times as many characters per token as another engine's answers"
@@ -326,9 +266,7 @@ def _unequal(
         yield Evidence(ratio, text.format(ratio), points=points)
 
 
-@register(CHECKS, Severity.INFO, "To send every engine simultaneous requests, set backend.batch_form=streams.")
 def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Batches of equal size reached some engines as one call with a list, but not all."""
     ok = _asked(run, layout)
     lockstep = ok[ok["batch_size"] > 1]  # a batch of one is a single request in either form
     forms = lockstep.groupby("question")["batch_form"].transform("nunique")
@@ -350,17 +288,13 @@ def _asked(run: Run, layout: Layout) -> pd.DataFrame:
 # Trials beside each other --------------------------------------------------------------------------------------------
 
 
-@_warning("These trials have no result: increase client.processes, reserve cores for the client, or lower the load.")
 def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """In some trials the client was the bottleneck."""
     limited = run.trials.loc[run.trials["outcome"] == "client_limited", "trial_id"]
     if len(limited):
         yield Evidence(len(limited), f"the client was the bottleneck in {count(len(limited), 'trial')}", tuple(limited))
 
 
-@_warning("Compare their speeds with other engines only if you know that their answers are right.", ("agreement",))
 def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Some engines' answers were compared with the reference, but other engines' answers could not be compared."""
     ok = _asked(run, layout)
     lines = ok.groupby("line", sort=False)
     unknown = lines["agreement"].max().isna()
@@ -371,12 +305,7 @@ def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(int(unknown.sum()), f"agreement unknown for {each}", points=tuple(points))
 
 
-@_warning(
-    "Compare memory only between engines with the same kind of memory.",
-    ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes"),
-)
 def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The engines' memory was measured in different ways."""
     measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])
     kinds = measured.groupby("memory_label", sort=False)["line"].unique()
     if len(kinds) > 1:
@@ -385,9 +314,7 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
 
 
-@_warning("To include differences between launches, let sweep launch the engines, or restart the endpoints and repeat.")
 def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Endpoints are compared on one launch each, so no interval covers differences between launches."""
     ok = layout.placed(run.ok)
     lines = sorted(ok.loc[of_endpoints(run).reindex(ok.index), "line"].unique())
     if lines and ok["line"].nunique() > 1:
@@ -397,65 +324,44 @@ def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
 # The run -------------------------------------------------------------------------------------------------------------
 
 
-@_warning("Compare engines within this run; do not compare its values with the study's values.")
 def replaced_settings(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The study's model, hardware or settings were replaced to suit this machine."""
     replaced = run.experiment.get("replaced") or []
     if replaced:
         yield Evidence(len(replaced), f"settings replaced for this machine: {'; '.join(replaced)}")
 
 
-@_warning("Run the same command again: it continues where it stopped.")
 def trials_not_run(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The sweep stopped before all planned trials had run."""
     planned = planned_trials(run)
     missing = planned - len(run.trials)
     if missing > 0:
         yield Evidence(missing, f"{missing:,} of {planned:,} planned trials have not run")
 
 
-@_warning(
-    "The baseline needs a result at the same workload and load, on the same kind of GPU: check which of its trials "
-    "failed."
-)
 def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """No point could be compared with the baseline."""
     ratios = _derived(layout, "vs_baseline")
     if run.baseline and not layout.points[ratios].notna().to_numpy().any():
         named = ", ".join(f"{key} = {value}" for key, value in run.baseline.items())
         yield Evidence(0, f"nothing could be compared with the baseline ({named})")
 
 
-@register(
-    CHECKS,
-    Severity.INFO,
-    "sweep report RUN all=true shows them, and sweep compare compares them; in_plan marks the plan's rows.",
-)
 def other_rows(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The folder holds results of other plans, or earlier results of the same trials, which are not shown."""
     if run.others:
         yield Evidence(run.others, f"{count(run.others, 'row')} measured in this folder by other commands, or earlier")
 
 
-@_warning("If the difference may matter, measure again with one version of the code.")
 def mixed_code(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The trials were measured by several versions of this project's code."""
     commits = sorted(run.ok["commit"].dropna().unique())
     if len(commits) > 1:
         yield Evidence(len(commits), f"measured by {len(commits)} versions of this code ({', '.join(commits)})")
 
 
-@_warning("Compare engines only on the same kind of machine.")
 def mixed_machines(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The trials ran on several kinds of machine."""
     machines = {_machine(text) for text in run.ok["hardware"].dropna().unique()}
     if len(machines) > 1:
         yield Evidence(len(machines), f"measured on {len(machines)} kinds of machine ({'; '.join(sorted(machines))})")
 
 
-@_warning("If the difference may matter, measure again with one version of the engine.")
 def mixed_engine_versions(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The trials of one backend were measured with several versions of the engine."""
     versions = run.ok.dropna(subset="engine_version").groupby("backend")["engine_version"].unique()
     mixed = versions[versions.map(len) > 1].map(sorted)
     each = [f"{backend} in {len(names)} versions ({', '.join(names)})" for backend, names in mixed.items()]
@@ -468,3 +374,6 @@ def _machine(text: str) -> str:
     cores = hardware.get("cores")
     parts = [", ".join(hardware.get("gpus") or []), str(hardware.get("cpu", "")), f"{cores} cores" if cores else ""]
     return ", ".join(part for part in parts if part)
+
+
+CHECKS = declared_checks(Path(__file__).with_name("warnings.yaml"), globals())

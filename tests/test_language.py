@@ -43,7 +43,6 @@ SHARED = {
     "Transformers": "a backend, and its library on the host",
     "TransformersCB": "a backend, and its library on the host",
     "VLLMOffline": "a backend, and its library on the host",
-    "startup_transient": "a quantity, and the warning about it",
     "compare": "the command, and the comparison of answers with the reference",
     "summarise": "a trial's records, and a run's trials",
     "measure": "one interface: by the client, and inside the engine",
