@@ -301,6 +301,14 @@ def test_the_client_has_a_core_for_each_of_its_processes(monkeypatch, cores, pro
     assert cores == 1 or not set(engines) & clients
 
 
+class FoundModel(ServedModel):
+    def reach(self, cache):
+        pass
+
+    def prepare(self, cache, progress):
+        return cache
+
+
 def test_weights_for_an_image_are_converted_by_our_own_interpreter(monkeypatch, tmp_path):
     """The interpreter in an image is none of this machine's."""
     image = environments.Environment("python3", image="engine@sha256:0", runtime="docker")
@@ -313,14 +321,7 @@ def test_weights_for_an_image_are_converted_by_our_own_interpreter(monkeypatch, 
             converters.append(python)
             return model
 
-    class Model(ServedModel):
-        def reach(self, cache):
-            pass
-
-        def prepare(self, cache, progress):
-            return tmp_path
-
-    its = Deployment("d", Converted(name="x"), Model(name="m"), 0, None, environment=EnvironmentSpec(name="x"))
+    its = Deployment("d", Converted(name="x"), FoundModel(name="m"), 0, None, environment=EnvironmentSpec(name="x"))
     settings = SimpleNamespace(hardware=ANY, cache_dir=str(tmp_path), client=SimpleNamespace(processes=1))
     node = deployment.prepare_node(Work(its, settings, str(tmp_path / "out"), "1", ()), (), lambda event: None)
     assert converters == [sys.executable]
@@ -335,13 +336,6 @@ def test_a_step_that_needs_an_extra_is_unavailable_in_one_line_and_the_others_go
             raise environments.EnvironmentFailed("environment cpu+suffix cannot be built: no wheel of arctic-inference")
         return environments.Environment(sys.executable)
 
-    class Model(ServedModel):
-        def reach(self, cache):
-            pass
-
-        def prepare(self, cache, progress):
-            return tmp_path
-
     monkeypatch.setattr(environments, "prepare", prepare)
     settings = run_settings(cache_dir=str(tmp_path))
     suffix = EnvironmentSpec(name="cpu+suffix")
@@ -351,7 +345,7 @@ def test_a_step_that_needs_an_extra_is_unavailable_in_one_line_and_the_others_go
         trials = tuple(
             Trial(f"{step} {n}", workload, Batch(name="batch", batch_size=1), n, 1, {}, {}, {}) for n in (0, 1)
         )
-        its = Deployment("d", Backend(name="x"), Model(name="m"), 0, None, trials, environment=spec)
+        its = Deployment("d", Backend(name="x"), FoundModel(name="m"), 0, None, trials, environment=spec)
         work = Work(its, settings, str(tmp_path / "out"), "1", ())
         stop = threading.Event()
         monkeypatch.setattr(deployment, "Prepared", lambda stop=stop: stop.set() or "prepared")  # and no further
