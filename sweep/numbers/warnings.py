@@ -130,7 +130,7 @@ class DeclaredWarning(Strict):
     remedy: str
     quantities: tuple[str, ...] = ()
     lowest_is_worst: bool = False
-    figure: str | None = None
+    figure: str = ""
     bounded: str | None = None
     above: float = -math.inf
     at_least: float = -math.inf

@@ -78,9 +78,12 @@ class BestStanding:
     none_fits: float | None = None  # the model's probability that no point is within the bounds
 
 
-class Judgement(NamedTuple):
-    """What the model says of each point: its share of samples in which the leader is not good enough and the point is
-    the best, and the variance of its ln(value)."""
+class ModelOpinion(NamedTuple):
+    """The standing, and two figures of each point by the model.
+
+    `decisive` is the share of samples in which the leader is not good enough and the point is the best; `variance` is
+    that of its ln(value).
+    """
 
     standing: BestStanding
     decisive: Floats
@@ -166,7 +169,7 @@ class BestSearch(Proposer):
         super().__init__(space, question, seconds, limit)
         self.surfaces = [Surface(space) for _ in range(1 + len(question.bounds))]
         self.fitted = 0  # results that the parameters were fitted to
-        self._judged: Judgement | None = None
+        self._judged: ModelOpinion | None = None
 
     @property
     def enough(self) -> float:
@@ -308,11 +311,11 @@ class BestSearch(Proposer):
         ]
         return parts, follows
 
-    def _judge(self) -> Judgement:
+    def _judge(self) -> ModelOpinion:
         successes, size = self._successes(), self.space.size
         if not successes:
             standing = BestStanding(None, self.launches >= self.limit, False, 0.0, size, 0.0)
-            return Judgement(standing, np.zeros(size), np.ones(size))
+            return ModelOpinion(standing, np.zeros(size), np.ones(size))
         random = np.random.default_rng([self.question.seed, len(self.results)])
         objective, *latencies = self._draws(successes, random)
         value = self.question.objective.offset - objective  # ln, larger is better
@@ -336,4 +339,4 @@ class BestSearch(Proposer):
         done = bool(ended or self.launches >= self.limit)
         best = None if hopeless else leader
         standing = BestStanding(best, done, hopeless or likely, probability, contenders, none_fits)
-        return Judgement(standing, decisive, np.var(value, axis=0) + 1e-12)
+        return ModelOpinion(standing, decisive, np.var(value, axis=0) + 1e-12)
