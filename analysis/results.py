@@ -110,8 +110,8 @@ class RunResults:
     @cached_property
     def machines(self) -> list[str]:
         """The accelerators with a result, or the processors and their cores: `2 CPU cores (AMD EPYC)`."""
-        rows = self.run.ok[["accelerator", "hardware"]].dropna(subset="accelerator").fillna("{}").to_numpy()
-        facts = [(name, json.loads(text) if name == "cpu" else {}) for name, text in rows]
+        rows = self.run.ok[["accelerator", "hardware"]].dropna(subset="accelerator").astype(object)
+        facts = [(name, json.loads(text) if name == "cpu" else {}) for name, text in rows.fillna("{}").to_numpy()]
         return sorted(
             {f"{each['cores']} CPU cores ({each['cpu']})" if "cores" in each else name for name, each in facts}
         )

@@ -25,7 +25,6 @@ from sweep.base.wording import count
 
 LINES = 23  # lines of a screen, before the report's path
 FEWEST_ROWS = 3  # rows of each table
-FEWEST_OF_WINNERS = 3  # columns: task, best and lead
 MOST_DOUBTS = 3  # lines about failures and warnings
 KEPT = ".answer.json"
 TABLES = ("points", "winners", "models")
@@ -76,8 +75,10 @@ class Screen:
         points, equal = self.points, ""
         if points.points == len(points.rows):  # otherwise points on other rows might differ
             points, equal = points.condensed()
-        winners = self.winners.within(width)  # of a tie between long names, the verdict alone
-        winners = winners if len(winners.headings) > FEWEST_OF_WINNERS else self.winners.brief().within(width)
+        winners = min(  # of a tie between names that would wrap, the verdict alone
+            (table.within(width) for table in (self.winners, self.winners.brief())),
+            key=lambda table: len(console.render_lines(table, options)),
+        )
         winning = list(_fitted_rows(winners, "", room - FEWEST_ROWS - 5, console, options))
         room -= sum(len(console.render_lines(part, options)) for part in winning)
         fitting, brief = points.within(width), points.brief().within(width)
