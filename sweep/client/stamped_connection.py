@@ -295,7 +295,7 @@ class StampedConnection:
             http2 = not answer.status and is_http2(data)
             self.abandon(f"protocol: {HTTP2_ONLY if http2 else _in_one_line(error)}")
             return
-        if answer.chunks > answer.limit and not self._answered:
+        if (answer.is_unreadable or answer.chunks > answer.limit) and not self._answered:
             self.abandon(f"protocol: {answer.chunks} events without an end; far fewer tokens were requested")
             return
         if answer.chunks - before > 1 and (len(answer.streams) == 1 or answer.shared != shared):

@@ -59,6 +59,7 @@ PATHS: dict[str, str] = {
     "tgi": "/generate_stream",
 }
 LARGEST_EVENT = 4 << 20  # bytes; enough for an event that repeats a prompt's ids; a longer event is no token stream
+LARGEST_REFUSAL = 64 << 10  # bytes of the body of an error, whose beginning is its message
 LARGEST_MESSAGE = 300  # characters of a server's message that are kept in an error
 MOST_MODELS, LONGEST_MODEL = 8, 200  # maximum model names stored for an answer, and characters of each
 ENDLESS = 4, 64  # an answer is endless above this multiple of the requested tokens, and this number of token events
@@ -381,6 +382,7 @@ class Answer:
     status: int = 0
     ended: bool = False  # whether the end mark of the stream has arrived, or every stream has finished
     error: str | None = None
+    is_unreadable: bool = False  # whether what follows cannot be read: an event, or an error's body, without an end
     _most: int = 1  # largest number of tokens in one event so far
     _sum: int = UNKNOWN  # output tokens of all prompts, according to the final usage
     _is_stream: bool = False
@@ -433,7 +435,10 @@ class Answer:
         # Some proxies give a stream another content type.
         self._is_stream = self._is_stream or (self.status == 200 and data.startswith((b"data:", b"event:")))
         if not self._is_stream or self.status != 200:
-            self._carry = data[: 64 << 10]  # part of an error's message, which is read once complete
+            self._carry = data[:LARGEST_REFUSAL]  # part of an error's message, which is read once complete
+            if len(data) > LARGEST_REFUSAL:
+                self._complete(arrived)
+                self.is_unreadable = True
             return
         if self._encoding:
             self.fail(f"protocol: content-encoding {self._encoding[:40]} {_COMPRESSED}")
@@ -452,7 +457,7 @@ class Answer:
             self._carry = data + end_of_line
             if len(data) > LARGEST_EVENT:
                 self.fail(f"protocol: {len(data)} bytes without the end of an event")
-                self._carry = b""
+                self._carry, self.is_unreadable = b"", True
             return
         self._carry = data[end + 2 :] + end_of_line
         for event in data[:end].split(b"\n\n"):

@@ -473,10 +473,18 @@ def test_a_malformed_count_fails_its_request_and_never_the_measuring_process(
         assert answer.error is not None
 
 
-def test_an_event_without_end_is_refused() -> None:
-    answer = read("completions", 1, [b"data: " + b"x" * (wire.LARGEST_EVENT + 10)], complete=False)
-    assert answer.error is not None
-    assert answer.error.startswith("protocol: ")
+@pytest.mark.parametrize(
+    ("status", "most", "error"),
+    [
+        ("200 OK", wire.LARGEST_EVENT, "bytes without the end of an event"),
+        ("500 Oops", wire.LARGEST_REFUSAL, "status: 500 data: xx"),
+    ],
+)
+def test_an_event_or_an_error_without_end_ends_its_request(status: str, most: int, error: str) -> None:
+    """Its connection was read on until a time-out: two minutes, or ten without a token."""
+    head = f"HTTP/1.1 {status}\r\ncontent-type: text/event-stream\r\ncontent-length: 9999999999\r\n\r\n".encode()
+    answer, _ = receive([head + b"data: ", *[b"x" * READ_SIZE] * (most // READ_SIZE)], "completions", 1)
+    assert error in (answer.error or "")
 
 
 def test_headers_and_trailers_without_end_fail_their_request() -> None:

@@ -181,7 +181,9 @@ def test_a_tie_of_long_names_that_end_alike_takes_a_line_for_each_task(tmp_path:
     ]
     results = RunResults(run_of(tmp_path, rows))
     text = "\n".join(screen(results, 80))
-    assert re.search(r"^qa, batch size 4 +simulated, itl mean=0.0\d, ttft mean=0.\d +tie with 3 others$", text, re.MULTILINE), text
+    assert re.search(
+        r"^qa, batch size 4 +simulated, itl mean=0.0\d, ttft mean=0.\d +tie with 3 others$", text, re.MULTILINE
+    ), text
     assert "  2 CPU cores  " in text
     assert " · 2 CPU cores (EPYC)" in lead_of_run(results)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
+from sweep.base.config import ConfigError
 from sweep.base.records import (
     LIVE,
     UNKNOWN,
@@ -185,14 +186,14 @@ class ContextFit(NamedTuple):
     ) -> tuple[Message, ...]:
         """Return the messages without the oldest exchanges, as far as they are too long; a system message stays.
 
-        Raises ValueError if they do not fit nevertheless, or nothing may be left out.
+        Raises ConfigError if they do not fit nevertheless, or nothing may be left out.
         """
         system_messages = sum(message.role == "system" for message in messages[:1])
         while tokenizer is not None and self.too_long(messages, turn, header, tokenizer):
             asked = [index for index, message in enumerate(messages) if message.role == "user"]
             if self.truncate is None or len(asked) < 2:
                 remedy = "" if self.truncate else "; workload.truncate=oldest leaves out the oldest messages"
-                raise ValueError(f"a conversation exceeds the context of {self.context} tokens{remedy}")
+                raise ConfigError(f"a conversation exceeds the context of {self.context} tokens{remedy}")
             messages = (*messages[:system_messages], *messages[asked[1] :])
         return messages
 
