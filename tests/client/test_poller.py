@@ -4,12 +4,13 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import uvloop
 
 from sweep.client import poller
-from sweep.client.poller import ALERT, SLOW, WORTH_IT, Poller
+from sweep.client.poller import ALERT, AT_ONCE, SLOW, WORTH_IT, Poller
 
 FAST = WORTH_IT * 2  # reads in a second
 
@@ -75,6 +76,29 @@ def test_the_patient_wait_for_the_round_and_the_urgent_do_not(slow_rounds: float
         assert len(patient.reads) == 1
         poller.set_patient(patient.near.fileno(), False)
         assert await patient.reads_after(slow_rounds / 3) == 2
+
+    run(story)
+
+
+def test_many_urgent_reads_let_others_take_turns() -> None:
+    async def story(poller: Poller) -> None:
+        order: list[str] = []
+        first = Socket(poller)  # the first token of a request, which arrives while many answers end
+        ends = [Socket(poller, patient=False) for _ in range(4 * AT_ONCE)]
+
+        def ended(end: Socket) -> None:
+            if not order:
+                first.far.send(b"x")
+            order.append("end")
+            end.near.recv(9)
+
+        poller._callbacks[first.near.fileno()] = lambda: order.append("first")
+        for end in ends:
+            poller._callbacks[end.near.fileno()] = partial(ended, end)
+            end.far.send(b"x")
+        while len(order) <= len(ends):
+            await asyncio.sleep(0)
+        assert order.index("first") <= 2 * AT_ONCE
 
     run(story)
 
