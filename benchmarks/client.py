@@ -488,7 +488,7 @@ def main() -> None:
         mine = runs.pop("")
         compared += [ratios(row, rival, mine, results) for rival, results in runs.items()]
         compared += limits(row, mine)
-    compared.append(f"other load before each run: at most {max(load):.0f} % of the machine's cores")
+    compared.append(f"other load before each run: at most {max(load):.0f}% of the machine's cores")
     lines += ["", *(f"* {comparison}" for comparison in compared)]
     print("\n".join(lines[-len(compared) - 1 :]))
     if options.write:
