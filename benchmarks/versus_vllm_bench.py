@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="also put the table into this file, between its two marks")
     options = parser.parse_args()
     if options.runs < 2:
-        parser.error(f"--runs={options.runs}: expected whole numbers from 2, or there is no noise to compare with")
+        parser.error(f"--runs={options.runs}: expected at least 2, since the noise is the spread of the runs")
     runs: dict[int, tuple[list[Run], list[Run]]] = {}
     with tempfile.TemporaryDirectory(prefix="sweep-versus-") as name, engine(Path(name) / "engine") as running:
         url, python, version = running

@@ -14,8 +14,8 @@ HEAD = f"""\
 # A sweep under Slurm
 
 Made by `scripts/slurm-check`: {{version}} on one machine, with two nodes in separate network namespaces, and
-`scripts/cluster/slurm.sbatch` submitted as it is, on the simulated engine. Slurm takes a silent node for down after
-{SILENCE} s here (300 s by default), and lets a requeued job wait for 25 s (120 s by default).
+`scripts/cluster/slurm.sbatch` submitted as it is, on the simulated engine. Here Slurm marks a silent node as down
+after {SILENCE} s (default: 300 s), and a requeued job waits for 25 s (default: 120 s).
 
 `requeued`: how often Slurm started the job again. `ok`: trials of the plan whose row is ok. `twice`: trials with more
 than one good row. `nodes`: those on which a trial ran. After each case no engine was left on the machine within 30 s.

@@ -15,7 +15,7 @@ BEST_OVER_IT = "the best value / this configuration's value, as a plain ratio; f
 
 
 class AnswerRow(NamedTuple):
-    """A configuration with the answer it belongs to; `rank` 1 is the best."""
+    """A configuration as a row of the table, with its task's answer; `rank` 1 is the best."""
 
     answer: TaskAnswer
     rank: int | None  # None if a severe warning bars the configuration

@@ -167,9 +167,9 @@ def report_line(folder: Path) -> str:
 
 @contextmanager
 def keeping(folder: Path, is_refreshed: bool = False) -> Iterator[list[Screen]]:
-    """Keep the screen that the block appends, unless a file changed meanwhile or a warning was shown.
+    """Keep the screen that the `with` block appends, unless a file changed meanwhile or a warning was shown.
 
-    With `is_refreshed`, keep it only where an older one is.
+    With `is_refreshed`, keep it only if a screen was kept before.
     """
     before, screens = _state_of(folder), list[Screen]()
     try:

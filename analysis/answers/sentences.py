@@ -53,7 +53,7 @@ def _contested(contested: Sequence[TaskAnswer], total: int) -> str:
         if any(math.isfinite(each.low) for answer in contested for each in answer.tied):
             # Two of three may be equal and far ahead of the third.
             subject = subject if few else f"None of {len(names)} configurations"
-            verb = "differ at none of" if few else "leads at any of"
+            verb = "tie at" if few else "leads at any of"
         elif contested[0].criterion.quantity.column == "capacity":
             verb = "were searched for too short to tell which leads at any of"
         return f"{subject} {verb} {where} in {quantities}{others}"

@@ -173,7 +173,7 @@ def _miscounted(report: Report, content: Any) -> tuple[str, ...]:
 
 
 def statistics_of(content: Any, path: str, names: Mapping[str, str]) -> tuple[dict[str, Any], float]:
-    """Return a series' statistics by the tool's names for them, and their unit in s. Raises ValueError."""
+    """Return a series' statistics by the tool's names, and their unit in seconds, e.g. 0.001. Raises ValueError."""
     if "{}" in path:
         return {name: at(content, path.format(name)) for name in names}, 1.0
     statistics = at(content, path) or {}

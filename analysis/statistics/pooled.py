@@ -159,7 +159,7 @@ def launches(run: Run) -> "pd.Series[int]":
 
 
 def pooled_columns(run: Run) -> dict[str, Statistic]:
-    """Return the columns that pool a point's requests (any statistic), or its batches and gaps (quantiles)."""
+    """Return the columns that pool a point's requests (all but the maximum), batches or gaps (only quantiles)."""
     return {column: statistic for column, statistic in columns(run.percentiles).items() if _is_pooled(statistic)}
 
 

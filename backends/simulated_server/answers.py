@@ -11,7 +11,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class SequenceCounts(Protocol):
-    """The counts of one prompt that appear in an answer."""
+    """A prompt's position in its request and its token counts, as an answer reports them."""
 
     index: int
     input_tokens: int

@@ -380,16 +380,16 @@ def quick(arguments: list[str]) -> int:
 
 
 def rerun(arguments: list[str]) -> int:
-    """Run a row of a run again from its record, and report whether it was reproduced, or what differs.
+    """Measure a trial of a run again as its row records it, and report whether the result was reproduced.
 
     sweep rerun results/night#1a2b3c4d5e6f       a trial by its id, or the beginning of the id
-    sweep rerun results/night --all              every result of its current plan; without --all only the estimate
+    sweep rerun results/night --all              every result of the current plan; without --all, only a time estimate
     sweep rerun results/night#1a2b3c4d5e6f --capsule > capsule.txt
     sweep rerun capsule.txt                      anywhere, without the run; - reads it from standard input
 
-    The row provides configuration, seeds, settings and the lockfile of the engine's environment. It runs without Ray in
-    a separate folder; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced;
-    1 the result differs, or the trial has no result now; 2 bad input; 3 cannot tell.
+    The row provides configuration, seeds, settings and the lockfile of the engine's environment. The trial runs without
+    Ray in a separate folder; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status:
+    0 reproduced; 1 the result differs, or the trial has no result now; 2 bad input; 3 cannot tell.
     """
     parser = Parser(rerun)
     parser.add_argument("source", metavar="RUN#TRIAL", help="RUN#TRIAL, RUN, or a file with a capsule")

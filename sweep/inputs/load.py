@@ -330,7 +330,7 @@ class Trace(_ArrivalProcess):
         """The mean rate at this speed, in requests/s. Raises ConfigError if all requests arrive at once."""
         times = self.times()
         if not times[-1]:
-            raise ConfigError(f"load.path={self.path}: expected arrivals at different times, for a rate")
+            raise ConfigError(f"load.path={self.path}: all requests arrive at once; expected times that differ")
         return float((len(times) - 1) / times[-1])
 
     def at_rate(self, rate: float, count: int) -> Self:

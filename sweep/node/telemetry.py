@@ -116,7 +116,7 @@ class Processes:
 class Gpus:
     """Memory, utilisation, power, clock and limits of the deployment's GPUs, and other processes on them.
 
-    `elsewhere` reads GPUs of other nodes: all GPUs get the same time, since their readings are added up.
+    `elsewhere` reads the GPUs of other nodes. All readings get the same time, so that the GPUs' values can be summed.
     """
 
     def __init__(
@@ -175,8 +175,8 @@ class Sampler:
         return samples
 
     def begin(self, start: float) -> None:
-        """Record that the measured part begins at `start` (CLOCK_MONOTONIC): this schedules the EARLY readings, and one
-        before it, so that counters leave out the warm-up.
+        """Schedule the EARLY readings after the measured part begins at `start` (CLOCK_MONOTONIC), and a reading now,
+        so that counters leave out the warm-up.
         """
         self._early = [0.0, *(start + later for later in EARLY)]
 

@@ -1,4 +1,4 @@
-"""Connects a search with trials: the search for a plan's point, and the result of a probe that ran as a trial."""
+"""Connects searches with trials: makes the search for a plan's point, and reads a probe's result from its trial."""
 
 import math
 from collections.abc import Callable

@@ -54,7 +54,7 @@ def summary(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, spread=0.015)
     first, *rest = summary(capsys, run).splitlines()
-    assert first == "tgi and vllm differ at none of 2 tasks in throughput"
+    assert first == "tgi and vllm tie at 2 tasks in throughput"
     assert all("ties with vllm" in line for line in rest)
     assert all("more launches of each would detect a difference of 3.0%, about" in line for line in rest)
     answers = json.loads(summary(capsys, run, "--format", "json"))["answers"]

@@ -304,9 +304,9 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
         (
             [{"messages": [*CHAT[:2], CALL, *CHAT[3:]]}],
             "",
-            "the role user before a tool's result; expected a result of",
+            "the role user after a tool call without a result; expected",
         ),
-        ([{"messages": [*CHAT[:2], {**FOUND, "tool_call_id": 9}]}], "", "a tool's result for the call '9'; expected"),
+        ([{"messages": [*CHAT[:2], {**FOUND, "tool_call_id": 9}]}], "", "a tool result for '9'; expected"),
         (
             [{"messages": [*CHAT[:2], {**CALL, "tool_calls": [{"name": "f", "input": 7}]}]}],
             "",

@@ -279,7 +279,7 @@ def prompt(role: str, *parts: Any, then: Any = ()) -> dict[str, Any]:
         ([call("x", "y", 0, 1), call("y", "", 0, 2)], "span t/x: is inside the call t/y; expected one span for each"),
         ([call("x", "", 1, 0.5)], "expected ns since 1970, and a later end"),
         ([call("x", "", 0, 1) | {"startTimeUnixNano": "1790000000000"}], "startTimeUnixNano=1790000000000, "),
-        ([span("y", "", 0, 1)], "no span of a call; expected gen_ai.operation.name to be one of chat, "),
+        ([span("y", "", 0, 1)], "no span is a model call; expected gen_ai.operation.name to be one of chat, "),
         (
             [call(name, "", 0, 1, **{"gen_ai.conversation.id": name}) for name in "xy"],
             "trace t has two values of gen_ai.conversation.id",
@@ -288,7 +288,7 @@ def prompt(role: str, *parts: Any, then: Any = ()) -> dict[str, Any]:
         ([call("x", "", 0, 1, "Hi.", "Hello.")], "row 1: the role assistant after assistant; expected"),
         (
             [prompt("assistant", CALLED, CALLED | {"id": "c2"}, then=FOUND_ONE)],
-            "the role assistant before a tool's result",
+            "the role assistant after a tool call without a result",
         ),
         ([call("x", "", 0, 1, **{"gen_ai.input.messages": said("a")[:1] * 2})], "the role user after user"),
         ([prompt("user", {"type": "blob"})], "has a part of type blob; expected text"),
@@ -303,8 +303,8 @@ def prompt(role: str, *parts: Any, then: Any = ()) -> dict[str, Any]:
             f"span t/x: is inside more than {DEEPEST} spans",
         ),
         ([call("x", "", 0, 1, "half \ud83d")], "row 1: a lone surrogate in a turn; expected valid Unicode"),
-        ([call("x", "", 0, 1) | INFINITE], "export 1: expected resourceSpans as OTLP's JSON has them"),
-        ([call("x", "", 0, 1) | {"attributes": 7}], "export 1: expected resourceSpans as OTLP's JSON has them"),
+        ([call("x", "", 0, 1) | INFINITE], "export 1: expected resourceSpans in OTLP JSON"),
+        ([call("x", "", 0, 1) | {"attributes": 7}], "export 1: expected resourceSpans in OTLP JSON"),
         ([{"spanId": "x"}], "export 1: a span without traceId and spanId; expected both"),
         ([call("x" * 65, "", 0, 1)], "a span without traceId and spanId; expected both, of at most 64 characters"),
         ([call("x", "", 0, 1) | {"startTimeUnixNano": "9" * 5000}], "startTimeUnixNano=999"),

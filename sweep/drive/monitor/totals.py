@@ -102,7 +102,7 @@ class TotalsWriter:
 
 
 def write_totals(paths: RunPaths, totals: Totals) -> None:
-    """Write the totals with the stamps of the current plan and ledger."""
+    """Write the totals with the current size and modification time of the plan and of the ledger."""
     run_files.write_whole(paths, paths.totals, sealed({**totals._asdict(), "stamps": _stamps(paths)}))
 
 

@@ -85,7 +85,7 @@ class Conversations(SessionWorkload):
 
 
 class Agents(Conversations):
-    """Jobs of agents: a turn is a call of the model, a gap the time of a tool, and new tokens are its result.
+    """Jobs of agents: a turn is a model call, a gap is a tool's run time, and new tokens are the tool's result.
 
     After a share of its turns an agent starts sub-agents at once, which have system prompts of their own. It continues
     after the longest of them. So a session is a tree.

@@ -38,7 +38,7 @@ class Talk:
         """Add the result of the call with this id; without an id, of the first call that has none."""
         name = str(call or next(iter(self._open), ""))
         if name not in self._open:
-            raise ValueError(f"a tool's result for the call {shortened(name)!r}; expected the call before it")
+            raise ValueError(f"a tool result for {shortened(name)!r}; expected the id of a call without a result")
         self._open.remove(name)
         self._add(Message("tool", content if isinstance(content, str) else _json_text(content), answers=name))
 
@@ -48,7 +48,7 @@ class Talk:
             place = f"after {before}" if before else "first"
             raise ValueError(f"the role {message.role} {place}; expected an order that chat templates allow")
         if self._open and message.role != "tool":
-            raise ValueError(f"the role {message.role} before a tool's result; expected a result of each call")
+            raise ValueError(f"the role {message.role} after a tool call without a result; expected all results first")
         check_sendable(message.text)
         self.messages.append(message)
 

@@ -51,7 +51,7 @@ class _Span(NamedTuple):
 
 
 def span_rows(exports: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return a row for each call of a model, in order of their starts. Raises ValueError for spans of no clear order.
+    """Return a row for each model call, in order of start time. Raises ValueError if the order of the spans is unclear.
 
     BRANCH of a row has the Branchings from its session to the call.
     """
@@ -61,7 +61,7 @@ def span_rows(exports: Sequence[Any]) -> list[dict[str, Any]]:
             raise ValueError(f"span {span.name} appears twice; expected different spans")
     calls = sorted((span for span in spans.values() if span.is_call), key=lambda span: (span.start, span.name))
     if not calls:
-        raise ValueError(f"no span of a call; expected {OPERATION} to be one of {', '.join(CALLS)}")
+        raise ValueError(f"no span is a model call; expected {OPERATION} to be one of {', '.join(CALLS)}")
     sessions = dict[str, str]()  # by trace
     for span in spans.values():
         named = str(span.attributes.get(CONVERSATION) or "")
@@ -95,7 +95,7 @@ def _spans_of(exports: Sequence[Any]) -> Iterator[_Span]:
             ]
             names = [[str(span.get(key) or "") for key in ("traceId", "spanId", "parentSpanId")] for span, _ in spans]
         except (TypeError, LookupError, AttributeError, ValueError, OverflowError):
-            raise ValueError(f"export {number}: expected {SPANS} as OTLP's JSON has them") from None
+            raise ValueError(f"export {number}: expected {SPANS} in OTLP JSON") from None
         for (span, attributes), (trace, name, parent) in zip(spans, names, strict=True):
             if not (trace and name and max(map(len, (trace, name, parent))) <= LONGEST_ID):
                 problem = f"export {number}: a span without traceId and spanId"
@@ -129,7 +129,7 @@ def _branch(call: _Span, spans: Mapping[str, _Span]) -> list[str]:
             raise ValueError(f"span {call.name}: is inside more than {DEEPEST} spans; expected fewer")
         if span is not None and span.is_call:
             problem = f"span {call.name}: is inside the call {around}"
-            raise ValueError(f"{problem}; expected one span for each call of a model")
+            raise ValueError(f"{problem}; expected one span for each model call")
         branch.append(around)
         around = "" if span is None else span.parent
     return [call.trace, *reversed(branch)]
@@ -193,7 +193,7 @@ def _parts(parts: Any) -> list[dict[str, Any]]:
 def _text_of_parts(parts: Any) -> str:
     if odd := next((part for part in _parts(parts) if part.get("type") != "text"), None):
         problem = f"{PROMPT} has a part of type {shortened(odd.get('type'))}"
-        raise ValueError(f"{problem}; expected text, or a tool's call or result")
+        raise ValueError(f"{problem}; expected text, a tool call or a tool result")
     texts = [part.get("content") for part in parts]
     if others := [text for text in texts if not isinstance(text, str)]:
         raise ValueError(f"{PROMPT} has a text part with content={shortened(repr(others[0]))}; expected text")

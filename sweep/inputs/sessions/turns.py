@@ -166,7 +166,7 @@ class ContextFit(NamedTuple):
     truncate: Literal["oldest"] | None
 
     def pieces(self, turn: Turn) -> Turn:
-        """Return a turn without its oldest pieces, as far as it is too long; its newest piece always stays."""
+        """Return a turn without the oldest pieces that exceed the context; pinned pieces and the newest always stay."""
         pieces, excess = list(turn.pieces), turn.input_tokens + turn.output_tokens - self.context
         if self.truncate is None or excess <= 0 or not pieces:
             return turn
@@ -184,9 +184,9 @@ class ContextFit(NamedTuple):
     def messages(
         self, messages: tuple[Message, ...], turn: Turn, header: str, tokenizer: Tokenizer | None
     ) -> tuple[Message, ...]:
-        """Return the messages without the oldest exchanges, as far as they are too long; a system message stays.
+        """Return the messages without the oldest exchanges that exceed the context; a system message stays.
 
-        Raises ConfigError if they do not fit nevertheless, or nothing may be left out.
+        Raises ConfigError if the newest exchange alone is too long, or `truncate` is not set.
         """
         system_messages = sum(message.role == "system" for message in messages[:1])
         while tokenizer is not None and self.too_long(messages, turn, header, tokenizer):

@@ -163,7 +163,7 @@ def _sendable_rows(workload: Recorded) -> tuple[list[FileRow], TraceColumns]:
 
 
 def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float]:
-    """Return the times of a trace's first turns since the first of all, in s, as its load reads them."""
+    """Return when a trace's first `count` turns arrive, in s after the first, by the load's column, unit and speed."""
     rows, columns = _sendable_rows(workload)
     column, unit = (load.column, time_unit(load.column, "s")) if load.column else (columns.time, columns.unit)
     times = [seconds_of(row[column], load.unit or unit) for row in rows]
