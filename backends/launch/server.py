@@ -1,7 +1,7 @@
 """Runs an engine within a `with` block: starts it, waits until it is ready, watches it, and always ends it.
 
 A supervisor (see `supervisor`) owns the engine's processes and kills them when this process closes its lease or dies.
-If both are killed, `clear_leftovers` finds the processes by the marker in their environment before the next launch.
+If both are killed, `clear_leftovers` finds the processes by their marks before the next launch.
 """
 
 import contextlib
@@ -250,7 +250,8 @@ class Engine:
             os.close(self._status)
             self._gone = True
         # This matters only if the supervisor was killed.
-        supervisor.kill_all(lambda: supervisor.marked(lambda environ: environ[supervisor.MARKER] == self.marker))
+        marks = {supervisor.MARKER: self.marker, **supervisor.owner_marks()}
+        supervisor.kill_all(lambda: supervisor.of_attempt(marks))
         self._wait_for_gpu_memory()
 
     def _wait_for_gpu_memory(self) -> None:
@@ -591,8 +592,11 @@ def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list
     def orphaned(environ: dict[str, str]) -> bool:
         return supervisor.living_owner(environ) == 0 or stale(environ[supervisor.MARKER])
 
-    pids = supervisor.marked(orphaned)
-    supervisor.kill_all(lambda: supervisor.marked(orphaned))
+    def find() -> list[int]:
+        return list({*supervisor.marked(orphaned), *supervisor.by_limits(supervisor.orphaned)})
+
+    pids = find()
+    supervisor.kill_all(find)
     return pids
 
 

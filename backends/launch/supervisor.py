@@ -3,8 +3,8 @@
 It is forked twice (so a parent that kills its direct children does not hit it) and leads a separate session. Two pipes
 connect it to the task: the *lease*, which ends when the task closes it or dies; and the *status*, a JSON object per
 line: {"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits processes that the engine detaches, even those
-with a new environment and session. If it is killed, its parent, the *guardian*, inherits and ends them; a marker in
-every process's environment identifies the rest. `hold LEASE COMMAND…` does the same for a program.
+with a new environment and session. If it is killed, its parent, the *guardian*, inherits and ends them. If both are, a
+marker in every process's environment and limits identifies the rest. `hold LEASE COMMAND…` does the same for a program.
 """
 
 import contextlib
@@ -12,11 +12,13 @@ import ctypes
 import json
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,10 @@ OWNER = "SWEEP_OWNER"  # "pid:start time" of the process that launched it
 OWNER_NAMESPACE = "SWEEP_OWNER_NAMESPACE"  # pid namespace of that process; not in OWNER, which earlier versions compare
 MARKS = (MARKER, OWNER, OWNER_NAMESPACE)
 SUPERVISOR = "SWEEP_SUPERVISOR"  # variable only in a supervisor's environment
+# Two limits that Linux keeps but does not enforce. Unlike variables, they survive a cleared environment.
+MARKED_LIMITS = resource.RLIMIT_RSS, 10  # RLIMIT_LOCKS, which Python does not name
+LIMITS = re.compile(rb"Max resident set +(\d+) .*Max file locks +(\d+) ", re.DOTALL)
+IS_MARK, TICKS = 1 << 62, 40  # bit of a limit that is a mark, and bits of a start time in it
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LOG_HEAD = LOG_TAIL = 8 << 20  # bytes to keep of a log that has grown to twice as many
 LOG_CHECK = 1.0  # seconds between two checks of a log's size
@@ -87,6 +93,36 @@ def marked(matches: Callable[[dict[str, str]], bool]) -> list[int]:
     """Return other processes on this node that carry a marker and whose environment `matches`."""
     environments = ((pid, process_environment(pid)) for pid in all_pids() if pid != os.getpid())
     return [pid for pid, environment in environments if MARKER in environment and matches(environment)]
+
+
+def limit_marks(environment: dict[str, str]) -> tuple[int, int]:
+    """Return the limits of an attempt's processes: its owner, and a checksum of its marker."""
+    pid, _, started = environment[OWNER].partition(":")
+    return IS_MARK | int(pid) << TICKS | int(started), IS_MARK | zlib.crc32(environment[MARKER].encode())
+
+
+def by_limits(matches: Callable[[tuple[int, int]], bool]) -> list[int]:
+    """Return the living processes in this pid namespace whose limits are marks that match."""
+    found = []
+    for pid in all_pids():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/limits", "rb") as file:
+            limits = match if (match := LIMITS.search(file.read())) is None else (int(match[1]), int(match[2]))
+            if limits and min(limits) >= IS_MARK and matches(limits):
+                is_here = str(os.stat(f"/proc/{pid}/ns/pid").st_ino) == pid_namespace()
+                found += [pid] if is_here and start_time(pid) else []  # a zombie has limits too
+    return found
+
+
+def of_attempt(environment: dict[str, str]) -> list[int]:
+    """Return the processes of the attempt with these variables."""
+    found = by_limits(lambda limits: limits == limit_marks(environment))
+    return list({*marked(lambda other: other[MARKER] == environment[MARKER]), *found})
+
+
+def orphaned(limits: tuple[int, int]) -> bool:
+    """Return whether the owner in the limits of a process is dead."""
+    pid, started = divmod(limits[0] - IS_MARK, 1 << TICKS)
+    return start_time(pid) != str(started)
 
 
 def descendants(ancestor: int) -> list[int]:
@@ -173,6 +209,9 @@ def start(spec: dict[str, Any]) -> int:
             os.dup2(log, 2)
         if spec["cpus"]:
             os.sched_setaffinity(0, spec["cpus"])
+        for limit, mark in zip(MARKED_LIMITS, limit_marks(spec["env"]), strict=True):
+            with contextlib.suppress(OSError, ValueError):  # the user's limit is lower
+                resource.setrlimit(limit, (mark, mark))
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.chdir(spec["cwd"])
@@ -193,8 +232,7 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
             os.write(status, json.dumps(message).encode() + b"\n")
 
     def ours() -> list[int]:
-        by_marker = marked(lambda environment: environment[MARKER] == spec["env"][MARKER])
-        return list({*descendants(os.getpid()), *by_marker})
+        return list({*descendants(os.getpid()), *of_attempt(spec["env"])})
 
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

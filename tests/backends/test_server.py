@@ -174,18 +174,22 @@ def test_the_death_of_the_supervisor_takes_the_engine_along(launch, marker):
     assert living(marker) == []
 
 
-def test_a_daemon_without_environment_and_session_ends_with_its_supervisor(launch, marker, tmp_path):
-    def daemons():
-        lines = (Path(f"/proc/{pid}/cmdline") for pid in supervisor.all_pids())
-        return [
-            line for line in lines if line.exists() and line.read_bytes().endswith(f"sleep(600)\0{tmp_path}\0".encode())
-        ]
+def apart(marker: str) -> list[int]:
+    """Processes that an attempt's limits identify, whatever became of their environment and session."""
+    mark = supervisor.limit_marks({supervisor.MARKER: marker, supervisor.OWNER: "0:0"})[1]
+    return supervisor.by_limits(lambda limits: limits[1] == mark)
 
-    with server.running(fake("--apart", str(tmp_path)), launch, marker=marker) as engine:
-        wait_until(lambda: len(daemons()) == 1, 5)
-        os.kill(psutil.Process(engine.pid).ppid(), signal.SIGKILL)
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_daemon_without_environment_and_session_ends_with_its_supervisor(launch, marker, both):
+    with server.running(fake("--apart", "x"), launch, marker=marker) as engine:
+        wait_until(lambda: len(set(apart(marker)) - set(living(marker))) == 1, 5)
+        parent, guardian, *_ = psutil.Process(engine.pid).parents()
+        for each in (guardian, parent) if both else (parent,):
+            each.kill()
         wait_until(lambda: not engine.alive(), 5)
-        assert daemons() == []
+        assert len(apart(marker)) == both
+    assert apart(marker) == []
 
 
 def test_a_log_keeps_its_head_and_its_tail_and_counts_the_rest(launch, marker):
@@ -215,16 +219,17 @@ OWNER = """
     from backends.base import Launch
     from tests.backends.test_server import fake
     launch = Launch(model=Path("."), served_name="m", workdir=Path(sys.argv[2]))
-    with server.running(fake(), launch, marker=sys.argv[1]) as engine:
+    with server.running(fake(*sys.argv[3:]), launch, marker=sys.argv[1]) as engine:
         print(engine.pid, flush=True)
         time.sleep(600)
 """
 
 
 @pytest.fixture
-def owner(marker, tmp_path):
+def owner(marker, tmp_path, request):
     """Another process that holds an engine, as a task does; and the engine's pid."""
-    command = [sys.executable, "-c", textwrap.dedent(OWNER), marker, str(tmp_path / "attempt")]
+    words = [marker, str(tmp_path / "attempt"), *getattr(request, "param", ())]
+    command = [sys.executable, "-c", textwrap.dedent(OWNER), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     yield process, int(process.stdout.readline())
@@ -249,6 +254,7 @@ def test_nothing_is_left_when_the_owner_gets_a_signal(owner, marker, number):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("owner", [(), ("--apart", "x")], indirect=True)
 def test_the_janitor_clears_what_nobody_is_left_to_clear(owner, marker, launch):
     process, engine = owner
     supervisor, guardian, *_ = psutil.Process(engine).parents()
@@ -257,9 +263,9 @@ def test_the_janitor_clears_what_nobody_is_left_to_clear(owner, marker, launch):
     process.wait()
     wait_until(lambda: not psutil.pid_exists(engine))
     # The helper that ignores SIGTERM belongs to nobody any more.
-    wait_until(lambda: len(living(marker)) == 1)
+    wait_until(lambda: len(apart(marker)) == 1)
     with server.running(fake(), launch, marker=f"{marker}/next") as engine:
-        assert living(marker) == []
+        assert apart(marker) == []
         assert engine.alive()
 
 
