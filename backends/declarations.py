@@ -11,6 +11,7 @@ from backends.tables.flags import value_of, with_value
 from backends.tables.log_causes import KnownCause, cause_table, reported_exit
 from backends.tables.table import EngineTable, load, spelling
 from sweep.base.exits import Exit
+from sweep.base.masking import COLOUR
 
 # Backend fields about how it is run, and model fields for estimates: they cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
@@ -29,7 +30,6 @@ ERROR_LINE = re.compile(
     re.IGNORECASE,
 )
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
-COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # Signs that a line is not an error: its level, or a length that only a line of settings has.
 LEVEL = re.compile(  # NCCL calls its errors warnings
     r"(?<!NCCL_DEBUG=)\b(DEBUG|INFO)\b|(?<!NCCL )(?<!NCCL_DEBUG=)\bWARN\b|[Ww]arning\b|WARNING"

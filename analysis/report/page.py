@@ -19,6 +19,7 @@ from analysis.report.page_data import as_block
 from analysis.report.tables import LARGEST_TABLE
 from analysis.statistics.intervals import CONFIDENCE
 from analysis.table import one_line
+from sweep.base.wording import printable
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 SCRIPT = ("data", "state", "answer", "figure", "table", "details", "controls")  # in order, in templates/script
@@ -29,7 +30,7 @@ CODE = re.compile(r"`([^`]+)`")
 
 def code_marked(text: str) -> Markup:
     """Return a text written by sweep as markup; words between backticks become code."""
-    return Markup(CODE.sub(r"<code>\1</code>", escape(text)))
+    return Markup(CODE.sub(r"<code>\1</code>", escape(printable(text))))
 
 
 def _more_points(count: int) -> str:
@@ -42,6 +43,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=StrictUndefined,
+    finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
 )
 TEMPLATES.filters |= {"code_marked": code_marked, "one_line": one_line}
 TEMPLATES.globals |= {

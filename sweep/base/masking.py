@@ -15,7 +15,10 @@ NAME = re.compile(
 # The shape of each issuer's keys; docs/backends.md has their table.
 _TABLE = Path(__file__).with_name("secret_shapes.txt").read_text(encoding="utf-8").splitlines()
 SHAPES = dict(line.split("\t") for line in _TABLE if not line.startswith("#"))
-VALUE = re.compile("|".join(SHAPES.values()))
+# Where a word begins: also after an escape's letter or digit, and after the word that Telegram puts before its keys.
+BEGIN = r"(?:(?<!\w)|(?<=[\d[;]m)|(?<=\\[abfnrtv])|(?<=%[\da-fA-F]{2})|(?<=\\u[\da-fA-F]{4})|(?<=/bot)|(?=-----))"
+VALUE = re.compile(rf"{BEGIN}(?=[\w$-])(?:{'|'.join(SHAPES.values())})")
+COLOUR = re.compile(r"\x1b\[[\d;:]*m")  # a log's colours stand between a name, its sign and its value
 # A name and its value, in a message.
 PAIR = re.compile(r"(?<![\w-])([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")
 # The same in an engine's output, where a "token" is mostly a word of the vocabulary, or a count.
@@ -92,6 +95,7 @@ def masked_message(text: str, secrets: set[str]) -> str:
 
 def masked(text: str, secrets: set[str] | frozenset[str] = frozenset()) -> str:
     """Return a text with these values masked, and key-like strings and the values of secret names as well."""
+    text = COLOUR.sub("", text)
     for secret in sorted(secrets, key=len, reverse=True):  # longest first: one secret may be a prefix of another
         text = text.replace(secret, MASK)
     text = LOGGED_PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", VALUE.sub(MASK, text))

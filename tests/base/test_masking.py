@@ -149,7 +149,14 @@ def test_each_shape_of_the_table_is_masked(issuer):
         line, key = ("login with * failed", sample) if isinstance(sample, str) else sample
         assert is_secret("x", line.replace("*", key)), key
         assert masked(line.replace("*", key)) == line.replace("*", "***")
+        for escape in ("\\x1b[36m", "\\n", "\\u0022", "%3D"):
+            assert masked(f"x{escape}{line.replace('*', key)}") == f"x{escape}{line.replace('*', '***')}"
     assert f"| {issuer} |" in BACKENDS.read_text()
+
+
+def test_a_key_is_masked_in_a_coloured_log():
+    coloured = "\x1b[36mapi_key\x1b[0m=\x1b[35mhunter2-and-more\x1b[0m \x1b[1;31m"
+    assert masked(coloured + KEYS[0]) == "api_key=*** ***"
 
 
 @pytest.mark.parametrize("line", PAIRS)

@@ -180,6 +180,15 @@ def test_no_answer_crosses_headers(header):
         assert [call.headers.get(header.lower()) for call in behind.received] == ["Bearer a", "Bearer b", None]
 
 
+def test_no_answer_crosses_the_order_of_a_headers_values():
+    """A proxy appends its value to the client's, and the engine takes the last, or the first."""
+    calls = [
+        Call("/v1/completions", [(b"x-user", value) for value in values], b"", ASK)
+        for values in ((b"a", b"b"), (b"b", b"a"))
+    ]
+    assert len({key_of(call) for call in calls}) == 2
+
+
 def test_an_answer_crosses_the_headers_that_docs_gateway_exempts():
     exempt = re.search(r"These headers are exempt: (.*?)\.", (ROOT / "docs/gateway.md").read_text(), re.DOTALL)
     names = [name.replace("*", "Retry-Count") for name in re.findall(r"`(.*?)`", exempt[1])]

@@ -18,6 +18,7 @@ from analysis.report.page_data import page_data
 from analysis.results import RunResults, open_results
 from analysis.summary import summarise
 from sweep.__main__ import main
+from sweep.base.wording import printable
 from sweep.disk.compaction import compact
 from sweep.rerun.rows import capsules_of
 from tests.support.results import printed, report_of, rows_of, run_of, trial
@@ -169,10 +170,11 @@ def test_the_files_of_a_trial_are_linked_where_they_lie(tmp_path: Path, monkeypa
 
 def test_markup_in_a_log_or_a_name_is_text(tmp_path: Path) -> None:
     rows = [trial("[/x] [y]", 1, 0, 10.0)]
-    rows.append(trial("a", 2, 0, None, log_tail="<script>alert(1)</script>", reason="<b>x</b>"))
+    rows.append(trial("a", 2, 0, None, log_tail="<script>alert(1)</script>\x1b[2J\u202e", reason="<b>x\x9b</b>"))
     text = report_of(run_of(tmp_path, rows))
     assert "[/x] [y]" in printed(open_run(tmp_path), 120)
     assert "<script>alert" not in text
+    assert printable(text) == text
     assert text.count("<script") == text.count("</script") == 2, "the data and the script"
     assert "<b>x</b>" not in text
 

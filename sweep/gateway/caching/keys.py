@@ -32,7 +32,7 @@ def key_of(call: Call) -> AnswerKey | None:
     if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
         return None
     counted = (pair for pair in call.headers if not (pair[0] in IGNORED_HEADERS or pair[0].startswith(IGNORED_PREFIX)))
-    headers = sorted((name.hex(), value.hex()) for name, value in counted)
+    headers = sorted(((name.hex(), value.hex()) for name, value in counted), key=lambda pair: pair[0])
     text = _ENCODER.encode([call.path, call.context(), headers, question.is_text])
     return AnswerKey(_digest(text), _digest(json.dumps(question.parts) if question.parts else question.text))
 
