@@ -382,7 +382,7 @@ class Answer:
     status: int = 0
     ended: bool = False  # whether the end mark of the stream has arrived, or every stream has finished
     error: str | None = None
-    is_unreadable: bool = False  # whether what follows cannot be read: an event, or an error's body, without an end
+    is_unreadable: bool = False  # whether what follows cannot be read: compressed, or an event or error without end
     _most: int = 1  # largest number of tokens in one event so far
     _sum: int = UNKNOWN  # output tokens of all prompts, according to the final usage
     _is_stream: bool = False
@@ -442,6 +442,7 @@ class Answer:
             return
         if self._encoding:
             self.fail(f"protocol: content-encoding {self._encoding[:40]} {_COMPRESSED}")
+            self.is_unreadable = True
             return
         # One whole event, as most servers write them.
         if data.endswith(b"\n\n") and data.find(b"\n\n") == len(data) - 2 and b"\r" not in data:

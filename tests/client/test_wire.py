@@ -478,6 +478,7 @@ def test_a_malformed_count_fails_its_request_and_never_the_measuring_process(
     [
         ("200 OK", wire.LARGEST_EVENT, "bytes without the end of an event"),
         ("500 Oops", wire.LARGEST_REFUSAL, "status: 500 data: xx"),
+        ("200 OK\r\ncontent-encoding: br", 1, "content-encoding br"),
     ],
 )
 def test_an_event_or_an_error_without_end_ends_its_request(status: str, most: int, error: str) -> None:
