@@ -118,10 +118,14 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     assert no_lease(("GPU-x",), "") is None
 
 
-@pytest.mark.parametrize("name", ["sweep-lease-taking", "sweep-lease/GPU-v/01234567/1/nobody"])
-def test_a_name_that_any_process_may_bind_stops_nobody(name: str) -> None:
+@pytest.mark.parametrize("prefix", ["sweep-lease", "sweep-lease-waits"])
+@pytest.mark.parametrize(("rest", "listens"), [("-taking", False), ("/GPU-v/0/1/x", False), ("/GPU-v/0/1/x", True)])
+def test_a_name_that_any_process_may_bind_stops_nobody(prefix: str, rest: str, listens: bool) -> None:
+    """Nor delays it: only the process that the name gives can hold the lease, or wait for it."""
     with socket.socket(socket.AF_UNIX) as foreign:
-        foreign.bind(b"\0" + name.encode())
+        foreign.bind(f"\0{prefix}{rest}".encode())
+        if listens:
+            foreign.listen()
         assert no_lease(("GPU-v",), "") is None
 
 

@@ -3,14 +3,17 @@
 A lease is a listening socket with an abstract name. The name is unique per host and network namespace, visible to every
 user, and disappears with its process. After taking a lease a process checks again: if two took it at once, both release
 it. A waiting process holds such a name too, and later processes give way to it, so that a sweep with many launches does
-not starve other sweeps. A name alone proves nothing: the kernel reports which process listens.
+not starve other sweeps. A name alone proves nothing: the kernel reports which process listens, and it must be the
+process that the name gives.
 """
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import random
+import re
 import socket
 import struct
 import time
@@ -22,13 +25,15 @@ from backends.launch import task
 from backends.launch.gpus import find_gpu
 
 HOLDS, WAITS = "sweep-lease", "sweep-lease-waits"
-SOCKETS = Path("/proc/net/unix")
+SOCKETS, LISTENS = Path("/proc/net/unix"), "00010000"  # and the flags of a socket that listens
+UNACCEPTED = 4096  # connections from other processes, which are never accepted
 CPU = "CPU"
 POLL = 0.5  # s between two checks of a lease that another process holds
 GIVE_WAY = 4 * POLL  # s for which a free device is reserved for a waiting process, which may be suspended
 REPORT_AGAIN = 60.0  # s between two reports of the wait
 SOCKET_NAME_BYTES = 100  # maximum bytes of an abstract name
 CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+NAMESPACE_IDS = re.compile(r"^NSpid:(.*)$", re.MULTILINE)  # a process's pids, in this pid namespace and those within
 
 
 class Holder(NamedTuple):
@@ -93,8 +98,15 @@ def _take(leases: Sequence[Holder], sockets: contextlib.ExitStack, gives_way: bo
 
 
 def _bind(leases: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) -> None:
+    """Listen under the leases' names until `sockets` is closed. A name that this process has already says the same."""
     for mine in leases:
-        sockets.enter_context(_bound(mine.name(prefix)))
+        lease = sockets.enter_context(socket.socket(socket.AF_UNIX))
+        try:
+            lease.bind(b"\0" + mine.name(prefix))
+            lease.listen(UNACCEPTED)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
 
 
 def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
@@ -103,39 +115,32 @@ def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
         lines = SOCKETS.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return []
-    names = {line.partition(f"@{prefix}/")[2] for line in lines}
-    parts = [name.split("/", 3) for name in names if name.count("/") >= 3]
-    every = sorted(Holder(device, sharing, int(pid), sweep) for device, sharing, pid, sweep in parts if pid.isdecimal())
-    others = (
-        each for each in every if any(each.device == mine.device and each.sharing != mine.sharing for mine in leases)
-    )
-    return [each._replace(pid=pid) for each in others if (pid := _listener(each, prefix)) is not None]
+    found = set()
+    for line in lines:
+        if f" {LISTENS} " in line and (name := line.partition(f" @{prefix}/")[2]).count("/") >= 3:
+            device, sharing, pid, sweep = name.split("/", 3)
+            if pid.isdecimal() and any(device == mine.device and sharing != mine.sharing for mine in leases):
+                holder = Holder(device, sharing, int(pid), sweep)
+                if (listener := _listener(holder, prefix, line.split(maxsplit=7)[6])) is not None:
+                    found.add(holder._replace(pid=listener))
+    return sorted(found)
 
 
-def _listener(holder: Holder, prefix: str) -> int | None:
-    """Return the pid of the process that listens under a holder's name, according to the kernel; None if none does."""
+@functools.lru_cache(1024)  # by the socket's inode, since each probe stays in the listener's backlog
+def _listener(holder: Holder, prefix: str, inode: str) -> int | None:
+    """Return the pid of the process that listens under a holder's name, according to the kernel.
+
+    Return None if that is not the process which the name gives: any process may bind any name.
+    """
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
             probe.connect(b"\0" + holder.name(prefix))
-            pid, _, _ = CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
-        except ConnectionRefusedError:
+        except OSError:  # it has ended, or its backlog is full
             return None
-        except OSError:  # such connections have filled its backlog
-            return holder.pid
-    return pid or holder.pid  # 0: a process in another pid namespace
-
-
-@contextlib.contextmanager
-def _bound(name: bytes) -> Iterator[bool]:
-    """Bind a socket to this abstract name for the block; yield False if the name is taken."""
-    with socket.socket(socket.AF_UNIX) as lease:
-        try:
-            lease.bind(b"\0" + name)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            yield False
-            return
-        lease.listen(16)  # connections from other processes wait here and are never accepted
-        yield True
+        pid, _, _ = CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+    try:
+        ids = NAMESPACE_IDS.search(Path(f"/proc/{pid}/status").read_text(errors="replace"))
+    except OSError:  # it is in another pid namespace (pid 0), or hidden
+        return pid or holder.pid
+    return pid if ids is None or str(holder.pid) in ids[1].split() else None
