@@ -183,8 +183,8 @@ class Engine:
 
     def processes(self) -> list[psutil.Process]:
         """Return the engine's living processes, including reparented processes but not its supervisor."""
-        processes = []
-        for pid in supervisor.marked(self._is_mine):
+        processes, mine = [], self.marker
+        for pid in supervisor.marked(lambda env: env[supervisor.MARKER] == mine and supervisor.SUPERVISOR not in env):
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes.append(psutil.Process(pid))
         return processes
@@ -212,6 +212,8 @@ class Engine:
         info = self._get(self.backend.wire.version_path)
         stated = self.backend.stated(self._get, self.launch.served_name)
         named = self._versions.get(self.backend.traits.distribution or "")
+        # Only a separate network namespace keeps other processes from an engine's routes.
+        reachable_by = REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
         return {
             "engine_version": info.get("version") or named,
             "command": self.command,
@@ -224,7 +226,7 @@ class Engine:
             "chosen": self._chosen(info),
             "prefix_block": self._prefix_block(),
             "log": str(self.log),
-            "reachable_by": _reachable_by() if self.backend.launches else None,
+            "reachable_by": reachable_by if self.backend.launches else None,
             "max_model_len": stated.pop("max_model_len", None) or self.launch.max_model_len,
             **self.backend.facts(self.launch),
             **stated,
@@ -250,8 +252,7 @@ class Engine:
             os.close(self._status)
             self._gone = True
         # This matters only if the supervisor was killed.
-        marks = {supervisor.MARKER: self.marker, **supervisor.owner_marks()}
-        supervisor.kill_all(lambda: supervisor.of_attempt(marks))
+        supervisor.kill_all(lambda: supervisor.of_attempt(self.marker))
         self._wait_for_gpu_memory()
 
     def _wait_for_gpu_memory(self) -> None:
@@ -264,9 +265,6 @@ class Engine:
                     )
                 return
             time.sleep(0.1)
-
-    def _is_mine(self, environ: Mapping[str, str]) -> bool:
-        return environ[supervisor.MARKER] == self.marker and supervisor.SUPERVISOR not in environ
 
     def _supervise(self, environ: dict[str, str]) -> tuple[int | None, int]:
         """Start the supervisor, which starts the engine. Return the lease's write end and the status's read end."""
@@ -592,11 +590,8 @@ def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list
     def orphaned(environ: dict[str, str]) -> bool:
         return supervisor.living_owner(environ) == 0 or stale(environ[supervisor.MARKER])
 
-    def find() -> list[int]:
-        return list({*supervisor.marked(orphaned), *supervisor.by_limits(supervisor.orphaned)})
-
-    pids = find()
-    supervisor.kill_all(find)
+    pids = supervisor.marked(orphaned)
+    supervisor.kill_all(lambda: supervisor.marked(orphaned))
     return pids
 
 
@@ -634,11 +629,6 @@ def _port_is_foreign(engine: Engine) -> bool:
             except psutil.NoSuchProcess:  # the engine has ended (as it does if it cannot bind), or the listener has
                 return True
     return False
-
-
-def _reachable_by() -> str:
-    """Describe who can reach an engine's routes. Only a separate network namespace keeps other processes out."""
-    return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
 
 
 def _oom_kills() -> int:

@@ -30,7 +30,7 @@ SUPERVISOR = "SWEEP_SUPERVISOR"  # variable only in a supervisor's environment
 # Two limits that Linux keeps but does not enforce. Unlike variables, they survive a cleared environment.
 MARKED_LIMITS = resource.RLIMIT_RSS, 10  # RLIMIT_LOCKS, which Python does not name
 LIMITS = re.compile(rb"Max resident set +(\d+) .*Max file locks +(\d+) ", re.DOTALL)
-IS_MARK, TICKS = 1 << 62, 40  # bit of a limit that is a mark, and bits of a start time in it
+IS_MARK, TICKS = 1 << 62, 40  # bit of a limit that is a mark, and bits of the owner's start time in it
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LOG_HEAD = LOG_TAIL = 8 << 20  # bytes to keep of a log that has grown to twice as many
 LOG_CHECK = 1.0  # seconds between two checks of a log's size
@@ -89,40 +89,28 @@ def process_environment(pid: int) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def marks_of(pid: int) -> dict[str, str]:
+    """Return a process's environment, or if it cleared that, the marks in its limits; empty if it has no marks."""
+    if MARKER in (environment := process_environment(pid)):
+        return environment
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/limits", "rb") as file:
+        owner, marker = (int(limit) - IS_MARK for limit in (LIMITS.findall(file.read()) or [(0, 0)])[0])
+        if min(owner, marker) >= 0 and start_time(pid):  # a zombie has limits too
+            namespace = str(os.stat(f"/proc/{pid}/ns/pid").st_ino)
+            return {MARKER: str(marker), OWNER: f"{owner >> TICKS}:{owner % (1 << TICKS)}", OWNER_NAMESPACE: namespace}
+    return {}
+
+
 def marked(matches: Callable[[dict[str, str]], bool]) -> list[int]:
-    """Return other processes on this node that carry a marker and whose environment `matches`."""
-    environments = ((pid, process_environment(pid)) for pid in all_pids() if pid != os.getpid())
-    return [pid for pid, environment in environments if MARKER in environment and matches(environment)]
+    """Return other processes on this node that carry a marker and whose marks (`marks_of`) match."""
+    marks = ((pid, marks_of(pid)) for pid in all_pids() if pid != os.getpid())
+    return [pid for pid, each in marks if MARKER in each and matches(each)]
 
 
-def limit_marks(environment: dict[str, str]) -> tuple[int, int]:
-    """Return the limits of an attempt's processes: its owner, and a checksum of its marker."""
-    pid, _, started = environment[OWNER].partition(":")
-    return IS_MARK | int(pid) << TICKS | int(started), IS_MARK | zlib.crc32(environment[MARKER].encode())
-
-
-def by_limits(matches: Callable[[tuple[int, int]], bool]) -> list[int]:
-    """Return the living processes in this pid namespace whose limits are marks that match."""
-    found = []
-    for pid in all_pids():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/limits", "rb") as file:
-            limits = match if (match := LIMITS.search(file.read())) is None else (int(match[1]), int(match[2]))
-            if limits and min(limits) >= IS_MARK and matches(limits):
-                is_here = str(os.stat(f"/proc/{pid}/ns/pid").st_ino) == pid_namespace()
-                found += [pid] if is_here and start_time(pid) else []  # a zombie has limits too
-    return found
-
-
-def of_attempt(environment: dict[str, str]) -> list[int]:
-    """Return the processes of the attempt with these variables."""
-    found = by_limits(lambda limits: limits == limit_marks(environment))
-    return list({*marked(lambda other: other[MARKER] == environment[MARKER]), *found})
-
-
-def orphaned(limits: tuple[int, int]) -> bool:
-    """Return whether the owner in the limits of a process is dead."""
-    pid, started = divmod(limits[0] - IS_MARK, 1 << TICKS)
-    return start_time(pid) != str(started)
+def of_attempt(marker: str) -> list[int]:
+    """Return the processes of an attempt."""
+    markers = marker, str(zlib.crc32(marker.encode()))
+    return marked(lambda marks: marks[MARKER] in markers)
 
 
 def descendants(ancestor: int) -> list[int]:
@@ -177,10 +165,10 @@ def bytes_left_out(log: str) -> int:
     return 0
 
 
-def cut_log(log: str) -> None:
+def cut_log(log: str | None) -> None:
     """Cut the middle out of a log that is twice as large as its kept head and tail, and note the bytes removed."""
     with contextlib.suppress(OSError):
-        if (size := os.path.getsize(log)) < 2 * (LOG_HEAD + LOG_TAIL):
+        if log is None or (size := os.path.getsize(log)) < 2 * (LOG_HEAD + LOG_TAIL):
             return
         earlier = bytes_left_out(log)
         with open(log, "r+b") as file:
@@ -209,9 +197,11 @@ def start(spec: dict[str, Any]) -> int:
             os.dup2(log, 2)
         if spec["cpus"]:
             os.sched_setaffinity(0, spec["cpus"])
-        for limit, mark in zip(MARKED_LIMITS, limit_marks(spec["env"]), strict=True):
+        owner, started = map(int, spec["env"][OWNER].split(":"))
+        marks = owner << TICKS | started, zlib.crc32(spec["env"][MARKER].encode())
+        for limit, mark in zip(MARKED_LIMITS, marks, strict=True):
             with contextlib.suppress(OSError, ValueError):  # the user's limit is lower
-                resource.setrlimit(limit, (mark, mark))
+                resource.setrlimit(limit, (IS_MARK | mark, IS_MARK | mark))
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.chdir(spec["cwd"])
@@ -232,7 +222,7 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
             os.write(status, json.dumps(message).encode() + b"\n")
 
     def ours() -> list[int]:
-        return list({*descendants(os.getpid()), *of_attempt(spec["env"])})
+        return list({*descendants(os.getpid()), *of_attempt(spec["env"][MARKER])})
 
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -259,8 +249,7 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
     exited: int | None = None
     while exited is None and not stopping:
         stopping = lease in wait([lease, wake_read], LOG_CHECK if spec["log"] else None) or stopping
-        if spec["log"]:
-            cut_log(spec["log"])
+        cut_log(spec["log"])
         exited = reap().get(engine)
         if exited is not None:
             say(exit=exited)
@@ -268,8 +257,7 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
     deadline = time.monotonic() + spec["grace"]
     while ours() and time.monotonic() < deadline:
         wait([wake_read], 0.05)
-        if spec["log"]:
-            cut_log(spec["log"])
+        cut_log(spec["log"])
         ended = reap()
         if engine in ended:
             say(exit=ended[engine])
