@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from sweep.node.replay.certificate import or_uncertified, replay_inputs
 from sweep.node.rows import coordinates, engine_facts, gpu_name, identity, trial_quantities
 from sweep.node.spread.partners import RemoteEngine
 from sweep.node.telemetry import EngineMetrics, Gpus, Processes, Sampler, Source
-from sweep.node.verdict import OVERLOADED, TIMED_OUT, has_fixed_length, judge, not_honoured
+from sweep.node.verdict import ALL_FAILED, OVERLOADED, TIMED_OUT, has_fixed_length, judge, not_honoured
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.quantities.client import ANSWERS
 from sweep.numbers.quantities.gateway import mark_gateway_answers
@@ -80,7 +80,7 @@ def run_trial(
     if reason := _not_quiet(work, running, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason, Exit())
     watch = _watch(work, running)  # from now on: without processes that ended during the wait
-    crowd = _Crowd(is_hopeless, on_progress)
+    crowd = _Crowd(is_hopeless, on_progress, work.settings.max_failed)
     should_stop = _reason_to_stop(running, stop, work.settings.trial_timeout or math.inf, crowd)
     try:
         result = _measure(work, running, trial, prompts, watch.sampler, should_stop, notify, crowd.take)
@@ -320,17 +320,22 @@ def _sources(running: RunningEngine, foreign: Foreign) -> list[Source]:
     return sources
 
 
+@dataclass
 class _Crowd:
-    """The requests in flight, and why the trial ends if they are too many."""
+    """Watches the requests: the trial ends if too many are in flight, or if too many failed and none succeeded."""
 
-    def __init__(self, is_hopeless: Callable[[TrialProgress], bool], report: Callable[[TrialProgress], None]) -> None:
-        self.is_hopeless, self.report, self.problem = is_hopeless, report, ""
+    is_hopeless: Callable[[TrialProgress], bool]
+    report: Callable[[TrialProgress], None]
+    max_failed: float
+    problem: str = ""  # why the trial ends
 
     def take(self, progress: TrialProgress) -> None:
+        unsent = f"{progress.total - progress.sent:,} of {progress.total:,} were not sent"
         if self.is_hopeless(progress):
-            unsent = f"{progress.total - progress.sent:,} of {progress.total:,} were not sent"
             in_flight = f"{progress.in_flight:,} requests in flight after {duration_text(progress.seconds)}"
             self.problem = f"{OVERLOADED}: {in_flight}; {unsent}"
+        elif progress.done == progress.failed > self.max_failed * progress.total:
+            self.problem = f"{ALL_FAILED}; {unsent}"
         self.report(progress)
 
 

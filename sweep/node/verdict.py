@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sweep.base.config import Settings
 from sweep.base.exits import Cause, Exit
 from sweep.base.records import Outcome, Records
 from sweep.client.measurement import STALLED, ClientReport, Measurement
@@ -22,6 +21,7 @@ from sweep.plan.plan import Trial
 
 TIMED_OUT = "trial_timeout"  # the reason to stop when a trial reaches its limit
 OVERLOADED = "the load is too high"  # beginning of the reason to stop when too many requests are in flight
+ALL_FAILED = "no request succeeded"  # likewise, when so many have failed that the trial cannot be a result
 STEP_BACK = 1e-3  # s by which a chunk's stamp may precede the previous stamp, since kernel stamps are converted
 BUSY_ELSEWHERE = 0.5  # share of a core: a late client that used less had to wait for other processes
 LATE = 0.005  # s of lag that do not matter
@@ -59,19 +59,21 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
     if dead is not None:
         crashed = Outcome.OOM_RUN if dead.ran_out_of_memory(logged[dead.log]) else Outcome.ENGINE_CRASHED
         return Verdict(outcome=crashed, reason=dead.exit_reason(), exit=dead.exit(), log_tail=log)
-    if over_time := _over_time(result.report.stopped, work.settings):
-        cause = Cause.STALLED if result.report.stopped == STALLED else Cause.TRIAL_TIMEOUT
-        return Verdict(outcome=Outcome.HUNG, reason=over_time, exit=Exit(cause), log_tail=log)
-    if (early := result.report.stopped or "").startswith(OVERLOADED):
+    if (early := result.report.stopped or "") == STALLED:
+        silent = f"no token of any request for stall_timeout={work.settings.stall_timeout:g} s"
+        return Verdict(outcome=Outcome.HUNG, reason=silent, exit=Exit(Cause.STALLED), log_tail=log)
+    if early == TIMED_OUT:
+        late = f"not finished within trial_timeout={work.settings.trial_timeout:g} s"
+        return Verdict(outcome=Outcome.HUNG, reason=late, exit=Exit(Cause.TRIAL_TIMEOUT), log_tail=log)
+    if early.startswith(OVERLOADED):
         if reason := limited(result.report, result.records):
             return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
         return Verdict(outcome=Outcome.CENSORED, reason=early)
     missing = trial.num_requests - result.records.phase.count("measured")
-    if missing > 0 and trial.load.duration is None:
+    if missing > 0 and trial.load.duration is None and not early.startswith(ALL_FAILED):
         # An incomplete trial is no result, even if all sent requests succeeded; only load.duration may cut it short.
-        stopped = result.report.stopped
-        partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
-        unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'the reason is unknown'}"
+        partial = Outcome.ENGINE_CRASHED if early else Outcome.INVALID
+        unsent = f"{missing} of {trial.num_requests} requests were never sent; {early or 'the reason is unknown'}"
         return Verdict(outcome=partial, reason=unsent, exit=Exit(Cause.UNSENT), log_tail=log)
     if requests.outcome is not Outcome.OK:
         if running.ran_out_of_memory(logged):
@@ -81,7 +83,8 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         exit, gone = requests.exit, _share_without_service(result.records, GONE) == 1
         if not work.deployment.backend.launches:
             exit = Exit(Cause.UNREACHABLE if gone else Cause.ENDPOINT)
-        return Verdict(outcome=outcome, reason=requests.reason, exit=exit, log_tail=log)
+        failed = "; ".join(filter(None, (requests.reason, early.partition("; ")[2])))
+        return Verdict(outcome=outcome, reason=failed, exit=exit, log_tail=log)
     if has_fixed_length(work, trial) and (reason := other_length(result.records, work.settings.max_failed)):
         return Verdict(outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.OTHER_LENGTH))
     steps = result.report.clock_steps
@@ -93,18 +96,20 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
     return Verdict(outcome=Outcome.OK)
 
 
+def _ended(records: Records) -> Mask:
+    """Return the measured requests whose end is the engine's: they were sent, and not cut off since all others failed.
+
+    Requests that were never sent are in the quantiles.
+    """
+    cut_off = [(error or "").startswith(f"cancelled: {ALL_FAILED}") for error in records.error]
+    return measured(records) & was_sent(records) & ~np.asarray(cut_off, np.bool_)
+
+
 def _share_without_service(records: Records, errors: tuple[str, ...]) -> float:
     """Return the share of measured requests that were sent and failed with an error that begins with one of these."""
-    mask = measured(records) & was_sent(records)
+    mask = _ended(records)
     failed = (error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     return sum(error.startswith(errors) for error in failed) / max(1, int(mask.sum()))
-
-
-def _over_time(stopped: str | None, settings: Settings) -> str | None:
-    """Return why a stopped trial is considered hung; None if it was not stopped because of a time limit."""
-    if stopped == STALLED:
-        return f"no token of any request for stall_timeout={settings.stall_timeout:g} s"
-    return f"not finished within trial_timeout={settings.trial_timeout:g} s" if stopped == TIMED_OUT else None
 
 
 def has_fixed_length(work: Work, trial: Trial) -> bool:
@@ -119,7 +124,7 @@ def judge_requests(records: Records, *, max_failed: float = 0.05) -> Verdict:
     or time ran backwards. `max_failed` is the maximum share of measured requests that may fail. The reason includes the
     most common error.
     """
-    mask = measured(records) & was_sent(records)  # requests never sent are not the engine's fault, and are in quantiles
+    mask = _ended(records)
     total = int(mask.sum())
     failed = Counter(error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     count = failed.total()
@@ -188,7 +193,7 @@ def _commonest(errors: Counter[str]) -> tuple[str, str]:
 
 def only_timeouts(records: Records) -> bool:
     """Return whether all measured requests timed out: the engine accepts connections but never answers."""
-    mask = measured(records) & was_sent(records)
+    mask = _ended(records)
     errors = [error for error, chosen in zip(records.error, mask, strict=True) if chosen]
     return bool(errors) and all(error is not None and error.startswith("timeout_") for error in errors)
 

@@ -1,8 +1,12 @@
 """Outages before a launch: waited for with back-off, paused for when they are everybody's, and they cost no row."""
 
+import contextlib
 import errno
+import functools
 import json
 import math
+import re
+import socket
 import stat
 import threading
 import time
@@ -10,12 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from backends.launch import gpus
 from backends.launch.server import free_port
 from backends.prepare import retry
 from backends.prepare.environments import EnvironmentFailed
 from backends.prepare.programs import ToolFailed, printed
 from sweep.__main__ import main
-from sweep.base.config import Halted
+from sweep.base.config import ConfigError, Halted
 from sweep.base.exits import Outage
 from sweep.cluster.breaker import Breaker
 from sweep.disk.ledger import Ledger
@@ -26,11 +31,14 @@ from sweep.drive.monitor import status
 from sweep.inputs import package_model
 from sweep.inputs.package_model import PackageModel
 from sweep.node.events import Completed, Finished, Placed, Prepared, Stalled, Unprepared
+from sweep.node.machine import gpu_memory
 from tests.cli.test_line import SIMULATED
 from tests.drive.test_driver import ByNode, deployment, drive, make_plan, new_driver, outcomes
 from tests.inputs.test_model import folder, hub  # noqa: F401 - fixtures
+from tests.support.gateway_stand import engine, plain, stream
 from tests.support.hub_stub import COMMITS, Hub
 from tests.support.timed_server import timed_server
+from tests.support.waiting import wait_until
 
 TRIALS = [*SIMULATED, "load.batch_size=1,2", "workload.num_requests=2"]
 
@@ -254,6 +262,43 @@ def rows_in(out):
     return [entry for entry in map(json.loads, lines) if entry["event"] == "trial"]
 
 
+def told(out):
+    """The text of `sweep status`; empty before the run."""
+    with contextlib.suppress(ConfigError):
+        return "\n".join(status.render(status.read(out)))
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", ["backend.port=", "GPU 0: 8.0 of 16.0 GiB are in use by processes 7"])
+def test_what_somebody_else_holds_is_waited_for(held, tmp_path, capsys, monkeypatch):
+    """A port that was free when the run was planned, or a GPU's memory; `sweep status` says for what."""
+    monkeypatch.setattr(policy, "FIRST_PAUSE", 0.25)
+    monkeypatch.setattr("sweep.drive.preflight.port_problem", lambda port: None)
+    memory = [gpus.Memory(total=16 << 30, used=8 << 30)] if held.startswith("GPU") else [None]
+    monkeypatch.setattr(gpus, "handles", lambda devices: dict.fromkeys(devices))
+    monkeypatch.setattr(gpus, "memory", lambda handle: memory[-1])
+    monkeypatch.setattr(gpu_memory.pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda gpu: [SimpleNamespace(pid=7)])
+    wait = functools.partial(gpu_memory.wait_until_free, ["0"], timeout=0.0)
+    monkeypatch.setattr("sweep.node.deployment.wait_for_gpu_memory", lambda node, emit: wait())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        fixed = [f"backend.port={other.getsockname()[1]}"] if held.startswith("backend") else []
+
+        def let_go():
+            wait_until(lambda: f"waiting: {held}" in told(tmp_path), 100)
+            memory.append(None)
+            other.close()
+
+        holder = threading.Thread(target=let_go)
+        holder.start()
+        assert main([*TRIALS, *fixed, "patience=120", "report=false", f"out={tmp_path}"]) in (0, 1)
+        holder.join()
+    assert {entry["row"]["outcome"] for entry in rows_in(tmp_path)} <= {"ok", "client_limited"}, "no row of the wait"
+    assert f"{held}" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_an_endpoint_that_is_gone_for_a_while_costs_none_of_24_trials(tmp_path, capsys, monkeypatch):
     """All trials after the third had failed in the second in which it went away, and again at the run's tail."""
@@ -265,7 +310,9 @@ def test_an_endpoint_that_is_gone_for_a_while_costs_none_of_24_trials(tmp_path, 
             while len(rows_in(tmp_path)) < 3 and not over.wait(0.02):
                 pass
         gone.append(len(rows_in(tmp_path)))
-        over.wait(4.0)
+        while "waiting: backend.url=" not in told(tmp_path) and not over.wait(0.1):
+            pass
+        over.wait(3.0)
         gone.append(len(rows_in(tmp_path)))
         with timed_server(ttft=0.05, itl=0.01, port=port):
             over.wait()
@@ -307,6 +354,30 @@ def test_an_endpoint_that_stays_away_leaves_its_trials_for_the_next_command(
     assert rows_in(tmp_path) == []
     printed = capsys.readouterr()
     assert what_next in printed.out + printed.err
+
+
+EVENT = b'data: {"choices": [{"index": 0, "text": " w", "finish_reason": %b}]}\n\n'
+
+
+def endless(connection, received):
+    """Answer without an end, but for the probe."""
+    time.sleep(0.1)
+    if not received.body:
+        plain(b"", b"404 Not Found")(connection, received)
+    elif "probe" in received.headers.get("x-request-id", ""):
+        stream(EVENT % b'"length"', b"data: [DONE]\n\n")(connection, received)
+    else:
+        stream(*[EVENT % b"null"] * 10_000)(connection, received)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_answers_do_not_end_is_over_at_its_first_few(tmp_path):
+    with engine(endless) as behind:
+        command = [*ENDPOINT, f"backend.url={behind.url}", "load.concurrency=2", "workload.warmup_requests=0"]
+        assert main([*command, "workload.num_requests=2000", "max_failed=0.01", "retry=none", f"out={tmp_path}"]) == 1
+    (row,) = read_trials(RunPaths(tmp_path).trials)
+    assert (row["outcome"], row["fault"]) == ("invalid", "surroundings")
+    assert re.match(r"none of \d+ requests completed; .*; 1,\d{3} of 2,000 were not sent$", row["reason"])
 
 
 def test_an_interpreter_that_does_not_work_is_an_answer(tmp_path):

@@ -159,28 +159,6 @@ def test_memory_that_is_too_small_is_no_failure(monkeypatch, status):
     assert [(row["outcome"], row["fault"]) for row in (launched, ran)] == [("oom_load", None), ("oom_run", None)]
 
 
-def refused_port():
-    with server.socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        backend, folder = Backend(name="x", port=taken.getsockname()[1]), SimpleNamespace(mkdir=lambda **more: None)
-        launch = SimpleNamespace(workdir=folder, port=0, host="127.0.0.1")
-        with server.running_together(backend, [launch], marker="m"):
-            pass
-
-
-def unreachable_endpoint():
-    launch = SimpleNamespace(workdir=Path(), replica="", host="", port=0)
-    server._attached(SimpleNamespace(url="http://127.0.0.1:9/v1", proxy="none"), launch)
-
-
-@pytest.mark.parametrize("fails", [refused_port, unreachable_endpoint])
-def test_a_launch_that_its_surroundings_refuse_is_their_fault_and_is_waited_for(fails):
-    with pytest.raises(server.LaunchError) as caught:
-        fails()
-    assert policy.fault_of(caught.value.outcome, caught.value.exit) == "surroundings"
-    assert policy.is_unavailable(caught.value.exit)
-
-
 def row_of_trial(end, engine=None, launches=True, gateway=None, **reported):
     """The row of a trial that ended so: `end` is a reason to stop, else the errors of its requests by commas."""
     errors = end.split(", ") if ": " in end else []
