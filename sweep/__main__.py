@@ -76,7 +76,7 @@ def _show_warning(
 
 def _one_line(error: Exception, arguments: Sequence[str]) -> str:
     """Return the message on one line, with secrets masked and long values shortened."""
-    message = str(error)
+    message = f"{error}; set PYTHONUTF8=1" if isinstance(error, UnicodeError) else str(error)
     for argument in arguments:
         content = argument.partition("=")[2] or argument
         if len(content) > MOST_ECHOED and "/" not in content:

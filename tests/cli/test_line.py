@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 import analysis
+from backends.launch import supervisor
 from sweep.__main__ import main
+from sweep.disk.run_files import read_trials
 from tests.support.timed_server import timed_server
 
 pytestmark = pytest.mark.slow
@@ -142,6 +144,18 @@ def test_a_failure_is_data_listed_with_reason_and_log_and_ends_with_status_1(tmp
     said = capsys.readouterr().out
     assert "launch_failed" in said
     assert "engine.log" in said
+
+
+def test_a_row_counts_what_is_left_out_of_its_engines_log(tmp_path):
+    """An engine that logs 40 MB before it is ready."""
+    python, size = tmp_path / "python", 40_000_000
+    flood = f'case "$*" in *simulated_server*) yes "a line left at debug" | head -c {size};; esac'
+    python.write_text(f'#!/bin/bash\n{flood}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    main([*SIMULATED, f"backend.env.python={python}", "load.batch_size=1", f"out={tmp_path / 'out'}", "report=false"])
+    (row,), (log,) = read_trials(tmp_path / "out" / "trials.parquet"), (tmp_path / "out").rglob("engine.log")
+    assert row["log_left_out"] >= size - supervisor.LOG_HEAD - supervisor.LOG_TAIL
+    assert log.stat().st_size < size - row["log_left_out"] + 2**20
 
 
 def test_without_a_report_the_end_says_how_to_get_one(tmp_path, capsys):

@@ -22,11 +22,16 @@ pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-m", "sweep"]
 
 
-@pytest.mark.parametrize("opened", [os.pipe, pty.openpty], ids=["pipe", "terminal"])
-def test_a_run_whose_reader_is_gone_goes_on_to_its_end(tmp_path, opened):
+@pytest.mark.parametrize(
+    ("opened", "cluster"),
+    [(os.pipe, "inline"), (pty.openpty, "inline"), (os.pipe, "local")],
+    ids=["pipe", "terminal", "pipe and Ray"],
+)
+def test_a_run_whose_reader_is_gone_goes_on_to_its_end(tmp_path, opened, cluster):
     """`| tee` that is killed, ssh that drops: every trial is measured, and the report is written."""
     out, (reader, writer) = tmp_path / "out", opened()
     line = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", "replicates=6", f"out={out}"]
+    line[line.index("cluster=inline")] = f"cluster={cluster}"
     with subprocess.Popen([*COMMAND, *line], cwd=ROOT, stdout=writer, stderr=writer, start_new_session=True) as process:
         os.close(writer)
         printed = b""
@@ -97,6 +102,17 @@ def test_output_that_a_full_disk_does_not_take_is_said_and_ends_no_run(tmp_path:
         assert ran.returncode in statuses
         assert "Exception" not in ran.stderr
     assert len(read_trials(out / "trials.parquet")) == 1
+
+
+def test_a_locale_without_utf8_ends_no_command_with_a_traceback(tmp_path):
+    """What the locale lacks is escaped in the output of a run, and refused in a line where a user types it."""
+    run_of(tmp_path / "run", [trial("Ünï", 1, 0, 100.0)])
+    environ = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    typed = [*SIMULATED, "load.batch_size=1", "workload.name=Ünï", f"out={tmp_path / 'out'}"]
+    shown = (["summary", str(tmp_path / "run")], 0, r"\xdcn\xef")
+    for command, status, said in (shown, (typed, 2, "; set PYTHONUTF8=1\n")):
+        ran = subprocess.run([*COMMAND, *command], cwd=ROOT, env=environ, capture_output=True, text=True)
+        assert (ran.returncode, said in ran.stdout + ran.stderr, ran.stderr.count("\n")) == (status, True, bool(status))
 
 
 @pytest.mark.parametrize(("columns", "width"), [("100", 100), (None, 160)])

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 
 from backends.launch import supervisor
+from backends.launch.server import free_port
 from sweep.base.config import ROOT
 from sweep.disk.ledger import ledger_entries
 from sweep.disk.run_files import read_trials
@@ -407,17 +407,7 @@ def netns(pid: int) -> str:
 
 def pids_of(argument: str) -> list[int]:
     """Processes with this word on their command line."""
-    pids = []
-    for process in psutil.process_iter(["cmdline"]):
-        if argument in (process.info["cmdline"] or []):
-            pids.append(process.pid)
-    return pids
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return [each.pid for each in psutil.process_iter(["cmdline"]) if argument in (each.info["cmdline"] or [])]
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psutil
 
+from backends.launch.server import free_port
 from sweep.base.config import ROOT
-from tests.cluster.harness import ENVIRONMENT, SIMULATED, Network, Sweep, free_port, network_obstacle
+from tests.cluster.harness import ENVIRONMENT, SIMULATED, Network, Sweep, network_obstacle
 from tests.support.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from backends.launch.server import free_port
 from sweep.base.config import ROOT, cache_directory
 from sweep.cluster import preemption
-from tests.cluster.harness import ENVIRONMENT, SUBNET, Node, RayCluster, Sweep, free_port
+from tests.cluster.harness import ENVIRONMENT, SUBNET, Node, RayCluster, Sweep
 from tests.support.metadata_stub import metadata_server
 from tests.support.results import committed_rows
 from tests.support.waiting import wait_until

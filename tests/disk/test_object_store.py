@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +15,9 @@ import pandas as pd
 import pytest
 
 import analysis
+from backends.launch.server import free_port
 from sweep.__main__ import main
-from sweep.base.config import ROOT, ConfigError, Halted
+from sweep.base.config import ISSUE_AGAIN, ROOT, ConfigError, Halted
 from sweep.disk import compaction, heartbeat_lock, object_store, run_files
 from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials
@@ -39,10 +39,7 @@ pytest.importorskip("moto.server", reason="moto[server] is not installed")
 @pytest.fixture(scope="module")
 def s3():
     """An S3 server with an empty bucket; the environment points to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port := free_port())]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     endpoint = f"http://127.0.0.1:{port}"
     environment = {
@@ -380,20 +377,6 @@ def test_a_slow_upload_does_not_lose_the_lock(s3, quick, tmp_path, monkeypatch):
         monkeypatch.undo()
 
 
-def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_path):
-    url = "s3://bucket/run-k"
-    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, print) as mirror:
-        object_store.ObjectStore(url).delete(heartbeat_lock.Lock.NAME)  # a missing lock is written again
-        wait_until(lambda: heartbeat_lock.Lock.NAME in objects(url))
-        mirror.lock.check()
-        heartbeat_lock.Lock(object_store.ObjectStore(url)).beat()  # as if this one had been silent for long
-        wait_until(lambda: mirror.lock.taken)
-        write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
-        with pytest.raises(Misplaced, match=f"out={url}: another driver has taken over"):
-            mirror.lock.check()
-    assert list(objects(url)) == [heartbeat_lock.Lock.NAME]
-
-
 class Refusing(object_store.ObjectStore):
     """A store that takes nothing but the lock, this many times."""
 
@@ -452,6 +435,26 @@ ARGUMENTS = [
     *("backend=simulated", "backend.ttft.mean=0.5", "load.batch_size=1,2,4"),  # slow, so that the client keeps up
     *("workload.num_requests=4", "workload.output_tokens=16", "tracking=none", "cluster=inline"),
 ]
+
+
+def test_a_lock_that_is_missing_is_written_again_and_one_that_another_takes_ends_the_run(s3, quick, tmp_path, capsys):
+    url = "s3://bucket/sweeps/taken"
+    store = object_store.ObjectStore(url)
+    other = heartbeat_lock.Lock(store)
+
+    def take():
+        wait_until(lambda: any("requests.parquet" in name for name in objects(url)), 100)
+        store.delete(other.NAME)
+        wait_until(lambda: other.NAME in objects(url))
+        other.beat()
+
+    taken = threading.Thread(target=take)
+    taken.start()
+    line = [*ARGUMENTS, "workload.num_requests=20", "replicates=9", f"out={url}", f"cache_dir={tmp_path}"]
+    assert main(line) == ISSUE_AGAIN, "the same command goes on"
+    taken.join()
+    assert f"out={url}: another driver has taken over; this run stops writing" in capsys.readouterr().err
+    assert other.ours(), "it is left to the other"
 
 
 def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
