@@ -258,12 +258,7 @@ def _drop_cut_line(path: Path) -> None:
     with path.open("rb+") as file:
         content_end = file.seek(0, os.SEEK_END)
         begin = content_end
-        while begin and not _ends_line(file, begin):
+        while begin and (file.seek(begin - 1), file.read(1))[1] != b"\n":
             begin -= 1
         if begin < content_end:
             file.truncate(begin)
-
-
-def _ends_line(file: Any, position: int) -> bool:
-    file.seek(position - 1)
-    return bool(file.read(1) == b"\n")

@@ -203,7 +203,9 @@ class Mirror:
         self.sync()
         run = self.paths.out.rglob("*")
         self._upload_changed(path for path in run if not path.is_relative_to(self.paths.deployments))
-        self._replace_compacted()
+        self._upload_changed(self.paths.compact.glob("*.parquet"))
+        for path in compacted_names(self.paths, self.store.list("deployments") if self.paths.compact.exists() else ()):
+            self.store.delete(path)
         self._upload_changed([self.paths.trials])
 
     def settle(self) -> bool:
@@ -217,16 +219,12 @@ class Mirror:
             return False
         return True
 
-    def _replace_compacted(self) -> None:
-        self._upload_changed(self.paths.compact.glob("*.parquet"))
-        for path in compacted_names(self.paths, self.store.list("deployments") if self.paths.compact.exists() else ()):
-            self.store.delete(path)
-
     def fetch_trials(self) -> None:
         """Download other machines' results for the report; on errors, continue without them."""
         try:
             sizes = self.store.list("deployments")
-            missing = [path for path, size in sizes.items() if not _has(self.paths.out / path, size)]
+            here = {path: self.paths.out / path for path in sizes}
+            missing = [path for path, file in here.items() if not file.exists() or file.stat().st_size != sizes[path]]
             self.store.download(self.paths.out, missing)
         except OSError as error:
             self.notify(f"{self.store.url}: {first_line(error)}; the report covers only the results on this machine")
@@ -305,10 +303,6 @@ class Mirror:
         changed = {path: stamp for path, stamp in stamps.items() if self.uploaded.get(path) != stamp}
         self.store.upload(self.paths.out, changed)
         self.uploaded |= changed
-
-
-def _has(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size
 
 
 def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:

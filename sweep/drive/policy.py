@@ -274,14 +274,12 @@ def engine_failed(row: Cells) -> bool:
 
 def censored(pending: Iterable[Any], out_of_memory: Collection[Any]) -> list[tuple[Any, str]]:
     """Return the pending trials that would run out of memory because smaller batches did, each with the reason."""
-    smaller = ((trial, _smaller_batches(out_of_memory, trial)) for trial in pending)
-    return [(trial, f"{other.load.describe()} already ran out of memory") for trial, other in smaller if other]
-
-
-def _smaller_batches(trials: Iterable[Any], larger: Any) -> Any:
-    """Return the first trial of the same workload with smaller batches, or None."""
-    alike = (trial for trial in trials if trial.workload == larger.workload and trial.load.size and larger.load.size)
-    return next((trial for trial in alike if trial.load.size < larger.load.size), None)
+    batches = [(trial.workload, trial.load) for trial in out_of_memory if trial.load.size]
+    smaller = (
+        (trial, [load for of, load in batches if of == trial.workload and load.size < (trial.load.size or 0)])
+        for trial in pending
+    )
+    return [(trial, f"{loads[0].describe()} already ran out of memory") for trial, loads in smaller if loads]
 
 
 # In the driver --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The lockfiles of a run's environments: from its results, from conf/environment, or resolved once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,15 +140,11 @@ def keep_locks(plan: Plan, paths: RunPaths) -> None:
 
     A replaced lockfile is kept next to the new one, under its digest, since rows were measured with it.
     """
-    for spec in _locked(plan):
+    specs = {locks.file_name(each.environment): each.environment for each in plan.deployments if each.environment}
+    for spec in (spec for spec in specs.values() if spec.lock is not None):
         file, content = paths.locks / locks.file_name(spec), locks.text(spec)
         before = read_bounded(file, locks.LARGEST_LOCK).decode() if file.exists() else None
         if before is not None and before != content:
             write_whole(paths, file.with_name(f"{file.stem}.{locks.lock_digest(before)}.txt"), before)
         if before != content:
             write_whole(paths, file, content)
-
-
-def _locked(plan: Plan) -> Iterable[EnvironmentSpec]:
-    specs = {locks.file_name(d.environment): d.environment for d in plan.deployments if d.environment is not None}
-    return [spec for spec in specs.values() if spec.lock is not None]

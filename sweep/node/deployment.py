@@ -481,7 +481,9 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
         if trial.trial_id not in work.deployment.searched:
             emit(Finished(trial, row))
         if row["outcome"] == Outcome.OOM_RUN:
-            _censor(work, trial, pending.trials, emit)
+            for other, reason in policy.censored(pending.trials, [trial]):
+                pending.trials.remove(other)
+                emit(Finished(other, unmeasured_row(work, other, Outcome.CENSORED, reason)))
         elif failure := _failure(row, good):
             return failure
         if not running.alive() or policy.was_interrupted(row):
@@ -623,13 +625,6 @@ def _reset(url: str, headers: Mapping[str, str]) -> str | None:
         if answer.is_success and '"success":false' not in answer.text.replace(" ", ""):
             return None
     return problem
-
-
-def _censor(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
-    """After a trial that ran out of memory, record rows for trials that would run out of memory too."""
-    for other, reason in policy.censored(pending, [trial]):
-        pending.remove(other)
-        emit(Finished(other, unmeasured_row(work, other, Outcome.CENSORED, reason)))
 
 
 def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:

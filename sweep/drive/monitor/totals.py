@@ -92,13 +92,12 @@ class TotalsWriter:
         stamps = _stamps(self.paths)
         if stamps is None or stamps == self.written:
             return
-        write_totals(self.paths, count_trials(self.name, self.trials, self._label, self.ledger.rows))
+        totals = count_trials(
+            self.name, self.trials, lambda key: " ".join(each.describe() for each in self.trials[key]), self.ledger.rows
+        )
+        write_totals(self.paths, totals)
         self.written, end = stamps, time.monotonic()
         self.write_after = end + max(COUNT_INTERVAL, (end - now) / COUNT_SHARE)
-
-    def _label(self, trial_id: str) -> str:
-        deployment, trial = self.trials[trial_id]
-        return f"{deployment.describe()} {trial.describe()}"
 
 
 def write_totals(paths: RunPaths, totals: Totals) -> None:

@@ -28,8 +28,10 @@ class AnswerKey(NamedTuple):
 
 def key_of(call: Call) -> AnswerKey | None:
     """Return the key of a request; None if its answer must not be stored (non-deterministic, or no-store)."""
-    question = call.question
-    if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
+    question, directives = call.question, call.header(b"cache-control").lower().split(b",")
+    if question is None or not is_deterministic(call.content):
+        return None
+    if any(directive.partition(b"=")[0].strip() in UNCACHED for directive in directives):
         return None
     counted = (pair for pair in call.headers if not (pair[0] in IGNORED_HEADERS or pair[0].startswith(IGNORED_PREFIX)))
     headers = sorted(((name.hex(), value.hex()) for name, value in counted), key=lambda pair: pair[0])
@@ -39,11 +41,6 @@ def key_of(call: Call) -> AnswerKey | None:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
-
-
-def _bypasses_cache(call: Call) -> bool:
-    directives = call.header(b"cache-control").lower().split(b",")
-    return any(directive.partition(b"=")[0].strip() in UNCACHED for directive in directives)
 
 
 def is_deterministic(content: dict[str, Any]) -> bool:

@@ -36,7 +36,7 @@ class ForeignCpu:
     def share(self) -> float | None:
         """Return the share since the last call; None at the first call."""
         processes = [*self.engine(), *self.family, *_processes(sharing_pids(self.sharing))]
-        ours = {process.pid: seconds for process in processes if (seconds := _cpu_time(process)) is not None}
+        ours = {process.pid: _sum(times) for process in processes if (times := _known(process, "cpu_times", None))}
         now, busy = time.monotonic(), _busy(self.cores)
         before, self.before = self.before, (now, busy, ours)
         if before is None or now <= before[0]:
@@ -86,7 +86,7 @@ class ForeignGpu:
     def largest(self) -> str:
         """Return the other processes seen so far, each with its largest memory use."""
         ranked = sorted(self.most.items(), key=lambda each: -each[1])[:NAMED_PROCESSES]
-        names = {process.pid: _program(process) for process in _processes([pid for pid, _ in ranked])}
+        names = {process.pid: _known(process, "name", "?") for process in _processes([pid for pid, _ in ranked])}
         return ", ".join(f"process {pid} ({names.get(pid, '?')}) {size / 2**30:.2f} GiB" for pid, size in ranked)
 
 
@@ -105,8 +105,8 @@ def _family() -> list[psutil.Process]:
     """Return this process and its ancestors; in a worker of Ray, also Ray's other processes on this node."""
     here = psutil.Process()
     family = [here, *here.parents()]
-    if len(family) > 2 and _program(family[1]) == "raylet":
-        beside = [process for process in family[2].children() if RAY in " ".join(_command(process))]
+    if len(family) > 2 and _known(family[1], "name", "?") == "raylet":
+        beside = [process for process in family[2].children() if RAY in " ".join(_known(process, "cmdline", ()))]
         family += [*family[1].children(recursive=True), *beside]
     return family
 
@@ -123,32 +123,19 @@ def _cpu_times() -> dict[tuple[int, str], float]:
     return {(p.pid, p.info["name"] or "?"): _sum(p.info["cpu_times"]) for p in each if p.info["cpu_times"]}
 
 
-def _cpu_time(process: psutil.Process) -> float | None:
-    with contextlib.suppress(psutil.Error):
-        return _sum(process.cpu_times())
-    return None
-
-
 def _sum(times: Any) -> float:
     return float(times.user + times.system)
 
 
-def _program(process: psutil.Process) -> str:
+def _known(process: psutil.Process, fact: str, unknown: Any) -> Any:
+    """Return what a method of a process returns, or `unknown` if the process has ended or is hidden."""
     with contextlib.suppress(psutil.Error):
-        return str(process.name())
-    return "?"
-
-
-def _command(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.Error):
-        return list(process.cmdline())
-    return []
+        return getattr(process, fact)()
+    return unknown
 
 
 def _runs_on(process: psutil.Process, cores: frozenset[int]) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return not cores.isdisjoint(process.cpu_affinity() or [])
-    return False
+    return not cores.isdisjoint(_known(process, "cpu_affinity", ()))
 
 
 def _busy(cores: frozenset[int]) -> float:

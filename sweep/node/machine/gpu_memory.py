@@ -21,16 +21,16 @@ def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float 
     """
     handles = gpus.handles(devices)
     deadline = time.monotonic() + timeout
-    while busy := [device for device, handle in handles.items() if not _is_free(gpus.memory(handle))]:
+    while busy := [
+        device
+        for device, handle in handles.items()
+        if (memory := gpus.memory(handle)) and memory.used > max(FREE_SHARE * memory.total, FREE_BYTES)
+    ]:
         if time.monotonic() >= deadline:
             users = "; ".join(_users(device, handles[device]) for device in busy)
             problem = f"{users}, after {timeout:.0f} s"
             raise LaunchError(Outcome.LAUNCH_FAILED, problem, Exit(Cause.GPU_MEMORY))
         task.pause(poll)
-
-
-def _is_free(memory: gpus.Memory | None) -> bool:
-    return memory is None or memory.used <= max(FREE_SHARE * memory.total, FREE_BYTES)
 
 
 def _users(device: str, handle: Any) -> str:
