@@ -181,7 +181,7 @@ class Instant:
     def __init__(self) -> None:
         self.pending: deque[Work] = deque()
 
-    def submit(self, work: Work, node_id: str) -> None:
+    def submit(self, work: Work, node_id: str, partners: Sequence[str] = ()) -> None:
         self.pending.append(work)
 
     def events(self) -> Iterator[tuple[Work, Any]]:
