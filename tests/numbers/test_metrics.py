@@ -126,6 +126,31 @@ def test_without_a_schedule_latencies_count_from_the_send() -> None:
     assert row["turnaround_share"] is row["turnaround_p50"] is None
 
 
+def test_figures_of_sessions() -> None:
+    """A session of three turns, one whose second turn failed, one that the duration cut, and a single request."""
+
+    def turn(session: int, number: int, turns: int, due: float, sent: float, *answer: tuple[float, int]) -> Record:
+        made = record(sent, list(answer), scheduled=due, error=None if answer else "reset: by peer")
+        return replace(made, session=session, turn=number, session_turns=turns, cached_tokens=2 * session + number + 4)
+
+    records = gather(
+        turn(0, 0, 3, 0.5, 1.0, (0.5, 1), (1.5, 2)),
+        turn(0, 1, 3, 3.0, 3.0, (0.25, 1), (0.5, 1)),
+        turn(0, 2, 3, 4.0, 4.0, (0.5, 1), (1.0, 1)),
+        turn(1, 0, 2, 1.0, 1.0, (0.75, 1), (1.75, 1)),
+        turn(1, 1, 2, 4.0, 4.0),
+        turn(2, 0, 2, 2.0, 2.0, (0.125, 1), (0.25, 1)),
+        turn(3, 0, 1, 2.0, 2.0, (2.0, 1), (6.0, 1)),
+    )
+    row, durations = summarise(records), function("session_duration")(records, measured(records))
+    np.testing.assert_allclose(durations, [4.5, math.inf, NAN])
+    assert (row["num_sessions"], row["sessions_cut"], row["duration"]) == (3, 1, 7.0)
+    assert row["sessions_per_hour"] == pytest.approx(3600 / 7)
+    assert (row["first_turn_ttft_p50"], row["later_turn_ttft_p50"], row["later_turn_ttft_p99"]) == (0.75, 0.5, None)
+    assert (row["first_turn_tpot_p50"], row["later_turn_tpot_p50"]) == (0.5, 0.5)
+    assert row["later_turn_cached_share"] == pytest.approx((5 + 6) / 20)
+
+
 def test_an_answer_in_one_chunk_has_no_time_per_token() -> None:
     """Not 0, which would be infinitely fast."""
     at_once = record(0.0, [(0.2, 0), (0.5, 8), (0.6, 0)])

@@ -7,7 +7,7 @@ import numpy as np
 
 from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, as_floats
-from sweep.numbers.quantile import quantile
+from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.latency import e2el, tpot, ttft
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import per_second, succeeded, total_tokens, with_failures
@@ -106,8 +106,7 @@ def _by_turn(latency: Callable[[Records], Floats], later: bool, probability: flo
             return None
         chosen = mask & ((turns > 0) if later else (turns == 0)) & (np.asarray(records.session_turns) > 1)
         values = with_failures(latency(records), ~succeeded(records))[chosen]
-        found = quantile(values[~np.isnan(values)], probability) if np.any(~np.isnan(values)) else np.inf
-        return float(found) if np.isfinite(found) else None
+        return statistics(values, [100 * probability])[column]
 
     column = f"p{probability * 100:.0f}"
     figure.__name__ = f"{turn}_turn_{name}_{column}"
