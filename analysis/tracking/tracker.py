@@ -38,8 +38,9 @@ OTHER_FIGURES = (
     *("agreement", "quality", "acceptance_rate", "prefix_hit_rate", "preemptions", "launch_seconds"),
 )
 SESSION_FIGURES = (
-    *("session_duration_p50", "sessions_per_hour", "first_turn_ttft_p50", "later_turn_ttft_p50", "later_turn_tpot_p50"),
-    *("cached_share", "later_turn_cached_share", "later_turn_sent_hit_rate", "replay_hit_error"),
+    *("session_duration_p50", "sessions_per_hour", "first_turn_ttft_p50", "first_turn_tpot_p50", "later_turn_ttft_p50"),
+    *("later_turn_tpot_p50", "cached_share", "later_turn_cached_share", "later_turn_sent_hit_rate"),
+    *("replay_hit_error", "cache_hit_difference", "replay_exact_lengths", "replay_exact_turns"),
 )
 LONGEST_NAME = 128  # maximum characters that W&B accepts
 

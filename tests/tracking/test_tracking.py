@@ -160,8 +160,10 @@ def test_axes_are_config_to_group_by_and_the_label_is_the_name() -> None:
 
 
 def test_the_figures_of_sessions_are_tracked_with_latencies_in_milliseconds() -> None:
-    latencies = ("first_turn_ttft_p50", "later_turn_ttft_p50", "later_turn_tpot_p50", "session_duration_p50")
-    others = ("sessions_per_hour", "later_turn_cached_share", "later_turn_sent_hit_rate", "replay_hit_error")
+    latencies = [f"{turn}_turn_{name}_p50" for turn in ("first", "later") for name in ("ttft", "tpot")]
+    latencies += ["session_duration_p50"]
+    others = ["sessions_per_hour", "later_turn_cached_share", "later_turn_sent_hit_rate", "replay_hit_error"]
+    others += ["cache_hit_difference", "replay_exact_lengths", "replay_exact_turns"]
     summary = wandb_run({**ROW, **dict.fromkeys((*latencies, *others), 0.5)})["summary"]
     assert {name: summary.get(name) for name in others} == dict.fromkeys(others, 0.5)
     assert {name: summary.get(f"{name}_ms") for name in latencies} == dict.fromkeys(latencies, 500)
