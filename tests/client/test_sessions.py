@@ -12,7 +12,7 @@ from sweep.base.records import Message, Record, Request, SessionPlaces, Timeouts
 from sweep.client.measurement import measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.sender import LARGEST_LIVE_ANSWER
-from sweep.client.wire import Target
+from sweep.client.wire import Target, call
 from tests.support.http_stub import Stub, serving
 from tests.support.simulated_engine import simulated
 
@@ -96,8 +96,14 @@ def test_history_is_sent_with_its_roles(api: Any, tmp_path: Path) -> None:
         target = Target(url, "m", api=api)
         request = Request("r", prompt, 3)
         (record,) = measure(target, [], [request], ClosedLoop(1), folder=tmp_path).records
-    assert record.error is None
-    assert record.prompt_words == 7
+    assert (record.error, record.prompt_words) == (None, 7)
+    body = json.loads(call(target, [request]).partition(b"\r\n\r\n")[2])
+    listed = body.get("input") if api == "responses" else body.get("messages")
+    if api in ("completions", "tgi"):  # which know no roles
+        assert "be kind\n\na b c\n\nd\n\ne" in body.values()
+    else:
+        system = ["system"] * (body.get("system") == "be kind")  # of Anthropic's Messages
+        assert [*system, *(each["role"] for each in listed)] == [message.role for message in prompt]
 
 
 @pytest.mark.parametrize("answer", ['say "é\\n" ', "long " * (LARGEST_LIVE_ANSWER // 9)])

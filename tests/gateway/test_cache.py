@@ -152,13 +152,18 @@ def test_a_message_in_text_parts_is_a_question_too():
 
 
 def test_chats_are_kept_by_their_last_message():
-    def talk(question, system="Be brief."):
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    def talk(question, system="Be brief.", *history):
+        said = [("system", system), *history, ("user", question)]
+        messages = [{"role": role, "content": text} for role, text in said]
         return {"model": "m", "messages": messages, "max_tokens": 3, "temperature": 0, "stream": True}
 
     with talkative() as behind, gateway(behind.url, cache={"threshold": 0.8}) as url:
         asked = [(PRIME, "Be brief."), (NEAR, "Be brief."), (NEAR, "Be verbose.")]
         assert [result(post(url, talk(*each), CHAT)) for each in asked] == ["miss", "semantic", "miss"]
+        before = ("user", "Hi."), ("assistant", "Hello.")
+        asked = [before, before, [("user", "Hi."), ("user", "Hello.")], [before[0], ("assistant", "Hi!")], before[:1]]
+        results = [result(post(url, talk(PRIME, "Be brief.", *history), CHAT)) for history in asked]
+        assert results == ["miss", "exact", "miss", "miss", "miss"], "other roles, another answer, and none"
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_requests_are_clipped_and_the_client_is_told(tmp_path):
         unchanged = post(url, ASK)
         ids = post(url, ASK | {"prompt": list(range(80))})
         talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": TEXT}]
+        talk += [{"role": "assistant", "content": "Well."}, {"role": "user", "content": "So?"}]
         chat = post(url, {"messages": talk}, CHAT)
         image = {"type": "image_url", "image_url": {"url": "data:,"}}
         parts = [{"type": "text", "text": "Look:"}, image, {"type": "text", "text": TEXT}]
@@ -166,8 +167,9 @@ def test_requests_are_clipped_and_the_client_is_told(tmp_path):
     assert same == ASK
     assert numbers["prompt"] == list(range(30, 80))
     assert ids.headers["x-gateway-clipped"] == "input=80->50"
-    assert messages["messages"][0]["content"] == "Be brief."
-    assert TEXT.endswith(messages["messages"][1]["content"])
+    history = messages["messages"]
+    assert [*history[:1], history[1]["role"], *history[2:]] == [talk[0], "user", *talk[2:]]
+    assert TEXT.endswith(history[1]["content"])
     assert messages["max_tokens"] == 8
     assert "input=" in chat.headers["x-gateway-clipped"]
     look, picture, story = cut_parts["messages"][0]["content"]
