@@ -43,6 +43,7 @@ class Simulated(Behaviour, Backend):
             **super().facts(launch),
             "prefix_cache": self.prefix_block is not None,
             "prefix_block": self.prefix_block,
+            "kv_cache_tokens": self.kv_cache_tokens,
         }
 
     def command(self, launch: Launch) -> list[str]:

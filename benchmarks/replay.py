@@ -38,12 +38,13 @@ from sweep.disk.run_files import RunPaths, read_trials
 from sweep.inputs.load import Trace
 from sweep.inputs.sessions import recorded, turns
 from sweep.inputs.sessions.traces import trace_turns
+from sweep.node.replay import certificate
 from sweep.numbers.warnings import trial_warnings
 
 BLOCK = 16
 SYSTEM = 8  # blocks of a system prompt
 ALARMS = {"other-prefixes", "unrecorded-hits", "other-recorded-lengths", "other-turns", "other-schedule"}
-ALARMS |= {"early-turns", "cut-sessions"}
+ALARMS |= {"early-turns", "cut-sessions", "missed-hits"}
 COMMAND = (
     "backend=simulated backend.prefix_block=16 backend.kv_cache_tokens=8000000 backend.ttft.mean=0.02 "
     "backend.itl.mean=0.002 model=tiny-llama cluster=inline tracking=none hardware=cpu workload=recorded "
@@ -144,6 +145,14 @@ def seconds_read_as_ms() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def forgetful_cache() -> Iterator[None]:
+    """Let the engine say that its cache holds more tokens than it does."""
+    make = certificate.InfiniteCache
+    with patch.object(certificate, "InfiniteCache", lambda *arguments: make(*arguments)._replace(room=10**9)):
+        yield
+
+
+@contextlib.contextmanager
 def doubled_gaps() -> Iterator[None]:
     """Let the client wait twice as long for each later turn."""
     write = pickle.dumps
@@ -199,6 +208,8 @@ CHANGES: dict[str, Change] = {
     "a turn too many": lambda requests: [*requests, replace(requests[-1], request_id="measured-more")],
 }
 CLIENTS = {"seconds read as ms": seconds_read_as_ms, "gaps doubled by the client": doubled_gaps}
+CLIENTS |= {"a cache that forgets": forgetful_cache}
+SETTINGS = {"block 512 for 16": "workload.block_tokens=512", "a cache that forgets": "backend.kv_cache_tokens=512"}
 FAULTS = {  # what must catch each: a warning of its trial, or the words of a refusal
     "block 512 for 16": "expected 1 blocks of 512",
     "seconds read as ms": "`other-schedule`",
@@ -213,12 +224,13 @@ FAULTS = {  # what must catch each: a warning of its trial, or the words of a re
     "a lost turn": "`other-turns`",
     "a turn too many": "`other-turns`",
     "gaps doubled by the client": "`other-schedule`",
+    "a cache that forgets": "`missed-hits`",
 }
 
 
 def caught_by(name: str, rows: list[Row], out: Path) -> str:
     """Return the warnings that a planted fault raises, or the line that refuses it; "" if it is missed."""
-    line = ["workload.block_tokens=512"] if name == "block 512 for 16" else []
+    line = [SETTINGS[name]] if name in SETTINGS else []
     with CLIENTS[name]() if name in CLIENTS else changed_requests(CHANGES.get(name, list)):
         trials, printed = replay(rows, out, "load=recorded", *line)
     if not trials:

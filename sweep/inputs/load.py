@@ -21,22 +21,7 @@ from pydantic import Field, field_validator
 from backends.prepare.checkpoints import file_digest
 from sweep.base.config import ConfigError, Strict
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
-from sweep.inputs.rows import (
-    BAILIAN,
-    BURSTGPT,
-    DIGITS,
-    READERS,
-    UNIT_IN_NAME,
-    FileRow,
-    columns_of,
-    faults_of,
-    omissions,
-    parse_time,
-    read_rows,
-    time_column,
-    time_unit,
-    trace_columns,
-)
+from sweep.inputs import rows as files
 
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -340,13 +325,13 @@ class Trace(_ArrivalProcess):
         return once.model_copy(update=scaled)
 
     def notes(self) -> list[str]:
-        rows = read_rows(self.file, f"load.path={self.path}", any_ending=True, part=True)
-        return omissions(self.path, len(rows), self._faults(rows), self.file.stat().st_size)
+        rows = files.read_rows(self.file, f"load.path={self.path}", any_ending=True, part=True)
+        return files.omissions(self.path, len(rows), self._faults(rows), self.file.stat().st_size)
 
-    def _faults(self, rows: Sequence[FileRow]) -> dict[int, str]:
+    def _faults(self, rows: Sequence[files.FileRow]) -> dict[int, str]:
         """Return why rows are skipped, by row number."""
-        lengths = trace_columns(rows) if self.skip_unsendable else None
-        return faults_of(rows, lengths) if lengths else {}
+        lengths = files.trace_columns(rows) if self.skip_unsendable else None
+        return files.faults_of(rows, lengths) if lengths else {}
 
     def times(self) -> Floats:
         """Return the arrivals in s since the first arrival, of all repetitions. Shape (arrivals,).
@@ -373,16 +358,16 @@ class Trace(_ArrivalProcess):
         """Raise ConfigError if numbers in the default unit, s or ms, may be in another unit."""
         gap = (instants[-1] - instants[0]) / max(len(instants) - 1, 1)
         rarest = DISTINCT if all(instant % 1 == 0 for instant in instants) else RARE
-        columns = trace_columns(read_rows(self.file, f"load.path={self.path}", any_ending=True, part=True))
-        is_published = columns and self.column is None and columns[1:] in (BURSTGPT[1:], BAILIAN[1:])
+        columns = files.trace_columns(files.read_rows(self.file, f"load.path={self.path}", any_ending=True, part=True))
+        is_published = columns and self.column is None and columns[1:] in (files.BURSTGPT[1:], files.BAILIAN[1:])
         rare = unit == "s" and not is_published and gap > rarest and instants[0] < EARLIEST_DATE
         if (rare or (unit == "ms" and 0 < gap < DENSE)) and not self._has_unit(column):
-            problem = f"times are {float(gap.scaleb(-DIGITS[unit])):g} apart on average; their unit is uncertain"
-            raise ConfigError(f"load.path={self.path}: {problem}; set load.unit to {', '.join(DIGITS)}")
+            problem = f"times are {float(gap.scaleb(-files.DIGITS[unit])):g} apart on average; their unit is uncertain"
+            raise ConfigError(f"load.path={self.path}: {problem}; set load.unit to {', '.join(files.DIGITS)}")
 
     def _has_unit(self, column: str) -> bool:
         """Return whether the unit is set, or part of the column's name."""
-        return self.unit is not None or UNIT_IN_NAME.search(column) is not None
+        return self.unit is not None or files.UNIT_IN_NAME.search(column) is not None
 
     def _instants(self, column: str, unit: str, cells: Sequence[tuple[int, Any]]) -> Iterator[Decimal]:
         """Yield the exact times of a column's cells, in s."""
@@ -390,7 +375,7 @@ class Trace(_ArrivalProcess):
         for number, cell in cells:
             where = f"load.path={self.path}: row {number}: {column}={cell!r}"
             try:
-                time, is_date = parse_time(cell)
+                time, is_date = files.parse_time(cell)
             except ValueError:
                 raise ConfigError(f"{where}; expected a number or an ISO 8601 time") from None
             yield time if is_date else self._seconds(time, unit, where, certain)
@@ -401,20 +386,21 @@ class Trace(_ArrivalProcess):
             raise ConfigError(f"{where}; expected finite times")
         uncertain = abs(number) > LATEST if unit == "s" else number % 1 != 0  # Mooncake's ms are whole
         if uncertain and not certain:
-            raise ConfigError(f"{where}; its unit is uncertain; set load.unit to {', '.join(DIGITS)}")
-        return number.scaleb(DIGITS[self.unit or unit])
+            raise ConfigError(f"{where}; its unit is uncertain; set load.unit to {', '.join(files.DIGITS)}")
+        return number.scaleb(files.DIGITS[self.unit or unit])
 
     def _cells(self) -> tuple[str, str, list[tuple[int, Any]]]:
         """Return the time column's name, its default unit, and each row's number with its time."""
-        rows = read_rows(self.file, f"load.path={self.path}", any_ending=True, part=True)
-        if self.file.suffix.lower() not in READERS or self.file.suffix.lower() == ".txt":
+        rows = files.read_rows(self.file, f"load.path={self.path}", any_ending=True, part=True)
+        if self.file.suffix.lower() not in files.READERS or self.file.suffix.lower() == ".txt":
             texts = (row["prompt"].partition("#")[0].strip() for row in rows)
             return "time", "s", [(number, text) for number, text in enumerate(texts, 1) if text]
-        trace = None if self.column else trace_columns(rows)
-        column, unit = (trace.time, trace.unit) if trace else (self.column or time_column(rows[0]), "s")
-        unit = time_unit(column, unit)
+        trace = None if self.column else files.trace_columns(rows)
+        column, unit = (trace.time, trace.unit) if trace else (self.column or files.time_column(rows[0]), "s")
+        unit = files.time_unit(column, unit)
         if not any(column in row for row in rows):
-            raise ConfigError(f"load.column={column}: no such column in {self.path}; expected: {columns_of(rows)}")
+            problem = f"load.column={column}: no such column in {self.path}"
+            raise ConfigError(f"{problem}; expected: {files.columns_of(rows)}")
         faults = self._faults(rows)
         numbered = [(number, row) for number, row in enumerate(rows, 1) if number not in faults]
         return column, unit, [(number, row.get(column, "")) for number, row in numbered]

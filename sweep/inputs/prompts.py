@@ -14,20 +14,7 @@ from tokenizers import Tokenizer
 from sweep.base.config import first_line, shortened
 from sweep.base.exits import Outage
 from sweep.inputs import hub
-from sweep.inputs.rows import (
-    CONVERSATIONS,
-    KNOWN_COLUMNS,
-    PROMPT_COLUMNS,
-    SPEAKERS,
-    FileRow,
-    check_faults,
-    column_name,
-    columns_of,
-    omissions,
-    read_rows,
-    simplified,
-    whole_number,
-)
+from sweep.inputs import rows as files
 from sweep.inputs.workload import DATA, Draw, Encoded, Serving, Workload, content_digest, encode_prompts, with_headers
 
 ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # roles of the model, in chats and in ShareGPT
@@ -91,9 +78,9 @@ class Prompts(Workload):
     def _path(self) -> Path:
         return _shipped(self.file) or Path(self.file).expanduser()
 
-    def notes(self, cache_dir: Path) -> list[str]:
+    def notes(self, cache_dir: Path, tokenizer: Tokenizer | None = None) -> list[str]:
         questions, faults = self.fetched(cache_dir)._prompt_rows()
-        return omissions(self.file or self.name, len(questions) + len(faults), faults)
+        return files.omissions(self.file or self.name, len(questions) + len(faults), faults)
 
     def _questions(self) -> list[RecordedPrompt]:
         return self._prompt_rows().questions
@@ -101,12 +88,12 @@ class Prompts(Workload):
     def _prompt_rows(self) -> PromptRows:
         shipped = ", ".join(sorted(path.stem for path in (DATA / "prompts").glob("*.jsonl")))
         key = f"workload.file={self.file}"
-        return self._read(read_rows(self._path, key, f", or one of {shipped}", self.first), key)
+        return self._read(files.read_rows(self._path, key, f", or one of {shipped}", self.first), key)
 
-    def _read(self, rows: list[FileRow], key: str) -> PromptRows:
+    def _read(self, rows: list[files.FileRow], key: str) -> PromptRows:
         """Return the prompts in these rows. Raises ValueError for unsendable rows that may not be skipped."""
-        if self.column is not None and not any(column_name(self.column) in row for row in rows):
-            expected = columns_of(rows)
+        if self.column is not None and not any(files.column_name(self.column) in row for row in rows):
+            expected = files.columns_of(rows)
             raise ValueError(f"workload.column={self.column}: {key} has no such column; expected: {expected}")
         collected, skip = PromptRows([], {}), True
         for number, row in enumerate(rows, 1):
@@ -115,7 +102,7 @@ class Prompts(Workload):
             except Unusable as error:
                 collected.faults[number] = str(error)
                 skip = skip and (self.skip_unsendable or error.of_conversation)
-        check_faults(collected.faults, len(rows), key, skip)
+        files.check_faults(collected.faults, len(rows), key, skip)
         return collected
 
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
@@ -143,7 +130,7 @@ class Paraphrases(Prompts):
     def meanings(self) -> dict[str, str]:
         key = f"workload.file={self.file}"
         clusters: dict[str, str] = {}
-        for number, row in enumerate(read_rows(self._path, key, first=self.first), 1):
+        for number, row in enumerate(files.read_rows(self._path, key, first=self.first), 1):
             if not row.get("cluster"):
                 raise ValueError(f"{key}: row {number} has no cluster; expected a label for the prompt's meaning")
             with suppress(Unusable):
@@ -182,9 +169,7 @@ class HubPrompts(Prompts):
         local._questions()
         if self._local:
             return content_digest(*self._files())
-        return (
-            f"{content_digest()} {self.dataset}@{hub.resolve_commit(self.dataset, self.revision, cache_dir, 'dataset')}"
-        )
+        return f"{content_digest()} {self.dataset}@{self.pinned(cache_dir).revision}"
 
     def pinned(self, cache_dir: Path) -> Self:
         if self._local:
@@ -209,27 +194,26 @@ class HubPrompts(Prompts):
 
     def _of_split(self, names: Iterable[str]) -> list[str]:
         """Return the files of the split, in order. Raises ValueError with the existing files if the split has none."""
-        files = [Path(name) for name in names if Path(name).suffix in hub.ROWS]
+        existing = [Path(name) for name in names if Path(name).suffix in hub.ROWS]
         pattern = re.compile(rf"(^|/)({re.escape(self.split)})([-_./]|$)")
-        chosen = [file for file in files if pattern.search(file.as_posix())]
+        chosen = [file for file in existing if pattern.search(file.as_posix())]
         if self.config is not None:
             chosen = [file for file in chosen if self.config in file.parts]
         if folders := sorted({file.parent.as_posix() for file in chosen})[1:]:
             every = ", ".join(sorted({file.parent.name for file in chosen}))
-            raise ValueError(
-                f"workload.config={self.config}: {len(folders) + 1} parts have this split; expected one of: {every}"
-            )
+            problem = f"workload.config={self.config}: {len(folders) + 1} parts have this split"
+            raise ValueError(f"{problem}; expected one of: {every}")
         suffixes = [file.suffix for file in chosen]
         chosen = [file for file in chosen if file.suffix == (".parquet" if ".parquet" in suffixes else suffixes[0])]
         if not chosen:
-            there = ", ".join(file.as_posix() for file in files[:8]) or "no file of rows"
+            there = ", ".join(file.as_posix() for file in existing[:8]) or "no file of rows"
             raise ValueError(f"workload.split={self.split}: no such split in {self.dataset}, which has {there}")
         return sorted(file.as_posix() for file in chosen)
 
     def _prompt_rows(self) -> PromptRows:
-        key, rows = f"workload.dataset={self.dataset}", list[FileRow]()
+        key, rows = f"workload.dataset={self.dataset}", list[files.FileRow]()
         for file in self._files():
-            rows += read_rows(file, key, first=None if self.first is None else self.first - len(rows))
+            rows += files.read_rows(file, key, first=None if self.first is None else self.first - len(rows))
             if len(rows) == self.first:
                 break
         return self._read(rows, key)
@@ -251,7 +235,7 @@ class Stories(Serving):
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         path = _shipped(self.file)
         assert path is not None
-        stories = [str(row["prompt"]) for row in read_rows(path, "workload.file")]
+        stories = [str(row["prompt"]) for row in files.read_rows(path, "workload.file")]
         inputs, outputs = map(list, zip(*self.lengths(draw), strict=True))
         encoded = encode_prompts(stories, tokenizer)
         shortest = min(len(text.split() if ids is None else ids) for text, ids in encoded)
@@ -272,24 +256,25 @@ def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
     return encode_prompts([text[: offsets[min(length, len(offsets)) - 1][1]]], tokenizer)[0]
 
 
-def _question(row: FileRow, column: str | None, length: int | None) -> RecordedPrompt:
+def _question(row: files.FileRow, column: str | None, length: int | None) -> RecordedPrompt:
     """Return the prompt in a row; its answer has `length` tokens or, if None, the row's number. Raises Unusable."""
-    present = [name for name in PROMPT_COLUMNS if name in row]
-    name = column_name(column) if column else next((name for name in present if row[name]), next(iter(present), None))
+    present = [name for name in files.PROMPT_COLUMNS if name in row]
+    name = next((name for name in present if row[name]), next(iter(present), None))
+    name = files.column_name(column) if column else name
     prompt, tokens = None if name is None else turns_of(row.get(name)), length
-    if isinstance(prompt, str) and name in CONVERSATIONS:
+    if isinstance(prompt, str) and name in files.CONVERSATIONS:
         raise Unusable(f"{name} is not a list of turns; expected JSON")
     is_conversation = isinstance(prompt, list)
     text, answer = _of_turns(prompt, str(name)) if isinstance(prompt, list) else (prompt, None)
     if not isinstance(text, str) or not text:
-        problem = f"{name}={shortened(ascii(text))}" if name in row else f"no prompt among {columns_of([row])}"
+        problem = f"{name}={shortened(ascii(text))}" if name in row else f"no prompt among {files.columns_of([row])}"
         raise Unusable(
-            f"{problem}; expected text in {column or ', '.join(PROMPT_COLUMNS)} (or workload.column=NAME)",
-            of_conversation=prompt is None and not {*CONVERSATIONS}.isdisjoint(present),
+            f"{problem}; expected text in {column or ', '.join(files.PROMPT_COLUMNS)} (or workload.column=NAME)",
+            of_conversation=prompt is None and not {*files.CONVERSATIONS}.isdisjoint(present),
         )
     cell = row.get("output_tokens")
     if length is None and cell not in (None, "") and cell == cell:  # a table has NaN in an empty cell
-        if (tokens := whole_number(cell)) is None:
+        if (tokens := files.whole_number(cell)) is None:
             raise Unusable(f"output_tokens={shortened(repr(cell))}; expected a whole number of at least 1")
     elif length is None and not answer:
         raise Unusable("no output_tokens and no turn with an answer; set workload.output_tokens", is_conversation)
@@ -308,8 +293,8 @@ def turns_of(cell: Any) -> Any:
     Return the text of {prompt: text}, and any other cell unchanged.
     """
     if isinstance(cell, Mapping):
-        is_row = all(column_name(key) in KNOWN_COLUMNS.values() for key in cell)
-        return keyed(cell, PROMPT_COLUMNS if is_row else CONVERSATIONS) or [cell]
+        is_row = all(files.column_name(key) in files.KNOWN_COLUMNS.values() for key in cell)
+        return keyed(cell, files.PROMPT_COLUMNS if is_row else files.CONVERSATIONS) or [cell]
     if not isinstance(cell, str) or not re.match(r"[\s\ufeff]*[\[{\"]", cell):
         return cell
     for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from|speaker)'", cell) else (json.loads,):
@@ -318,7 +303,7 @@ def turns_of(cell: Any) -> Any:
             turns = turns_of(parsed)  # text inside text: some exports encode twice
             if isinstance(parsed, Mapping) and isinstance(turns, str):
                 return turns
-            if isinstance(turns, list) and all(isinstance(t, Mapping) and keyed(t, SPEAKERS) for t in turns):
+            if isinstance(turns, list) and all(isinstance(t, Mapping) and keyed(t, files.SPEAKERS) for t in turns):
                 return turns
     return cell
 
@@ -341,7 +326,7 @@ def _of_turns(turns: list[Any], column: str) -> tuple[str, str | None]:
 
 def keyed(turn: Mapping[str, Any], keys: Iterable[str]) -> Any:
     """Return what a turn has under the first of these simplified keys that is not empty; None if all are."""
-    cells = {simplified(key): cell for key, cell in turn.items()}
+    cells = {files.simplified(key): cell for key, cell in turn.items()}
     return next((cells[key] for key in keys if cells.get(key)), None)
 
 
@@ -350,9 +335,9 @@ def speaker_of(turn: Any, column: str, of_tools: Iterable[str] = ()) -> str:
     if not isinstance(turn, Mapping):
         problem = f"{column}: a turn is not a mapping"
         raise Unusable(f"{problem}; expected {{role, content}} or {{from, value}}", of_conversation=True)
-    speaker = str(keyed(turn, SPEAKERS) or "").strip().lower()
+    speaker = str(keyed(turn, files.SPEAKERS) or "").strip().lower()
     if not speaker:
-        problem = f"{column}: a turn has the keys {columns_of([dict(turn)])}"
+        problem = f"{column}: a turn has the keys {files.columns_of([dict(turn)])}"
         raise Unusable(f"{problem}; expected role or from", of_conversation=True)
     if speaker not in (expected := (*ASKING, *INSTRUCTING, *ANSWERING, *of_tools)):
         problem = f"{column}: a turn of {shortened(speaker)}"

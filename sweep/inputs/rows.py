@@ -26,13 +26,8 @@ FileRow = dict[str, Any]
 LARGEST_PART = 64 << 20  # bytes of a trace whose rows are read: in memory they take up to 30 times as many
 MOST_REASONS = 5  # maximum number of reasons for skipped rows that a plan lists
 DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # power of ten of each unit of time, in s
-_UNITS = (
-    "s sec secs seconds",
-    "ms msec millis milliseconds",
-    "us usec micros microseconds",
-    "ns nsec nanos nanoseconds",
-)
-UNIT_NAMES = {name: names.split()[0] for names in _UNITS for name in names.split()}
+_UNITS = "s sec secs seconds|ms msec millis milliseconds|us usec micros microseconds|ns nsec nanos nanoseconds"
+UNIT_NAMES = {name: names.split()[0] for names in _UNITS.split("|") for name in names.split()}
 UNIT_IN_NAME = re.compile(  # arrival_ms, time (s), arrivalMillis
     rf"(?:_|\W+|(?<=[a-z])(?=[A-Z]))(?i:({'|'.join(UNIT_NAMES)}))\W?$"
 )

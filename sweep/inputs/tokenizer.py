@@ -1,10 +1,13 @@
 """Loads tokenizers from model folders the way engines do. The bundled tokenizer is in data/tokenizer."""
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SHIPPED_TOKENIZER = Path(__file__).resolve().parent / "data" / "tokenizer"
@@ -61,6 +64,18 @@ def special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     if "bos_token_id" not in ids:
         raise ValueError(f"model.tokenizer={folder}: the tokenizer has no bos_token; random weights need one")
     return ids
+
+
+def template_objection(folder: Path, roles: Sequence[str]) -> str | None:
+    """Return why a model's chat template refuses messages with these roles; None if it does not, or is unknown here."""
+    file, objections = folder / "chat_template.jinja", list[str]()
+    template = file.read_text() if file.is_file() else _configuration(folder).get("chat_template")
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    jinja.globals |= {"raise_exception": objections.append, "add_generation_prompt": True}  # as in transformers
+    with suppress(Exception):  # a template may need more than roles
+        made = jinja.from_string(template if isinstance(template, str) else "")
+        made.render(messages=[{"role": role, "content": "x"} for role in roles], bos_token="", eos_token="")
+    return str(objections[0]) if objections else None
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

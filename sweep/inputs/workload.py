@@ -11,7 +11,7 @@ one token, and only the engine's count is recorded.
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
@@ -34,7 +34,6 @@ WORKLOAD_VERSION = 2  # part of every digest: increase it when the same configur
 HEADER_WORDS = 4
 FEWEST_WORDS = 64  # words that must be single tokens to make prompts of exact length
 SPARE_WORDS = 8  # extra words, in case a tokenizer merges some words
-PREFIX_BLOCK = 64  # characters
 ROUNDS = 4  # rounds of cutting and filling until every prompt has its length
 
 Distribution = Literal["uniform", "normal", "lognormal"]
@@ -138,8 +137,8 @@ class Workload(Strict):
         """Return this workload after fetching the data that its requests are made from."""
         return self
 
-    def notes(self, cache_dir: Path) -> list[str]:
-        """Return notes for the plan about the workload's file, e.g. about skipped rows."""
+    def notes(self, cache_dir: Path, tokenizer: Tokenizer | None = None) -> list[str]:
+        """Return notes for the plan about the workload's file, e.g. about skipped rows; a tokenizer counts messages."""
         return []
 
     def meanings(self) -> dict[str, str]:
@@ -182,23 +181,6 @@ class Workload(Strict):
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         """Return the prompts of a phase, and the lengths of their answers in tokens."""
         raise NotImplementedError
-
-
-def shared_prefix_share(prompts: Iterable[str]) -> float | None:
-    """Return the share of text that repeats the start of an earlier prompt, in whole blocks; None if there is no text.
-    Engines cache whole blocks: vLLM's 16 tokens are about as long.
-    """
-    starts: set[int] = set()
-    shared = total = 0
-    for prompt in prompts:
-        start, unbroken = 0, True
-        for end in range(PREFIX_BLOCK, len(prompt) + 1, PREFIX_BLOCK):
-            start = hash((start, prompt[end - PREFIX_BLOCK : end]))
-            unbroken = unbroken and start in starts
-            shared += unbroken * PREFIX_BLOCK
-            starts.add(start)
-        total += len(prompt)
-    return shared / total if total else None
 
 
 class ExactLengths(Workload):

@@ -22,7 +22,7 @@ from sweep.client import measurement, wire
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Observation, TrialRow, Verdict
 from sweep.gateway.served import served_equal
-from sweep.inputs.workload import shared_prefix_share
+from sweep.inputs.sessions.prefix_hits import shared_prefix_share
 from sweep.node import engine_timed
 from sweep.node.machine.foreign_processes import Foreign, ForeignCpu, ForeignGpu
 from sweep.node.machine.limits import CpuLimits

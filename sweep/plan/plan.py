@@ -217,12 +217,7 @@ def judging(settings: Settings) -> dict[str, Any]:
 
 
 def trial_id_of(
-    deployment_id: str,
-    parts: Sequence[str],
-    replicate: int,
-    seed: int,
-    own_launch: bool,
-    judged_by: Mapping[str, Any],
+    deployment_id: str, parts: Sequence[str], replicate: int, seed: int, own_launch: bool, judged_by: Mapping[str, Any]
 ) -> str:
     """Return a trial's id; `parts` are the identities of its workload and load, `judged_by` is from `judging`."""
     launch = "its own" if own_launch else "shared"

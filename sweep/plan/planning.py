@@ -201,7 +201,7 @@ class _Builder:
 
 
 def _check_replay(workload: Workload, deployment: Deployment) -> None:
-    """Raise ConfigError if an engine, or the gateway before it, cannot replay the prefixes of recorded prompts."""
+    """Raise ConfigError if an engine cannot replay the prefixes of recorded prompts."""
     backend = deployment.backend
     if workload.replays and backend.traits.timed_inside:
         problem = f"a replay needs a client, and {backend.name} is timed inside its own process"

@@ -9,7 +9,7 @@ from sweep.base.wording import count
 from sweep.gateway.settings import Gateway
 from sweep.plan.capacity.demand import SAMPLE, input_lengths
 from sweep.plan.capacity.footprint import planned_launch
-from sweep.plan.capacity.plan_points import plan_points
+from sweep.plan.capacity.plan_points import plan_points, tokenizer_here
 from sweep.plan.plan import Deployment, Plan, Trial
 
 OUR_VARIABLE = "PYTHONPATH"  # lets the engine's process import this project; differs between machines
@@ -74,11 +74,7 @@ def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> I
     yield f"{count(number, 'request')} after {first.load.warmup(workload.warmup_requests)} of warm-up"
     if (due := first.mode().last_arrival()) is not None:
         yield f"the last one due after {due:g} s"
-    try:
-        tokenizer = deployment.model.load_tokenizer(cache)
-    except (OSError, ValueError):
-        tokenizer = None  # the model is not on this machine, so its prompts cannot be counted here
-    requests = workload.requests(tokenizer, min(number, SAMPLE), first.seed)
+    requests = workload.requests(tokenizer_here(deployment, cache), min(number, SAMPLE), first.seed)
     estimated = not hasattr(workload, "input_tokens") and any(request.input_tokens < 0 for request in requests)
     lengths = input_lengths(workload, requests)
     yield f"input {'estimated from its characters, about ' if estimated else ''}{_lengths(lengths)}"

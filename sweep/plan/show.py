@@ -3,13 +3,19 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from rich.console import Console, OverflowMethod
 
 from backends.prepare import environments, locks
-from sweep.base.config import Settings, cache_directory, next_time
+from sweep.base.config import ConfigError, Settings, cache_directory, next_time
+from sweep.base.records import TYPED_APIS
 from sweep.base.wording import count, duration_text
-from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
+from sweep.inputs.load import Trace
+from sweep.inputs.sessions.turns import SessionWorkload, orders_of_roles
+from sweep.inputs.tokenizer import template_objection
+from sweep.inputs.workload import Workload
+from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points, tokenizer_here
 from sweep.plan.packing import Node, start_order
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, Trial, elsewhere
@@ -28,10 +34,11 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     """
     hardware, estimate = plan.settings.hardware, pending.estimate
     because = "no GPU here: " if hardware.platform == "cpu" else ""
-    workloads = {id(trial.workload): trial.workload for trial in plan.trials}.values()
     cache = cache_directory(plan.settings.cache_dir)
+    pairs = ((deployment, trial.workload) for deployment in plan.deployments for trial in deployment.trials)
+    workloads = {(d.model.name, d.backend.api, repr(workload)): (d, workload) for d, workload in pairs}.values()
     loads = {id(trial.load): trial.load for trial in plan.trials}.values()
-    notes = dict.fromkeys(note for workload in workloads for note in workload.notes(cache))
+    notes = dict.fromkeys(note for each in workloads for note in _notes(*each, cache))
     notes |= dict.fromkeys(note for load in loads for note in load.notes())
     lines = [*([because + "; ".join(plan.replaced)] if plan.replaced else []), *notes]
     if slo := plan.settings.slo:
@@ -59,12 +66,26 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     _print(console, [*lines, *(f"expected: {text}" for text in least_replays(plan))])
 
 
+def _notes(deployment: Deployment, workload: Workload, cache: Path) -> list[str]:
+    """Return a workload's notes. Raises ConfigError for messages that the model's chat template refuses."""
+    if not isinstance(workload, SessionWorkload) or not workload.replays or workload.needs_token_ids:
+        return workload.notes(cache)
+    backend, model, tokenizer = deployment.backend, deployment.model, tokenizer_here(deployment, cache)
+    if tokenizer and backend.launches and backend.api in ("chat", *TYPED_APIS) and "chat-template" not in backend.flags:
+        for roles in orders_of_roles(workload):
+            if objection := template_objection(model.tokenizer_folder(cache), roles):
+                problem = f"the chat template of {model.name} refuses the roles {', '.join(roles)} ({objection})"
+                raise ConfigError(f"workload={workload.name}: {problem}; expected roles that it accepts")
+    return workload.notes(cache, tokenizer)
+
+
 def least_replays(plan: Plan) -> list[str]:
     """Return for each point with gaps or recorded times how long its first trial lasts at least because of them."""
     lines = dict[str, str]()
     for trial in plan.trials:
         name = trial.describe_point()
-        if trial.workload.replays and name not in lines and len(lines) < MOST_STARTS_LISTED:
+        has_times = trial.workload.replays or isinstance(trial.load, Trace)
+        if has_times and name not in lines and len(lines) < MOST_STARTS_LISTED:
             seconds = trial.mode().least_duration(trial.workload.longest_gaps(trial.num_requests, trial.seed))
             seconds = min(seconds, trial.load.duration or seconds)
             lines[name] = f"{name}: at least {duration_text(seconds)} of gaps and arrivals in its first trial"

@@ -52,7 +52,7 @@ class Load(SimpleNamespace):
         return num_requests
 
 
-def no_notes(cache):
+def no_notes(*arguments):
     return []
 
 
@@ -62,9 +62,8 @@ def trial(trial_id):
 
 
 def deployment(name, trials, unavailable=None):
-    backend = SimpleNamespace(
-        name=name, launches=True, traits=Traits(), url=None, replicas=1, gpu_keys=(), price_per_million_tokens=None
-    )
+    more = {"api": "completions", "gpu_keys": (), "price_per_million_tokens": None}
+    backend = SimpleNamespace(name=name, launches=True, traits=Traits(), url=None, replicas=1, **more)
     model = SimpleNamespace(name="tiny")
     return Deployment(name, backend, model, 0, None, [trial(t) for t in trials], unavailable)
 

@@ -178,12 +178,8 @@ def test_requests_are_clipped_and_the_client_is_told(tmp_path):
     remaining = [TOKENIZER.encode(part["text"], add_special_tokens=False).ids for part in (look, story)]
     assert f"->{sum(map(len, remaining))}," in in_parts.headers["x-gateway-clipped"] + ","
     first = decisions(log)[0]
-    assert (first["input_before"], first["input_after"], first["output_before"], first["output_after"]) == (
-        count,
-        after,
-        100,
-        8,
-    )
+    sizes = [first[f"{side}put_{when}"] for side in ("in", "out") for when in ("before", "after")]
+    assert sizes == [count, after, 100, 8]
     assert metrics[0] == 4
     assert metrics[1] > count - 50 + 92
 
@@ -656,10 +652,7 @@ def test_a_gateway_without_a_key_is_never_reset():
         (["--to", "http://x", "gateway.clip.input_tokens=5"], "--tokenizer FOLDER"),
         (["--to", "http://x", "gateway.clip.keep=middle"], "gateway.clip.keep"),
         (["--to", "http://x", "gateway.clp=5"], "did you mean clip"),
-        (
-            ["--to", "http://x", "gateway=cache", "gateway.cache.mode.x=5"],
-            "gateway.cache.mode is a value and has no keys",
-        ),
+        (["--to", "http://x", "gateway=cache", "gateway.cache.mode.x=5"], "gateway.cache.mode is a value and has no"),
         (["--to", "http://x", "gateway=none"], "starts no gateway"),
         (["--to", "http://x", "--host", "203.0.113.1"], "--host 203.0.113.1"),
         (["--to", "http://x", "--port", "0", "--log", "/dev/null/x"], "--log /dev/null/x: Not a directory"),

@@ -60,6 +60,7 @@ def plan(folder: Path, capsys: Any, name: str, content: Any, typed: str) -> tupl
 
 
 RECORDED = "workload=recorded load=recorded workload.file=FILE"
+SKIPPING, SENDABLE = f"{RECORDED} workload.skip_unsendable=true", BURST.replace("45,ChatGPT,1087,0\n", "")
 ARRIVALS = "workload=synthetic workload.input_tokens=9 workload.output_tokens=3 load=trace load.path=FILE"
 TALKS = "workload=recorded load=closed load.concurrency=1 workload.file=FILE"
 HALF_SECOND = json.dumps([{"timestamp": time, "input_tokens": 48, "output_tokens": 8} for time in (0, 0.5)])
@@ -94,21 +95,11 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
     ("upper.jsonl", [{"messages": [{"role": " USER ", "content": None, "value": "x"}], "output_tokens": 4.0}], "", X),
     ("sharegpt.json", "\ufeff" + json.dumps(CONVERSATIONS), "", USABLE),
     ("lmsys.jsonl", [{"conversation": row["conversations"]} for row in CONVERSATIONS], "", USABLE),
-    ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true", BURST.replace("45,ChatGPT,1087,0\n", "")),
-    (
-        "untimed.csv",
-        BURST.replace("45,ChatGPT,1087,0", ",ChatGPT,1087,9"),
-        f"{RECORDED} workload.skip_unsendable=true",
-        BURST.replace("45,ChatGPT,1087,0\n", ""),
-    ),
+    ("burst.csv", BURST, SKIPPING, SENDABLE),
+    ("untimed.csv", BURST.replace("45,ChatGPT,1087,0", ",ChatGPT,1087,9"), SKIPPING, SENDABLE),
     ("whole.csv", BURST.replace(",0", ",9.0"), RECORDED, BURST.replace(",0", ",9")),
     ("capitals.csv", "Prompt,Output_Tokens\na b c,4\nd e f g,5\n", "", COUNTED),
-    (
-        "capitals.jsonl",
-        [{"Prompt": row["prompt"], "outputTokens": row["output_tokens"]} for row in COUNTED],
-        "",
-        COUNTED,
-    ),
+    ("capitals.jsonl", [{"Prompt": r["prompt"], "outputTokens": r["output_tokens"]} for r in COUNTED], "", COUNTED),
     ("named.jsonl", [{"Q": "x", "output_tokens": 4}, *X], "workload.column=Q workload.skip_unsendable=true", X),
     ("styles.jsonl", [{"Messages": [{"Role": "User", "Content": "x"}], "output tokens": 4}], "", X),
     ("speaker.jsonl", [{"messages": [{"speaker": "user", "text": "x"}], "output_tokens": 4}], "", X),
@@ -130,12 +121,7 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
     ("unit.csv", "timestamp_ms,input_tokens,output_tokens\n0,48,8\n500,48,8\n", RECORDED, HALF_SECOND),
     ("unit.csv", "timestampMillis,input_tokens,output_tokens\n0,48,8\n500,48,8\n", RECORDED, HALF_SECOND),
     ("unit.csv", "timestamp (seconds),input_tokens,output_tokens\n0,48,8\n.5,48,8\n", RECORDED, HALF_SECOND),
-    (
-        "late.jsonl",
-        [{"version": 1}, *json.loads(HALF_SECOND)],
-        f"{RECORDED} workload.skip_unsendable=true",
-        HALF_SECOND,
-    ),
+    ("l.jsonl", [{"version": 1}, *json.loads(HALF_SECOND)], f"{RECORDED} workload.skip_unsendable=true", HALF_SECOND),
     (
         "holes.csv",
         "chat_id,parent_chat_id,timestamp,input_length,output_length,hash_ids\n7,,0,16,8,[1]\n8,7.0,0.5,16,8,[1]\n",
@@ -159,12 +145,7 @@ def test_a_flawed_file_is_planned_as_the_clean_one(
 @pytest.mark.parametrize(
     ("name", "content", "typed", "message"),
     [
-        (
-            "sharegpt.jsonl",
-            CONVERSATIONS,
-            "",
-            "8 of 10 rows skipped: conversations: no question before the first answer (4), no",
-        ),
+        ("sharegpt.jsonl", CONVERSATIONS, "", "8 of 10 rows skipped: conversations: no question before the first ans"),
         ("sharegpt.jsonl", CONVERSATIONS, "workload.output_tokens=3", ANSWERED),
         ("chats.json", {"data": [{"id": 0}, *USABLE]}, TALKS, "1 of 3 rows skipped: no conversation (1)"),
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true", "1 of 3 rows skipped: Response tokens='0'"),
@@ -195,31 +176,16 @@ ONE = '{"prompt": "a"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "typed", "message"),
     [
-        (
-            "none.jsonl",
-            None,
-            "",
-            "no such file; expected a file ending in .txt, .jsonl, .ndjson, .json, .csv, .tsv, .parquet",
-        ),
+        ("none.jsonl", None, "", "no such file; expected a file ending in .txt, .jsonl, .ndjson, .json, .csv, .tsv"),
         ("p.docx", "x", "", "the ending .docx is unknown; expected a file ending in .txt, .jsonl"),
-        (
-            "p.txt",
-            "a\n",
-            "",
-            "none of 1 rows can be sent: row 1: no output_tokens and no turn with an answer; set workl",
-        ),
+        ("p.txt", "a\n", "", "none of 1 rows can be sent: row 1: no output_tokens and no turn with an answer; set"),
         ("p.csv", COUNTED, "workload.column=body", "has no such column; expected: prompt, output_tokens"),
         ("p.jsonl", "\n", "", "has no rows; expected at least one"),
         ("p.jsonl", [{**COUNTED[0], "output_tokens": 0}, COUNTED[1]], "", "row 1: output_tokens=0; expected a whole n"),
         ("p.csv", "prompt,output_tokens\na,4.5\nb,4\n", "", "row 1: output_tokens='4.5'; expected a whole number of"),
         ("p.csv", "prompt,output_tokens\na,4\nb,\n", "", "row 2: no output_tokens and no turn with an answer; set w"),
         ("p.csv", "prompt,output_tokens\na,4\n,5\n,6\n", "", "2 of 3 rows cannot be sent; workload.skip_unsendable=tr"),
-        (
-            "p.jsonl",
-            [{"prompt": "half \ud83d", "output_tokens": 1}],
-            "",
-            "row 1: prompt: a lone surrogate in the prompt",
-        ),
+        ("p.jsonl", [{"prompt": "half \ud83d", "output_tokens": 1}], "", "row 1: prompt: a lone surrogate in the"),
         ("p.csv", [{"messages": "[1", "output_tokens": 1}], "", "row 1: messages is not a list of turns; expected"),
         ("p.jsonl", ONE + "nonsense\n", "", "line 2 is not a JSON object"),
         ("p.jsonl", ONE + '{"prompt": ""}\n', "workload.output_tokens=1", "row 2: prompt=''; expected text in prompt,"),
@@ -231,40 +197,15 @@ ONE = '{"prompt": "a"}\n'
         ("p.jsonl", ONE + "[" * 100_000, "", "line 2 is not a JSON object"),
         ("p.jsonl", ONE + '{"n": ' + "9" * 5000 + "}", "", "line 2 is not a JSON object"),
         ("p.json", "[" * 100_000, "", "is nested too deeply; expected a list of mappings"),
-        (
-            "p.csv",
-            "prompt\nYes\nWhy, oh why?\n",
-            "workload.output_tokens=4",
-            "row 2: more cells than columns; expected qu",
-        ),
-        (
-            "p.csv",
-            'prompt,id\nYes,1\n"No,2\nWhy,3\n',
-            "workload.output_tokens=4",
-            "row 2: unexpected end of data; expec",
-        ),
+        ("p.csv", "prompt\nYes\nWhy, oh why?\n", "workload.output_tokens=4", "row 2: more cells than columns; exp"),
+        ("p.csv", 'prompt,id\nYes,1\n"No,2\nWhy,3\n', "workload.output_tokens=4", "row 2: unexpected end of data; "),
         ("p.jsonl", '{"prompt": "a", "prompt": "b"}\n', "workload.output_tokens=4", "line 1: key prompt occurs twice"),
-        (
-            "p.json",
-            '[{"prompt": "a", "prompt": "b"}]',
-            "workload.output_tokens=4",
-            "key prompt occurs twice in an objec",
-        ),
+        ("p.json", '[{"prompt": "a", "prompt": "b"}]', "workload.output_tokens=4", "key prompt occurs twice in an"),
         ("p.csv", "prompt,Output Tokens,outputTokens\na,4,5\n", "", "columns Output Tokens, outputTokens have the sa"),
         ("p.csv", "prompt,prompt\na,b\n", "workload.output_tokens=4", "column prompt occurs twice; expected different"),
-        (
-            "m.jsonl",
-            [{"messages": [{"role": "user", "content": PICTURE}]}],
-            "",
-            "row 1: messages: a part of type image_url; e",
-        ),
+        ("m.jsonl", [{"messages": [{"role": "user", "content": PICTURE}]}], "", "row 1: messages: a part of type imag"),
         ("l.csv", "timestamp,input_tokens,output_tokens\n0,99999999999999,5\n", RECORDED, "row 1: input_tokens='99999"),
-        (
-            "m.jsonl",
-            [{"messages": [{"role": "tool", "content": "x"}]}],
-            "",
-            "row 1: messages: a turn of tool; expected us",
-        ),
+        ("m.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}], "", "row 1: messages: a turn of tool; expec"),
         ("m.jsonl", [{"messages": ["x"]}], "", "row 1: messages: a turn is not a mapping; expected {role"),
         ("s.json", CONVERSATIONS[1:3], "", "none of 2 rows can be sent: row 1: conversations: no que"),
         ("p.jsonl", COUNTED, "workload.name=qa", "qa is the name of a bundled task; use workload=prompts workload.fil"),
@@ -277,12 +218,7 @@ ONE = '{"prompt": "a"}\n'
         ("dense.csv", "timestamp\n0\n3\n5\n9\n", ARRIVALS, "times are 3 apart on average; their unit is uncertain"),
         ("clock.txt", "0.25\n103.5\n250.75\n", ARRIVALS, "times are 125.25 apart on average; their unit is uncertain"),
         ("whole.txt", "0\n500\n", ARRIVALS, "times are 500 apart on average; their unit is uncertain; set load.unit"),
-        (
-            "p.csv",
-            b"prompt,output_tokens\n" + b"a b c,4\n" * 2000 + b"caf\xe9,4\n",
-            "",
-            "line 2002: invalid continuation",
-        ),
+        ("p.csv", b"prompt,output_tokens\n" + b"a b c,4\n" * 2000 + b"caf\xe9,4\n", "", "line 2002: invalid contin"),
         ("epoch.txt", "1700000000000\n1700000000500\n", ARRIVALS, "its unit is uncertain; set load.unit"),
         ("t.txt", "# nothing\n", ARRIVALS, "contains no arrival times"),
         ("t.txt", "2\n1\n", ARRIVALS, "row 2: time: expected times in ascending order"),

@@ -13,8 +13,9 @@ import pytest
 from sweep.__main__ import main
 from sweep.base.records import Sample
 from sweep.inputs.prompts import Prompts
+from sweep.inputs.sessions.prefix_hits import shared_prefix_share
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from sweep.inputs.workload import HEADER_WORDS, Synthetic, shared_prefix_share
+from sweep.inputs.workload import HEADER_WORDS, Synthetic
 from sweep.numbers.quantities.prompt_cache import prefix_hit_rate
 from sweep.numbers.warnings import trial_warnings
 from tests.support.http_stub import Stub, running
@@ -128,12 +129,9 @@ def test_what_the_answers_usage_says_was_cached_is_a_column_of_requests_and_tria
 
 def test_the_salt_changes_the_headers_alone():
     tokenizer = load_tokenizer(SHIPPED_TOKENIZER)
-    for workload in (
-        Synthetic(name="s", input_tokens=24, output_tokens=4),
-        Prompts(name="p", file="qa", output_tokens=4),
-    ):
-        plain = workload.requests(tokenizer, 30, seed=1)
-        salted = [workload.requests(tokenizer, 30, seed=1, salt=salt) for salt in ("a", "b")]
+    for each in (Synthetic(name="s", input_tokens=24, output_tokens=4), Prompts(name="p", file="qa", output_tokens=4)):
+        plain = each.requests(tokenizer, 30, seed=1)
+        salted = [each.requests(tokenizer, 30, seed=1, salt=salt) for salt in ("a", "b")]
         for other in salted:
             assert [request.input_tokens for request in other] == [request.input_tokens for request in plain]
             assert [request.request_id for request in other] == [request.request_id for request in plain]
@@ -142,7 +140,7 @@ def test_the_salt_changes_the_headers_alone():
                 assert str(one.prompt).split(maxsplit=4)[4] == str(two.prompt).split(maxsplit=4)[4]
             assert len({tuple(str(request.prompt).split()[:2]) for request in other}) == len(other)
         assert salted[0] != salted[1]
-        assert workload.requests(tokenizer, 30, seed=1, salt="a") == salted[0]
+        assert each.requests(tokenizer, 30, seed=1, salt="a") == salted[0]
 
 
 def test_the_share_of_shared_prefixes():

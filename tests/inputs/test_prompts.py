@@ -214,14 +214,8 @@ def test_the_completion_study_has_the_first_6000_of_the_validation_split(
     for split, rows in {"train": [long], "validation": [short] * 6000 + [long] * 6000}.items():
         file = write(tmp_path / f"{split}-00000-of-00001.parquet", rows)
         Hub.files[f"data/{file.name}"] = file.read_bytes()
-    line = [
-        "+experiment=completion_batches",
-        "form=published",
-        "workload.dataset=org/stories",
-        "backend=transformers",
-        "model=tiny-llama",
-    ]
-    line += ["hardware=a100-80g", "dry_run=true", "details=true", "cluster=inline", "tracking=none"]
+    line = ["+experiment=completion_batches", "form=published", "workload.dataset=org/stories", "backend=transformers"]
+    line += ["model=tiny-llama", "hardware=a100-80g", "dry_run=true", "details=true", "cluster=inline", "tracking=none"]
     assert main([*line, f"cache_dir={tmp_path / 'cache'}", f"out={tmp_path / 'out'}"]) == 0
     output = capsys.readouterr().out
     assert "instead of tinystories" not in output
@@ -242,14 +236,8 @@ def test_a_data_set_of_the_hub_is_fetched_and_its_commit_is_the_plans(
 ) -> None:
     """Through the whole command, against a stub of the hub; then without it, from the cache."""
     Hub.files = {path.relative_to(copy).as_posix(): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    line = [
-        *QUICK,
-        "load.batch_size=6",
-        "workload=tinystories",
-        "workload.dataset=org/stories",
-        "workload.first=6",
-        "replicates=1",
-    ]
+    line = [*QUICK, "load.batch_size=6", "workload=tinystories", "workload.dataset=org/stories", "workload.first=6"]
+    line += ["replicates=1"]
     line += ["workload.num_requests=6", "workload.output_tokens=2", f"cache_dir={tmp_path / 'cache'}"]
     row = measure(*line, f"out={tmp_path / 'out'}")
     assert (row["workload"], row["num_requests"]) == ("tinystories", 6)
@@ -273,28 +261,45 @@ TRIPLES = [(0.0, 12, 3), (0.05, 40, 2), (0.2, 9, 5), (0.25, 25, 1)]
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:17:{3 + due:010.7f},{inputs},{outputs}\n" for due, inputs, outputs in TRIPLES
 )
-MOONCAKE = "".join(
-    json.dumps({"timestamp": 27_000 + round(due * 1000), "input_length": i, "output_length": o, "hash_ids": [i]}) + "\n"
-    for due, i, o in TRIPLES
+BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n" + "".join(
+    f"{5 + due},ChatGPT,{inputs},{outputs},{inputs + outputs},API log\n" for due, inputs, outputs in TRIPLES
 )
+MOONCAKE = (
+    "".join(  # blocks of 512 tokens: each prompt shares one with all others, and two with the one before the last
+        f'{{"timestamp": {27_000 + round(due * 1000)}, "input_length": {1024 + inputs}, "output_length": {outputs}, '
+        f'"hash_ids": [1, {2 + (inputs > 20)}, {100 + inputs}]}}\n'
+        for due, inputs, outputs in TRIPLES
+    )
+)
+OF_LENGTHS = "4 sessions of one turn, 86 input and 11 output tokens; no prompt begins like another"
+SHARING = "4 sessions, 4 turns, 4,182 input and 11 output tokens, an infinite prefix cache supplies 61.2% of the input"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "text"), [("AzureLLMInferenceTrace_conv.csv", AZURE), ("mooncake_trace.jsonl", MOONCAKE)]
+    ("name", "text", "note"),
+    [
+        ("AzureLLMInferenceTrace_conv.csv", AZURE, OF_LENGTHS),
+        ("BurstGPT_1.csv", BURSTGPT, OF_LENGTHS),
+        ("mooncake_trace.jsonl", MOONCAKE, SHARING),
+    ],
 )
 def test_a_trace_is_replayed_with_the_time_and_the_lengths_of_each_request(
-    tmp_path: Path, name: str, text: str
+    tmp_path: Path, capsys: Any, name: str, text: str, note: str
 ) -> None:
     file = write(tmp_path / name, text)
     line = [*QUICK, "workload=recorded", "load=recorded", f"workload.file={file}", "workload.num_requests=4"]
-    row = measure(*line, f"out={tmp_path / 'out'}")
+    row = measure(*line, "backend.prefix_block=16", f"out={tmp_path / 'out'}")
+    printed = capsys.readouterr().out
+    assert note in printed
+    assert "of gaps and arrivals in its first trial" in printed
     requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
     requests = requests.sort_values("scheduled")
     due = (requests["scheduled"] - requests["scheduled"].iloc[0]).round(3)
     # That engine does not count the token at the start of a text; a prompt of token ids has none.
-    inputs = requests["input_tokens"] + (name.endswith("csv"))
+    inputs = requests["input_tokens"] + (1 if name.endswith("csv") else -1024)
     assert list(zip(due, inputs, requests["output_tokens"], strict=True)) == TRIPLES
+    assert row["prefix_hit_rate"] == pytest.approx(0 if name.endswith("csv") else 0.612, abs=0.001)
 
 
 def test_a_traces_times_and_lengths_are_not_torn_apart(tmp_path: Path, capsys: Any) -> None:
@@ -349,14 +354,8 @@ def test_a_model_of_the_hub_runs_by_its_name_alone(
     tmp_path: Path,
     capsys: Any,
 ) -> None:
-    line = [
-        *QUICK,
-        "load.batch_size=2",
-        "workload=qa",
-        "workload.output_tokens=2",
-        "workload.num_requests=2",
-        f"cache_dir={tmp_path / 'c'}",
-    ]
+    line = [*QUICK, "load.batch_size=2", "workload=qa", "workload.output_tokens=2", "workload.num_requests=2"]
+    line += [f"cache_dir={tmp_path / 'c'}"]
     assert measure(*line, "model=org/model", f"out={tmp_path / 'out'}")["model"] == "org/model"
     assert measure(*line, f"model={folder}", f"out={tmp_path / 'folder'}")["model"] == folder.name
     assert main([*line, "model=org/nowhere", f"out={tmp_path / 'out'}"]) == 2

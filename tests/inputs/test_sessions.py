@@ -1,8 +1,9 @@
 """Sessions from files, through the whole command: what was recorded is what is sent, and a fault does not pass."""
 
 import json
+import re
+import shutil
 from array import array
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,9 +14,9 @@ import analysis
 from benchmarks.replay import FAULTS, alarms, caught_by, held, hit_rate, replay, trace
 from sweep.__main__ import main
 from sweep.base.config import ROOT
-from sweep.base.records import Message, Record, Records
+from sweep.base.records import Record, Records
 from sweep.cli.selfcheck import plan_load
-from sweep.inputs.load import Trace
+from sweep.inputs.load import Poisson, Trace
 from sweep.inputs.sessions import conversations
 from sweep.inputs.sessions.conversations import ConversationRows
 from sweep.inputs.sessions.generated import Conversations
@@ -36,6 +37,15 @@ CHAT = [
 ]
 CALL = {"role": "assistant", "tool_calls": [{"id": "c1", "name": "find", "arguments": {}}]}
 FOUND = {"role": "tool", "tool_call_id": "c1", "content": "3"}
+
+
+def check_plan(printed: str, sessions: int, requests: Any, row: Any) -> None:
+    """Check how a plan describes messages, up to the words of a trial's header (of one or two tokens) and the order."""
+    inputs, outputs = (requests[f"asked_{side}put_tokens"].sum() for side in ("in", "out"))
+    counts = f"{sessions} sessions, {len(requests)} turns, ([0-9,]+) input and {outputs} output tokens"
+    (stated,) = re.findall(f"{counts}, an infinite prefix cache supplies ([0-9.]+)% of the input; gaps of", printed)
+    assert int(stated[0].replace(",", "")) == pytest.approx(inputs, abs=4 * len(requests))
+    assert float(stated[1]) == pytest.approx(100 * row["sent_prefix_hit_rate"], abs=8)
 
 
 @pytest.mark.slow
@@ -80,9 +90,9 @@ def test_a_conversation_is_sent_turn_by_turn_with_its_roles(tmp_path: Path, caps
     file = write(tmp_path / "chats.jsonl", [{"messages": CHAT}, {"messages": CHAT[1:]}])
     line = ["workload=recorded", f"workload.file={file}", "workload.num_requests=4", *CHAT_API.split()]
     row = measure(*CACHED, *line, "load=closed", f"out={tmp_path / 'out'}")
-    assert "2 sessions, 4 turns" in capsys.readouterr().out
-    assert not alarms(row.dropna().to_dict())
     requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
+    check_plan(capsys.readouterr().out, 2, requests, row)
+    assert not alarms(row.dropna().to_dict())
     assert requests["turn"].tolist() == [0, 1, 0, 1]
     assert requests["prompt_words"].diff().iloc[1] == 10  # the answer, and what is asked next
 
@@ -93,18 +103,11 @@ def test_live_answers_stand_in_the_history(tmp_path: Path, capsys: Any, api: str
     """The simulated engine answers with words of its own, as many as tokens, and reports what it was sent."""
     longer = [*CHAT, {"role": "user", "content": "Any more?"}, {"role": "assistant", "content": "Green and yellow."}]
     file = write(tmp_path / "chats.jsonl", [{"messages": longer}, {"messages": longer[1:]}])
-    line = [
-        *QUICK,
-        "workload=recorded",
-        f"workload.file={file}",
-        "workload.num_requests=6",
-        "load=closed",
-        *api.split(),
-    ]
+    line = [*QUICK, "workload=recorded", f"workload.file={file}", "workload.num_requests=6", *api.split()]
     rows = {}
     for answers in ("live", "recorded"):
         out = tmp_path / answers
-        row = measure(*line, "load.concurrency=2", f"workload.answers={answers}", f"out={out}")
+        row = measure(*line, "load=closed", "load.concurrency=2", f"workload.answers={answers}", f"out={out}")
         assert not alarms(row.dropna().to_dict())
         assert (row["replay_exact_turns"], row["replay_exact_lengths"], row["sessions_cut"]) == (1, 1, 0)
         assert row["earliest_turn"] >= -1e-6
@@ -144,11 +147,58 @@ def test_a_certificate_reads_only_the_times_that_a_replay_needs(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("routing", ["prefix", "round_robin"])
+def test_a_router_by_prefix_keeps_a_session_on_its_replica(tmp_path: Path, routing: str) -> None:
+    line = ["workload=conversations", "workload.num_requests=40", "workload.prefix_tokens=0", "load=closed"]
+    line += ["load.concurrency=4", "backend.replicas=2", "gateway=router", f"gateway.routing={routing}"]
+    row = measure(*CACHED, *line, f"out={tmp_path / 'out'}")
+    cached, ideal = row["later_turn_cached_share"], row["later_turn_sent_hit_rate"]
+    assert (cached == pytest.approx(ideal, abs=0.005)) == (routing == "prefix")
+    assert ideal > 0.5
+    assert "missed_prefix_hits" not in row.dropna()  # of two caches
+    assert not alarms(row.dropna().to_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("duration", ["null", "0.6"])
+def test_sessions_of_clients_arrive_by_a_process_and_a_duration_cuts_them(tmp_path: Path, duration: str) -> None:
+    line = ["workload=conversations", "workload.num_requests=40", "workload.clients=3", "workload.gap=0.1"]
+    line += ["load=poisson", "load.rate=20", f"load.duration={duration}", f"out={tmp_path / 'out'}"]
+    row = measure(*CACHED, *line)
+    assert (row["replay_exact_turns"], row["earliest_turn"] >= -1e-6) == (1, True)
+    assert row["cached_share"] == pytest.approx(row["sent_prefix_hit_rate"], abs=0.005)
+    assert alarms(row.dropna().to_dict()) == (set() if duration == "null" else {"cut-sessions"})
+    assert (row["sessions_cut"] > 0) == (duration != "null")
+    requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
+    begun = requests[requests["parent"].isna()]["scheduled"].tolist()
+    assert begun == pytest.approx(Poisson(rate=20).arrivals(len(begun), int(row["seed"])))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 48])
 def test_ideal_hits_are_those_of_the_engines_own_blocks(tmp_path: Path, block: int) -> None:
     line = ["workload=conversations", "workload.num_requests=20", "workload.prefix_tokens=60", "load=closed"]
     row = measure(*CACHED, f"backend.prefix_block={block}", *line, f"out={tmp_path / 'out'}")
-    assert row["cache_hit_difference"] == pytest.approx(0, abs=1e-6)
+    assert (row["cache_hit_difference"], row["missed_prefix_hits"]) == pytest.approx((0, 0), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_hits_that_a_small_cache_cannot_have_are_not_missed(tmp_path: Path) -> None:
+    line = ["workload=conversations", "workload.num_requests=40", "load=closed", "load.concurrency=4"]
+    row = measure(*CACHED, *line, "backend.kv_cache_tokens=1024", f"out={tmp_path / 'out'}")
+    assert row["cache_hit_difference"] < -0.1
+    assert "missed_prefix_hits" not in row.dropna()
+    assert not alarms(row.dropna().to_dict())
+
+
+@pytest.mark.slow
+def test_a_history_that_does_not_arrive_is_noticed(tmp_path: Path) -> None:
+    """A gateway clips the messages, so the engine counts fewer tokens than the words that were sent."""
+    file = write(tmp_path / "t.jsonl", [{"messages": CHAT}])
+    line = ["workload=recorded", "load=closed", f"workload.file={file}", "workload.num_requests=2", *CHAT_API.split()]
+    for most, others in ((1000, set()), (9, {"other-recorded-lengths"})):
+        clip = ["gateway=clip", f"gateway.clip.input_tokens={most}", f"out={tmp_path / str(most)}"]
+        assert alarms(measure(*CACHED, *line, *clip).dropna().to_dict()) == others
 
 
 @pytest.mark.slow
@@ -224,10 +274,16 @@ def test_turns_beyond_the_context_lose_their_oldest_part_and_the_row_counts_them
 
 
 @pytest.mark.slow
-def test_a_conversation_beyond_the_context_is_invalid(tmp_path: Path) -> None:
+def test_a_conversation_beyond_the_context_is_refused_and_one_that_the_plan_did_not_count_invalid(
+    tmp_path: Path, capsys: Any
+) -> None:
     file = write(tmp_path / "t.jsonl", [{"messages": CHAT}])
-    line = ["workload=recorded", "load=closed", f"workload.file={file}", "workload.context=20"]
-    assert main([*CACHED, *line, *CHAT_API.split(), "workload.num_requests=2", f"out={tmp_path / 'out'}"]) == 1
+    line = [*CACHED, "workload=recorded", "load=closed", f"workload.file={file}", "workload.context=20"]
+    line += [*CHAT_API.split(), "workload.num_requests=2", f"out={tmp_path / 'out'}"]
+    assert main(line) == 2
+    assert "exceeds the context of 20 tokens; workload.truncate=oldest" in capsys.readouterr().err
+    with patch.object(Recorded, "notes", return_value=[]):
+        assert main(line) == 1
     row = analysis.load(str(tmp_path / "out"), all_rows=True).iloc[0]
     assert (row["outcome"], "exceeds the context of 20 tokens" in row["reason"]) == ("invalid", True)
 
@@ -270,48 +326,24 @@ def pair(**cells: Any) -> list[dict[str, Any]]:
         (pair(parent_chat_id=1, timestamp=float("inf")), "", "row 2: timestamp=inf; expected a number or an ISO 8601"),
         (pair(parent_chat_id=1, timestamp=1e300), "", "row 2: timestamp=1e+300; expected a number or an ISO 8601"),
         (pair(parent_chat_id=1, timestamp=-1), "", "row 2: timestamp=-1 is before that of the turn it follows"),
-        (
-            [{"chat_id": 1, "parent_chat_id": -1, "timestamp": 0, "input_length": 9, "output_length": 1}],
-            "",
-            "hash_ids=None",
-        ),
+        ([{key: cell for key, cell in pair()[0].items() if key != "hash_ids"}], "", "hash_ids=None"),
         (pair(), "workload.truncate=oldest", "workload.truncate=oldest: the context of tiny-llama is unknown"),
         (pair(), "workload.started=1 load=recorded", "workload.started=1: sessions begin at the times in"),
-        (
-            pair(parent_chat_id=1),
-            "workload.started=1",
-            "has 1 turn after what its sessions under way may have sent (1)",
-        ),
+        (pair(parent_chat_id=1), "workload.started=1", "has 1 turn after what its sessions under way may have sent (1"),
         (pair(), CHAT_API, "hash_ids are sent as token ids, which simulated (chat) does not take"),
         (pair(), "workload.order=random", "workload.order=random: a replay has its file's order"),
         (pair(), "workload.num_requests=3", "has 2 turns, and 3 are needed; workload.num_requests may be at most 2"),
         (pair(parent_chat_id=1), "load=batch", "its sessions have turns that follow each other; expected load=closed"),
         (pair(parent_chat_id=1), "load=recorded load.unit=ms", "are in s; expected s"),
-        (
-            [{"messages": CHAT, "timestamp": 0.0}] * 2,
-            "load=recorded",
-            "conversations have no recorded times; expected load=closed",
-        ),
+        ([{"messages": CHAT, "timestamp": 0.0}] * 2, "load=recorded", "conversations have no recorded times; expected"),
         (pair(), "workload.answers=live", "t.jsonl has no conversations turn by turn; expected recorded"),
         ([{"messages": CHAT}], "workload.answers=live workload.started=1", "earlier answers are unknown"),
         ([{"messages": [*CHAT[:2], CHAT[2] | {"content": "\ufdd01\ufdd0"}]}], "", "the character U+FDD0 in a turn"),
-        (
-            [{"messages": CHAT[1:2] * 2 + CHAT[2:]}],
-            "",
-            "the role user after user; expected an order that chat templates allow",
-        ),
+        ([{"messages": CHAT[1:2] * 2 + CHAT[2:]}], "", "the role user after user; expected an order that chat temp"),
         ([{"messages": [*CHAT[:2], CALL]}], "workload.answers=live", "answers call tools, whose results are recorded"),
-        (
-            [{"messages": [*CHAT[:2], CALL, *CHAT[3:]]}],
-            "",
-            "the role user after a tool call without a result; expected",
-        ),
+        ([{"messages": [*CHAT[:2], CALL, *CHAT[3:]]}], "", "the role user after a tool call without a result; "),
         ([{"messages": [*CHAT[:2], {**FOUND, "tool_call_id": 9}]}], "", "a tool result for '9'; expected"),
-        (
-            [{"messages": [*CHAT[:2], {**CALL, "tool_calls": [{"name": "f", "input": 7}]}]}],
-            "",
-            "expected a name and an",
-        ),
+        ([{"messages": [*CHAT[:2], {**CALL, "tool_calls": [{"name": "f", "input": 7}]}]}], "", "expected a name and"),
         ([{"messages": CHAT, "tools": [{"type": "web_search"}]}], "", "expected functions with names"),
         ([{"messages": CHAT, "system": "Be long."}], "", "the role system after system"),
         (
@@ -348,6 +380,20 @@ def test_a_turn_longer_than_the_context_is_refused(tmp_path: Path, capsys: Any) 
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("system", "api", "status"), [(0, "chat", 2), (1, "chat", 0), (0, "completions", 0)])
+def test_roles_that_the_models_chat_template_refuses_are_refused(
+    tmp_path: Path, capsys: Any, system: int, api: str, status: int
+) -> None:
+    folder = shutil.copytree(SHIPPED_TOKENIZER, tmp_path / "tokenizer")
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(template + "{{ tools.unknown }}")
+    line = [*QUICK, "workload=recorded", f"workload.file={write(tmp_path / 't.jsonl', [{'messages': CHAT[system:]}])}"]
+    line += [f"model.tokenizer={folder}", f"backend.api={api}", "backend.batch_form=streams", "workload.num_requests=2"]
+    assert main([*line, "load=closed", "dry_run=true", f"out={tmp_path / 'out'}"]) == status
+    problem = "the chat template of tiny-llama refuses the roles system, user"
+    assert (problem in capsys.readouterr().err) == (status == 2)
+
+
 def test_a_plan_counts_sessions_and_their_branches(tmp_path: Path, capsys: Any) -> None:
     rows = [*pair(parent_chat_id=1), pair(parent_chat_id=1, chat_id=3)[1], pair(parent_chat_id=7, chat_id=4)[1]]
     line = ["workload=recorded", f"workload.file={write(tmp_path / 't.jsonl', rows)}", "workload.num_requests=3"]
@@ -355,6 +401,8 @@ def test_a_plan_counts_sessions_and_their_branches(tmp_path: Path, capsys: Any) 
     assert main([*line, "load.concurrency=3", "dry_run=true", f"out={tmp_path / 'out'}"]) == 0
     printed = capsys.readouterr().out
     assert "1 session for 3 users" in printed
+    tokens = "60 input and 6 output tokens, an infinite prefix cache supplies 53.3% of the input"
+    assert f"1 session, 3 turns, {tokens}; gaps of 0.5 s" in printed
     assert "the parent of 1 turn is missing or skipped; each begins a session" in printed
     assert plan_load([*line, "load.concurrency=1"], ()) == 2
 
@@ -372,13 +420,8 @@ def test_a_plan_states_the_least_duration_of_a_replay(tmp_path: Path, capsys: An
     cells = {"input_length": 9, "output_length": 2, "hash_ids": [1]}
     places = ((1, -1, 0.0), (2, 1, 5.0), (3, -1, 10.0), (4, 2, 20.5), (5, 1, 25.0), (6, 3, 30.0))
     rows = [cells | {"chat_id": chat, "parent_chat_id": parent, "timestamp": at} for chat, parent, at in places]
-    line = [
-        *QUICK,
-        "workload=recorded",
-        f"workload.file={write(tmp_path / 't.jsonl', rows)}",
-        "workload.num_requests=6",
-    ]
-    assert main([*line, *typed.split(), "dry_run=true", f"out={tmp_path / 'out'}"]) == 0
+    line = ["workload=recorded", f"workload.file={write(tmp_path / 't.jsonl', rows)}", "workload.num_requests=6"]
+    assert main([*QUICK, *line, *typed.split(), "dry_run=true", f"out={tmp_path / 'out'}"]) == 0
     assert f": at least {seconds} s of gaps and arrivals in its first trial" in capsys.readouterr().out
 
 
@@ -402,11 +445,7 @@ def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
 def test_a_conversation_that_is_read_wrongly_is_caught(fault: str, tmp_path: Path) -> None:
     """The fault is in the reader, whose turns the requests are made of."""
     chats = [[{**turn, "content": f"{turn['content']} {n}"} for turn in CHAT] for n in range(3)]
-    rows = [
-        {"messages": chats[0]},
-        {"messages": CHAT[:2]},
-        {"messages": json.dumps(chats[1][1:]), "system": "Be calm."},
-    ]
+    rows = [{"messages": chats[0]}, {"messages": CHAT[:2]}, {"messages": json.dumps(chats[1][1:]), "system": "Be calm"}]
     file, read = write(tmp_path / "t.jsonl", [*rows, {"messages": chats[2][1:]}]), conversations.read_conversations
 
     def wrong(*arguments: Any) -> ConversationRows:
@@ -416,7 +455,7 @@ def test_a_conversation_that_is_read_wrongly_is_caught(fault: str, tmp_path: Pat
         return ConversationRows({"doubled": [talks[0], *talks], "swapped": talks[::-1]}.get(fault, talks), faults)
 
     line = ["workload=recorded", f"workload.file={file}", "workload.num_requests=6", *CHAT_API.split(), "load=closed"]
-    with patch("sweep.inputs.sessions.recorded.read_conversations", wrong):
+    with patch.object(conversations, "read_conversations", wrong):
         row = measure(*CACHED, *line, "load.concurrency=3", f"out={tmp_path / 'out'}")
     assert ("other-turns" in alarms(row.dropna().to_dict())) == (fault != "")
 
@@ -516,6 +555,9 @@ def test_the_documented_table_is_a_trace(tmp_path: Path) -> None:
     requests = workload.requests(None, 4, 1)
     assert [(request.parent, round(request.gap, 3)) for request in requests] == [(-1, 0), (-1, 0), (0, 1.5), (0, 1.9)]
     assert recorded_turns(workload, 4) == workload.session_turns(4)
+    slow = workload.model_copy(update={"recorded_tpot": 0.1})  # of the recorded engine, whose first answer has 8 tokens
+    assert [round(turn.gap, 3) for turn in slow.session_turns(4)] == [0, 0, 0.7, 1.1]
+    assert recorded_turns(slow, 4) == slow.session_turns(4)
     assert recorded_arrivals(workload, 4, Trace(path=str(file))) == [0, 0.4, 1.5, 1.9]
     assert recorded_arrivals(workload, 4, Trace(path=str(file), speed=2)) == [0, 0.2, 0.75, 0.95]  # a probe's load
 
@@ -549,12 +591,3 @@ def test_held_sessions_are_compared_with_the_engines_log(tmp_path: Path) -> None
     row = held(12, tmp_path / "out", turns=2, gap=0.3, itl=0.001)
     assert 1 <= row["flying"] <= row["held"] <= 12
     assert [len(row["compared"].errors[name]) for name in ("ttft", "e2e")] == [24, 24]  # a busy machine has no TPOT
-
-
-def test_a_conversation_keeps_its_history(tmp_path: Path) -> None:
-    file = write(tmp_path / "t.jsonl", [{"messages": CHAT}])
-    one, two = Recorded(name="r", file=str(file), num_requests=2).requests(None, 2, 1)
-    assert [part.role for part in two.prompt if isinstance(part, Message)] == [turn["role"] for turn in CHAT[:-1]]
-    assert two.prompt[:2] == one.prompt
-    assert two.parent == 0
-    assert all(a != b for a, b in pairwise(two.prompt))

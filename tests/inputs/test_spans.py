@@ -15,6 +15,7 @@ from sweep.client import wire
 from sweep.inputs.sessions.recorded import Recorded
 from sweep.inputs.sessions.spans import DEEPEST
 from tests.inputs.test_prompts import QUICK, measure, write
+from tests.inputs.test_sessions import check_plan
 
 BEGIN = 1_790_000_000_000_000_000  # ns
 SYSTEM = {"gen_ai.system_instructions": [{"type": "text", "content": "You may use tools. " * 12}]}
@@ -23,11 +24,9 @@ Attributes = dict[str, Any]
 
 def value(content: Any) -> dict[str, Any]:
     """Encode an attribute as OTLP does; lists as JSON text, as most instrumentations do."""
-    return (
-        {"intValue": str(content)}
-        if isinstance(content, int)
-        else {"stringValue": content if isinstance(content, str) else json.dumps(content)}
-    )
+    if isinstance(content, int):
+        return {"intValue": str(content)}
+    return {"stringValue": content if isinstance(content, str) else json.dumps(content)}
 
 
 def span(name: str, parent: str, begin: float, end: float, trace: str = "t", **attributes: Any) -> dict[str, Any]:
@@ -78,25 +77,21 @@ JOB = [  # exported as spans end: a main agent, which starts two sub-agents at o
 FOLLOWS = {"plan": None, "a1": "plan", "b1": "plan", "a2": "a1", "sum": "a2", "next": "sum", "other": None}
 GAPS = {"plan": 0, "a1": 0.1, "b1": 0.1, "a2": 0.05, "sum": 0.2, "next": 0.2, "other": 0}
 NEXT = [call("next", "", 1.0, 1.1, "And c?", trace="u", **{"gen_ai.conversation.id": "c"})]
-NAMED = [
-    each if each["name"] != "main" else span("main", "", 0.0, 0.9, **AGENT, **{"gen_ai.conversation.id": "c"})
-    for each in JOB
-]
+NAMED = [*JOB[:-1], span("main", "", 0.0, 0.9, **AGENT, **{"gen_ai.conversation.id": "c"})]
 OTHER = [call("other", "gone", 0.3, 1.2, "Hello.", trace="v")]
 
 
 def order(*spans: dict[str, Any]) -> list[str]:
-    return [
-        each["name"]
-        for each in sorted(spans, key=lambda each: (each["startTimeUnixNano"], each["spanId"]))
-        if each["name"] in FOLLOWS
-    ]
+    begun = sorted(spans, key=lambda each: (each["startTimeUnixNano"], each["spanId"]))
+    return [each["name"] for each in begun if each["name"] in FOLLOWS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", ["recorded", "closed load.concurrency=2"])
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
-def test_spans_are_replayed_as_sessions_of_agents_and_sub_agents(tmp_path: Path, load: str, ending: str) -> None:
+def test_spans_are_replayed_as_sessions_of_agents_and_sub_agents(
+    tmp_path: Path, capsys: Any, load: str, ending: str
+) -> None:
     exports = [export(*NAMED), export(*NEXT, *OTHER)]
     file = tmp_path / f"spans.{ending}"
     file.write_text(
@@ -110,6 +105,7 @@ def test_spans_are_replayed_as_sessions_of_agents_and_sub_agents(tmp_path: Path,
     assert row["earliest_turn"] >= -1e-6
     names = order(*NAMED, *NEXT, *OTHER)
     requests = analysis.requests(str(tmp_path / "out"), row["trial_id"]).query("phase == 'measured'")
+    check_plan(capsys.readouterr().out, 2, requests, row)
     sent = {names[int(each["request_id"].rpartition("-")[2])]: each for _, each in requests.iterrows()}
     parents = {sent[name]["request_id"]: name for name in names}
     assert {name: parents.get(each["parent"]) for name, each in sent.items()} == FOLLOWS
@@ -152,11 +148,7 @@ TALKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # name -> the call's text
     ),
     "OpenAI without text": (
         *("", "c1"),
-        talk(
-            {"role": "assistant", "content": None, "tool_calls": OPENAI},
-            {"role": "tool", "content": FOUND},
-            tools=[FIND],
-        ),
+        talk(CALLING | {"content": None, "tool_calls": OPENAI}, {"role": "tool", "content": FOUND}, tools=[FIND]),
     ),
     "OpenAI's functions": (
         *("Wait.", NUMBERED),
@@ -252,10 +244,7 @@ def test_spans_without_content_give_only_lengths(tmp_path: Path, capsys: Any) ->
     file.write_text(json.dumps(export(*bare)))
     line = [*QUICK, "workload=recorded", f"workload.file={file}", "workload.num_requests=2", "load=recorded"]
     assert main([*line, "dry_run=true", f"out={tmp_path / 'out'}"]) == 2
-    assert (
-        "row 1: gen_ai.input.messages=''; expected JSON; workload.prefixes=false replays only"
-        in capsys.readouterr().err
-    )
+    assert "row 1: gen_ai.input.messages=''; expected JSON; workload.prefixes=false replay" in capsys.readouterr().err
     requests = Recorded(name="r", file=str(file), prefixes=False, num_requests=2).requests(None, 2, 1)
     assert [(request.parent, request.output_tokens) for request in requests] == [(-1, 4), (-1, 4)]
 
@@ -280,16 +269,10 @@ def prompt(role: str, *parts: Any, then: Any = ()) -> dict[str, Any]:
         ([call("x", "", 1, 0.5)], "expected ns since 1970, and a later end"),
         ([call("x", "", 0, 1) | {"startTimeUnixNano": "1790000000000"}], "startTimeUnixNano=1790000000000, "),
         ([span("y", "", 0, 1)], "no span is a model call; expected gen_ai.operation.name to be one of chat, "),
-        (
-            [call(name, "", 0, 1, **{"gen_ai.conversation.id": name}) for name in "xy"],
-            "trace t has two values of gen_ai.conversation.id",
-        ),
+        ([call(name, "", 0, 1, **{"gen_ai.conversation.id": name}) for name in "xy"], "trace t has two values of gen_"),
         ([call("x", "", 0, 1, **FAILED)], "gen_ai.usage.output_tokens=0; expected a whole number of at least 1"),
         ([call("x", "", 0, 1, "Hi.", "Hello.")], "row 1: the role assistant after assistant; expected"),
-        (
-            [prompt("assistant", CALLED, CALLED | {"id": "c2"}, then=FOUND_ONE)],
-            "the role assistant after a tool call without a result",
-        ),
+        ([prompt("assistant", CALLED, CALLED | {"id": "c2"}, then=FOUND_ONE)], "assistant after a tool call without a"),
         ([call("x", "", 0, 1, **{"gen_ai.input.messages": said("a")[:1] * 2})], "the role user after user"),
         ([prompt("user", {"type": "blob"})], "has a part of type blob; expected text"),
         ([prompt("user", {"type": "text"})], "has a text part with content=None; expected text"),

@@ -141,12 +141,8 @@ def test_joined_words_are_mended() -> None:
     """A tokenizer that makes one token of two words in a row still gives exact prompts."""
     base = load_tokenizer(SHIPPED_TOKENIZER)
     content = json.loads(base.to_str())
-    content["pre_tokenizer"] = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": False,
-    }
+    content["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    content["pre_tokenizer"]["use_regex"] = False
     vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
     for word in WORDS[:200]:
         if f"Ġ{word}" in vocabulary and "Ġthe" in vocabulary:

@@ -61,6 +61,7 @@ def test_the_document_lists_every_code() -> None:
         ({"drift": 0.5}, "drift-over-trial", math.log(2)),
         ({"replay_hit_error": 0.02}, "other-prefixes", 0.02),
         ({"cache_hit_difference": 0.02}, "unrecorded-hits", 0.02),
+        ({"missed_prefix_hits": 0.03}, "missed-hits", 0.03),
         ({"replay_exact_lengths": 0.75}, "other-recorded-lengths", 0.75),
         ({"earliest_turn": -0.003}, "early-turns", -0.003),
         ({"sessions_cut": 1}, "cut-sessions", 1),

@@ -12,18 +12,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from sweep.base.records import UNKNOWN, Message
-from sweep.inputs.prompts import (
-    ANSWERING,
-    ASKING,
-    CALLING,
-    CONTENT,
-    RETURNING,
-    Unusable,
-    keyed,
-    speaker_of,
-    text_of_turn,
-    turns_of,
-)
+from sweep.inputs import prompts
 from sweep.inputs.rows import CONVERSATIONS, FileRow, check_faults, read_rows
 from sweep.inputs.sessions.messages import Talk, list_of, tool_definitions
 from sweep.inputs.sessions.turns import Turn
@@ -61,18 +50,18 @@ def read_conversations(path: Path, key: str, changed: int) -> ConversationRows:
     for number, row in enumerate(rows, 1):
         try:
             read.conversations.append(exchanges(row))
-        except Unusable as error:
+        except prompts.Unusable as error:
             read.faults[number] = str(error)
     check_faults(read.faults, len(rows), key, skip=True)
     return read
 
 
-def conversation_turns(read: ConversationRows, tokenizer: Tokenizer | None) -> list[Turn]:
-    """Return the turns of the conversations, one conversation after another."""
+def conversation_turns(read: ConversationRows, tokenizer: Tokenizer | None, count: int | None) -> list[Turn]:
+    """Return the turns of the conversations, one conversation after another, until `count` are reached (None: all)."""
     turns: list[Turn] = []
     for conversation in read.conversations:
         parent = UNKNOWN
-        for new, answer, tools in conversation:
+        for new, answer, tools in conversation if count is None or len(turns) < count else ():
             text = answer.text
             tokens = text.split() if tokenizer is None else tokenizer.encode(text, add_special_tokens=False).ids
             turns.append(Turn(max(1, len(tokens)), parent, messages=new, answer=answer, tools=tools))
@@ -84,44 +73,45 @@ def exchanges(row: FileRow) -> list[Answered]:
     """Return a row's turns, without an unanswered question at the end. Raises Unusable, e.g. for an order of roles."""
     column = conversation_column(row)
     if column is None:
-        raise Unusable("no conversation")
+        raise prompts.Unusable("no conversation")
     content: Any = row[column]
-    content = turns_of(content) if isinstance(content, str) else content
+    content = prompts.turns_of(content) if isinstance(content, str) else content
     if not isinstance(content, list):
-        raise Unusable(f"{column} is not a list of turns; expected {{role, content}} or {{from, value}}")
-    speakers = [speaker_of(turn, column, (*CALLING, *RETURNING)) for turn in content]
-    system = text_of_turn({"content": row.get("system")}, "system")
-    if system and text_of_turn((content or [{}])[0], column) != system:
+        raise prompts.Unusable(f"{column} is not a list of turns; expected {{role, content}} or {{from, value}}")
+    speakers = [prompts.speaker_of(turn, column, (*prompts.CALLING, *prompts.RETURNING)) for turn in content]
+    system = prompts.text_of_turn({"content": row.get("system")}, "system")
+    if system and prompts.text_of_turn((content or [{}])[0], column) != system:
         speakers, content = ["system", *speakers], [{"content": system}, *content]
-    has_tools = not {*RETURNING}.isdisjoint(speakers)
+    has_tools = not {*prompts.RETURNING}.isdisjoint(speakers)
     talk, pairs, begin = Talk(), list[Answered](), 0
     try:
         tools = next((tool_definitions(list_of(row, name)) for name in TOOL_COLUMNS if row.get(name)), "")
         for speaker, turn in zip(speakers, content, strict=True):
             _say(talk, speaker, turn, column, has_tools)
     except ValueError as error:
-        raise Unusable(f"{column}: {error}", of_conversation=True) from None
+        raise prompts.Unusable(f"{column}: {error}", of_conversation=True) from None
     for end, message in enumerate(talk.messages):
         if message.role == "assistant":
             pairs.append(Answered(tuple(talk.messages[begin:end]), message, tools))
             begin = end + 1
     if not pairs:
-        raise Unusable(f"{column}: no answered question", of_conversation=True)
+        raise prompts.Unusable(f"{column}: no answered question", of_conversation=True)
     return pairs
 
 
 def _say(talk: Talk, speaker: str, turn: Any, column: str, has_tools: bool) -> None:
     """Add what a turn says, which may be several results of tools. Raises ValueError, and Unusable for no text."""
-    content, answers = keyed(turn, CONTENT), speaker in ANSWERING or speaker in CALLING
+    content, answers = prompts.keyed(turn, prompts.CONTENT), speaker in prompts.ANSWERING or speaker in prompts.CALLING
     parts, kind = content if isinstance(content, list) else [], "tool_use" if answers else "tool_result"
     of_tools = [part for part in parts if isinstance(part, Mapping) and part.get("type") == kind]
-    text = text_of_turn({"content": [part for part in parts if part not in of_tools]} if of_tools else turn, column)
-    if speaker in RETURNING:
+    said = {"content": [part for part in parts if part not in of_tools]} if of_tools else turn
+    text = prompts.text_of_turn(said, column)
+    if speaker in prompts.RETURNING:
         for result in TAGGED_RESULT.findall(text) or [content if isinstance(content, Mapping) else text]:
-            talk.result(result, keyed(turn, ("toolcallid",)))
+            talk.result(result, prompts.keyed(turn, ("toolcallid",)))
     elif answers:
-        calls = keyed(turn, ("toolcalls", "functioncall")) or of_tools
-        if not calls and speaker in CALLING:
+        calls = prompts.keyed(turn, ("toolcalls", "functioncall")) or of_tools
+        if not calls and speaker in prompts.CALLING:
             calls, text = text, ""
         elif not calls and has_tools and (tagged := TAGGED_CALL.findall(text)):
             calls, text = [call for each in tagged for call in _parsed_calls(each)], TAGGED_CALL.sub("", text).strip()
@@ -130,9 +120,9 @@ def _say(talk: Talk, speaker: str, turn: Any, column: str, has_tools: bool) -> N
         talk.say("assistant", text, _parsed_calls(calls))
     else:
         for result in of_tools:
-            talk.result(text_of_turn(result, column), result.get("tool_use_id"))
+            talk.result(prompts.text_of_turn(result, column), result.get("tool_use_id"))
         if text:
-            talk.say("user" if speaker in ASKING else "system", text)
+            talk.say("user" if speaker in prompts.ASKING else "system", text)
         elif not of_tools:
             raise ValueError(f"a message from {speaker} without text")
 

@@ -2,8 +2,9 @@
 
 import math
 from itertools import count as numbers
+from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -36,8 +37,8 @@ class Conversations(SessionWorkload):
     client_spread: Annotated[float, Field(ge=0, le=2)] = 0.5  # standard deviation of the logarithm of clients' means
     shared: bool = True  # false: the same lengths and gaps, but no prompt begins like another: the control
 
-    def notes(self, cache_dir: Any) -> list[str]:
-        return [f"{self.name}, drawn with seed 0: {replay_note(self.turns_to_send(self.num_requests))}"]
+    def notes(self, cache_dir: Path, tokenizer: Tokenizer | None = None) -> list[str]:
+        return [f"{self.name}, drawn with seed 0: {replay_note(self)}"]
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
         """Return `count` turns, session after session; they depend only on the seed."""

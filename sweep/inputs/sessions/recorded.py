@@ -1,6 +1,5 @@
 """Recorded requests: a trace's lengths, with its prefixes and sessions if it has any, or whole conversations."""
 
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -11,24 +10,9 @@ from tokenizers import Tokenizer
 from sweep.base.config import ConfigError
 from sweep.base.records import Request, SessionPlaces
 from sweep.base.wording import count as counted
+from sweep.inputs import rows as files
 from sweep.inputs.prompts import turns_of
-from sweep.inputs.rows import (
-    FIRST_ROWS,
-    OTEL,
-    PARENT,
-    FileRow,
-    TraceRows,
-    omissions,
-    read_rows,
-    read_trace,
-    trace_columns,
-)
-from sweep.inputs.sessions.conversations import (
-    ConversationRows,
-    conversation_column,
-    conversation_turns,
-    read_conversations,
-)
+from sweep.inputs.sessions import conversations
 from sweep.inputs.sessions.spans import BRANCH, span_turns
 from sweep.inputs.sessions.traces import HASHES, LENGTHS_ALONE, orphans, trace_turns
 from sweep.inputs.sessions.turns import SessionWorkload, Turn, repetitions, replay_note
@@ -57,7 +41,7 @@ class Recorded(SessionWorkload, ExactLengths):
     def replays(self) -> bool:
         if not self.prefixes or self._is_conversation():
             return self._is_conversation()
-        return any(not row.keys().isdisjoint((HASHES, PARENT, BRANCH)) for row in self._rows())
+        return any(not row.keys().isdisjoint((HASHES, files.PARENT, BRANCH)) for row in self._rows())
 
     @property
     def needs_token_ids(self) -> bool:
@@ -82,8 +66,8 @@ class Recorded(SessionWorkload, ExactLengths):
             )
             if problem:
                 raise ConfigError(f"workload.answers=live: {problem}; expected recorded")
-        columns, rows = trace_columns(self._rows()), self._rows()[:FIRST_ROWS]
-        talks = (turns_of(row[name]) for row in rows if (name := conversation_column(row)))
+        columns, rows = files.trace_columns(self._rows()), self._rows()[: files.FIRST_ROWS]
+        talks = (turns_of(row[name]) for row in rows if (name := conversations.conversation_column(row)))
         if self.prefixes and columns and any(isinstance(talk, list) for talk in talks):
             problem = f"has both conversations and columns of lengths ({columns.input_tokens})"
             raise ConfigError(f"workload.file={self.file}: {problem}; expected one of them; {LENGTHS_ALONE}")
@@ -99,24 +83,30 @@ class Recorded(SessionWorkload, ExactLengths):
         if not self.replays:
             return
         turns = self._all_turns(None)
-        begun = Counter(SessionPlaces.of([Request("", "", 0, parent=turn.parent) for turn in turns]).session)
-        left = len(turns) - sum(begun[session] - 1 for session in range(min(self.started, len(begun))))
+        begun = SessionPlaces.of([Request("", "", 0, parent=turn.parent) for turn in turns]).turns[: self.started]
+        left = len(turns) - sum(begun) + len(begun)
         if count > left:
             under_way = f" after what its sessions under way may have sent ({self.started})" if self.started else ""
             problem = f"has {counted(left, 'turn')}{under_way}, and {count} are needed"
             most = f"workload.num_requests may be at most {left}, or raise workload.repeat"
             raise ConfigError(f"workload.file={self.file}: {problem}; {most}")
 
-    def notes(self, cache_dir: Path) -> list[str]:
+    def notes(self, cache_dir: Path, tokenizer: Tokenizer | None = None) -> list[str]:
         read = self._conversations() if self._is_conversation() else self._trace()
         rows, faults, *_ = read
-        lines = omissions(self.file, len(rows) + len(faults), faults, self.path.stat().st_size)
+        lines = files.omissions(self.file, len(rows) + len(faults), faults, self.path.stat().st_size)
         if not self.replays:
-            return lines
-        if isinstance(read, TraceRows) and (number := orphans(read)):
+            pairs = self._trace().lengths
+            rounds, others = divmod(self.num_requests - 1, len(pairs))
+            last = self.lengths(Draw(0, "measured", others + 1))
+            inputs, outputs = (rounds * sum(p[i] for p in pairs) + sum(p[i] for p in last) for i in (0, 1))
+            sizes = f"of one turn, {inputs:,} input and {outputs:,} output tokens"
+            alike = "; no prompt begins like another" * self.unique_header
+            return [*lines, f"{self.file}: {counted(self.num_requests, 'session')} {sizes}{alike}"]
+        if isinstance(read, files.TraceRows) and (number := orphans(read)):
             problem = f"the parent of {counted(number, 'turn')} is missing or skipped"
             lines.append(f"{self.file}: {problem}; each begins a session")
-        return [*lines, f"{self.file}: {replay_note(self.turns_to_send(self.num_requests))}"]
+        return [*lines, f"{self.file}: {replay_note(self, tokenizer)}"]
 
     def digest(self, cache_dir: Path) -> str:
         return content_digest(self.path)
@@ -127,7 +117,7 @@ class Recorded(SessionWorkload, ExactLengths):
         return max(self._trace().lengths[: None if self.order == "random" else self.num_requests], key=sum)
 
     def session_turns(self, count: int, seed: int = 0, tokenizer: Tokenizer | None = None) -> list[Turn]:
-        return self._all_turns(tokenizer)[:count]
+        return self._all_turns(tokenizer, count)[:count]
 
     def most_begun(self) -> int:
         return len(self._all_turns(None))
@@ -136,25 +126,26 @@ class Recorded(SessionWorkload, ExactLengths):
     def path(self) -> Path:
         return Path(self.file).expanduser()
 
-    def _rows(self) -> list[FileRow]:
-        return read_rows(self.path, f"workload.file={self.file}", part=True)
+    def _rows(self) -> list[files.FileRow]:
+        return files.read_rows(self.path, f"workload.file={self.file}", part=True)
 
     def _is_conversation(self) -> bool:
-        rows = self._rows()
-        return trace_columns(rows) is None and any(conversation_column(row) for row in rows[:FIRST_ROWS])
+        rows = self._rows()[: files.FIRST_ROWS]
+        return files.trace_columns(rows) is None and any(map(conversations.conversation_column, rows))
 
-    def _conversations(self) -> ConversationRows:
-        return read_conversations(self.path, f"workload.file={self.file}", self.path.stat().st_mtime_ns)
+    def _conversations(self) -> conversations.ConversationRows:
+        return conversations.read_conversations(self.path, f"workload.file={self.file}", self.path.stat().st_mtime_ns)
 
-    def _all_turns(self, tokenizer: Tokenizer | None) -> list[Turn]:
+    def _all_turns(self, tokenizer: Tokenizer | None, count: int | None = None) -> list[Turn]:
         if self._is_conversation():
-            return repetitions(conversation_turns(self._conversations(), tokenizer), self.repeat, self.speed)
+            turns = conversations.conversation_turns(self._conversations(), tokenizer, count)
+            return repetitions(turns, self.repeat, self.speed)
         options = self.skip_unsendable, self.block_tokens, self.recorded_tpot
         turns = _turns_of_trace(self.path, f"workload.file={self.file}", self.path.stat().st_mtime_ns, *options)
         return repetitions(turns, self.repeat, self.speed)
 
-    def _trace(self) -> TraceRows:
-        return read_trace(self.path, f"workload.file={self.file}", self.skip_unsendable)
+    def _trace(self) -> files.TraceRows:
+        return files.read_trace(self.path, f"workload.file={self.file}", self.skip_unsendable)
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         pairs = self._trace().lengths
@@ -165,5 +156,7 @@ class Recorded(SessionWorkload, ExactLengths):
 
 @lru_cache(maxsize=4)
 def _turns_of_trace(path: Path, key: str, changed: int, skip: bool, block: int | None, tpot: float) -> list[Turn]:
-    trace = read_trace(path, key, skip)
-    return span_turns(trace.rows, trace.lengths, key) if trace.columns == OTEL else trace_turns(trace, block, tpot, key)
+    trace = files.read_trace(path, key, skip)
+    if trace.columns == files.OTEL:
+        return span_turns(trace.rows, trace.lengths, key)
+    return trace_turns(trace, block, tpot, key)

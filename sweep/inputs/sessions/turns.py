@@ -7,10 +7,10 @@ that neither a tokenizer nor a template moves the boundary of a block. Messages 
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,22 +18,12 @@ from pydantic import NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
 from sweep.base.config import ConfigError
-from sweep.base.records import (
-    LIVE,
-    UNKNOWN,
-    Message,
-    Phase,
-    Prompt,
-    Request,
-    SessionPlaces,
-    live_answer,
-    most_at_once,
-    prompt_text,
-)
+from sweep.base.records import LIVE, UNKNOWN, Message, Phase, Prompt, Request, SessionPlaces, live_answer, most_at_once
 from sweep.base.wording import count as counted
+from sweep.inputs.sessions.prefix_hits import blocks_of_ids, blocks_of_pieces, ideal_hits, sent_ids
 from sweep.inputs.workload import HEADER_WORDS, Draw, Workload, header_words
 
-CACHE_BLOCK = 16  # tokens in a block of a prefix cache, if the engine does not state it: vLLM's default on a GPU
+MOST_EXAMINED = 1000  # turns with messages that a plan examines
 RECENT_PIECES = 20_000  # whose tokens are kept while requests are made
 MOST_CONTEXT = 1 << 31  # tokens, if a context is unknown
 MESSAGE_TOKENS = 8  # that a chat template adds to a message, at most
@@ -325,60 +315,7 @@ class SessionWorkload(Workload):
         fit = self.fit or ContextFit(MOST_CONTEXT, None)
         turns = [fit.pieces(turn) for turn in self.begun(count, seed, tokenizer).before]
         requests = session_requests(turns, tokenizer, seed, "measured", salt, [None] * len(turns), fit)
-        return [
-            replace(request, request_id=f"warmup-{seed:x}-primed-{number}", phase="warmup")
-            for number, request in enumerate(requests)
-        ]
-
-
-# What a prefix cache could answer -------------------------------------------------------------------------------------
-
-
-def ideal_hits(prompts: Iterable[tuple[int, Iterable[Hashable]]], size: int = CACHE_BLOCK) -> list[int]:
-    """Return how many tokens of each prompt an infinite prefix cache would hold, from its tokens and whole blocks.
-
-    `size` is a block's number of tokens. Like an engine, it computes at least the last token of a prompt.
-    """
-    cached_blocks: set[int] = set()
-    hits = []
-    for tokens, blocks in prompts:
-        start, cached, unbroken = 0, 0, True
-        for number, block in enumerate(blocks, 1):
-            start = hash((start, block))
-            unbroken = unbroken and start in cached_blocks and number * size < tokens
-            cached += unbroken * size
-            cached_blocks.add(start)
-        hits.append(cached)
-    return hits
-
-
-def blocks_of_turn(turn: Turn, size: int = CACHE_BLOCK) -> Iterator[Hashable]:
-    """Yield the whole blocks of a prompt; each block lists the pieces it covers and their tokens."""
-    block: list[tuple[Hashable, int, int]] = []
-    room = size
-    for key, tokens in turn.pieces:
-        begin = 0
-        while begin < tokens:
-            taken = min(room, tokens - begin)
-            block.append((key, begin, taken))
-            begin, room = begin + taken, room - taken
-            if not room:
-                yield tuple(block)
-                block, room = [], size
-
-
-def blocks_of_ids(ids: Sequence[int], size: int = CACHE_BLOCK) -> Iterator[Hashable]:
-    """Yield the whole blocks of a prompt as it is sent."""
-    return (tuple(ids[end - size : end]) for end in range(size, len(ids) + 1, size))
-
-
-def sent_ids(prompt: Prompt, tokenizer: Tokenizer | None, tools: str = "") -> Sequence[int]:
-    """Return the token ids of a prompt, behind its tools as in most templates; without a tokenizer, of its words."""
-    text = prompt_text(prompt)
-    if text is None:
-        return cast(tuple[int, ...], prompt)
-    text = f"{tools}\n\n{text}" if tools else text
-    return [hash(word) for word in text.split()] if tokenizer is None else list(tokenizer.encode(text).ids)
+        return [replace(r, request_id=f"warmup-{seed:x}-primed-{n}", phase="warmup") for n, r in enumerate(requests)]
 
 
 def longest_gaps(turns: Sequence[Turn]) -> list[float]:
@@ -392,13 +329,29 @@ def longest_gaps(turns: Sequence[Turn]) -> list[float]:
     return of_session
 
 
-def replay_note(turns: Sequence[Turn]) -> str:
-    """Describe the replay: its size, the share of input that a prefix cache could supply, and the longest gaps."""
-    sessions = sum(turn.parent == UNKNOWN for turn in turns)
-    tokens = sum(turn.input_tokens for turn in turns)
-    parts = [counted(sessions, "session"), counted(len(turns), "turn")]
-    if tokens:
-        rate = sum(ideal_hits((turn.input_tokens, blocks_of_turn(turn)) for turn in turns)) / tokens
-        parts.append(f"{tokens:,} input and {sum(turn.output_tokens for turn in turns):,} output tokens")
-        parts.append(f"an infinite prefix cache supplies {rate:.1%} of the input")
+def orders_of_roles(workload: SessionWorkload) -> set[tuple[str, ...]]:
+    """Return the roles in the first conversations, except those with tools, whose messages have more than a role."""
+    requests = workload.requests(None, min(workload.num_requests, MOST_EXAMINED), 0)
+    orders = {tuple(each.role for each in request.prompt if isinstance(each, Message)) for request in requests}
+    return {roles for roles in orders if "tool" not in roles}
+
+
+def replay_note(workload: SessionWorkload, tokenizer: Tokenizer | None = None) -> str:
+    """Describe a replay: its size, the share of input that a prefix cache could supply, and the longest gaps.
+
+    Messages are counted without a chat template. Raises ConfigError if one of the first conversations does not fit.
+    """
+    turns, unit = workload.turns_to_send(workload.num_requests), ""
+    answers: Sequence[Turn | Request] = turns
+    prompts = [(turn.input_tokens, blocks_of_pieces(turn.pieces)) for turn in turns]
+    parts = [counted(sum(turn.parent == UNKNOWN for turn in turns), "session"), counted(len(turns), "turn")]
+    if not turns[0].pieces:
+        answers = requests = workload.requests(tokenizer, min(len(turns), MOST_EXAMINED), 0)
+        ids = [sent_ids(request.prompt, tokenizer, request.tools) for request in requests]
+        prompts, unit = [(len(each), blocks_of_ids(each)) for each in ids], " words" if tokenizer is None else ""
+        parts += [f"of which the first {MOST_EXAMINED:,} have"] * (len(ids) < len(turns))
+    if not workload.live:  # otherwise prompts contain the engine's own answers
+        tokens, outputs = sum(each for each, _ in prompts), sum(each.output_tokens for each in answers)
+        parts.append(f"{tokens:,} input{unit} and {outputs:,} output tokens")
+        parts.append(f"an infinite prefix cache supplies {sum(ideal_hits(prompts)) / tokens:.1%} of the input")
     return f"{', '.join(parts)}; gaps of {max(longest_gaps(turns)):.3g} s in the longest session"

@@ -17,34 +17,12 @@ from tokenizers import Tokenizer
 from sweep.base.exits import Cause, Exit
 from sweep.base.records import UNKNOWN, Message, Outcome, Records, Request, live_answer
 from sweep.disk.row import Verdict
+from sweep.inputs import rows as files
 from sweep.inputs.load import Trace
 from sweep.inputs.prompts import turns_of
-from sweep.inputs.rows import (
-    CONVERSATIONS,
-    FileRow,
-    TraceColumns,
-    faults_of,
-    read_rows,
-    seconds_of,
-    simplified,
-    time_unit,
-    trace_columns,
-)
+from sweep.inputs.sessions.prefix_hits import CACHE_BLOCK, blocks_of_ids, blocks_of_pieces, ideal_hits, sent_ids
 from sweep.inputs.sessions.recorded import Recorded
-from sweep.inputs.sessions.turns import (
-    CACHE_BLOCK,
-    MESSAGE_TOKENS,
-    ContextFit,
-    Piece,
-    PieceTexts,
-    SessionWorkload,
-    Turn,
-    blocks_of_ids,
-    blocks_of_turn,
-    ideal_hits,
-    sent_ids,
-    under_way,
-)
+from sweep.inputs.sessions.turns import MESSAGE_TOKENS, ContextFit, Piece, PieceTexts, SessionWorkload, Turn, under_way
 from sweep.node.work import Work
 from sweep.numbers.quantities.sessions import ReplayHits, ReplayProof
 from sweep.numbers.selection import measured, succeeded, was_sent
@@ -73,7 +51,7 @@ def replay_inputs(
         else:
             turns = workload.begun(trial.num_requests, trial.seed, tokenizer).turns
         if isinstance(workload, Recorded) and turns[0].messages and not turns[0].has_history:
-            turns = _in_file(turns, read_rows(workload.path, f"workload.file={workload.file}", part=True))
+            turns = _in_file(turns, files.read_rows(workload.path, f"workload.file={workload.file}", part=True))
         if workload.live:
             turns = [t._replace(answer=Message("assistant", live_answer(n))) for n, t in enumerate(turns)]
         if isinstance(workload, Recorded) and isinstance(trial.load, Trace) and trial.load.path == workload.file:
@@ -83,12 +61,15 @@ def replay_inputs(
     header = PieceTexts(tokenizer, trial.seed, "measured", salt).header
     primed = workload.priming(tokenizer, len(requests), trial.seed, salt)
     before = workload.begun(len(requests), trial.seed, tokenizer).before if primed else []
-    cache = InfiniteCache(cache_block(facts), before, [sent_ids(r.prompt, tokenizer, r.tools) for r in primed])
+    primed_ids = [sent_ids(request.prompt, tokenizer, request.tools) for request in primed]
+    is_exact = workload.needs_token_ids and work.deployment.backend.replicas == 1  # a template's tokens are unknown
+    room = _stated(facts, "kv_cache_tokens") if is_exact else None
+    cache = InfiniteCache(_stated(facts, "prefix_block", "page_size") or CACHE_BLOCK, before, primed_ids, room)
     live, fit = workload.live, workload.fit
     return {"certificate": certificate(turns, requests, records, tokenizer, header, cache, fit, live, arrivals)}
 
 
-def _in_file(turns: Sequence[Turn], rows: Sequence[FileRow]) -> list[Turn]:
+def _in_file(turns: Sequence[Turn], rows: Sequence[files.FileRow]) -> list[Turn]:
     """Return the turns, with UNRECORDED in place of conversations that the rows do not have in this order.
 
     Conversations with tools are not looked for, since files have their calls in many forms.
@@ -108,12 +89,12 @@ def _in_file(turns: Sequence[Turn], rows: Sequence[FileRow]) -> list[Turn]:
     return checked
 
 
-def _texts(row: FileRow) -> list[str]:
+def _texts(row: files.FileRow) -> list[str]:
     """Return the texts of a row's conversation, read without the code that makes its turns."""
-    content = next((row[name] for name in CONVERSATIONS if row.get(name)), ())
+    content = next((row[name] for name in files.CONVERSATIONS if row.get(name)), ())
     content, texts = turns_of(content) if isinstance(content, str) else content, list[str]()
     for turn in [{"content": row.get("system")}, *(content if isinstance(content, list) else ())]:
-        cells = {simplified(key): cell for key, cell in turn.items()} if isinstance(turn, dict) else {}
+        cells = {files.simplified(key): cell for key, cell in turn.items()} if isinstance(turn, dict) else {}
         cell = next((cells[key] for key in ("content", "value", "text") if cells.get(key)), "")
         if isinstance(cell, list):
             cell = "\n".join(str(part["text"]) for part in cell if isinstance(part, dict) and part.get("text"))
@@ -127,20 +108,26 @@ class InfiniteCache(NamedTuple):
     block: int = CACHE_BLOCK
     turns: Sequence[Turn] = ()
     ids: Sequence[Sequence[int]] = ()
+    room: int | None = None  # tokens that the engine's own cache holds; None: unknown
 
     def hits(self, prompts: Iterable[tuple[int, Iterable[Hashable]]], recorded: bool) -> list[int]:
         """Return how many tokens of each prompt, given its tokens and blocks, it has."""
         if recorded:
-            before = [(turn.input_tokens, blocks_of_turn(turn, self.block)) for turn in self.turns]
+            before = [(turn.input_tokens, blocks_of_pieces(turn.pieces, self.block)) for turn in self.turns]
         else:
             before = [(len(ids), blocks_of_ids(ids, self.block)) for ids in self.ids]
         return ideal_hits([*before, *prompts], self.block)[len(before) :]
 
+    def has_room(self, new_tokens: Iterable[int]) -> bool:
+        """Return whether the engine's own cache has room for all requests, given the tokens that each adds."""
+        added = (-(-tokens // self.block) for tokens in (*map(len, self.ids), *new_tokens))
+        return self.room is not None and sum(added) * self.block <= self.room
 
-def cache_block(facts: Mapping[str, Any]) -> int:
-    """Return the block size of the engine's prefix cache, in tokens, from the engine's facts; else CACHE_BLOCK."""
-    stated = str(facts.get("prefix_block") or (facts.get("chosen") or {}).get("page_size"))
-    return max(1, int(stated)) if stated.isdecimal() else CACHE_BLOCK
+
+def _stated(facts: Mapping[str, Any], *names: str) -> int | None:
+    """Return the number, above 0, that an engine's facts state under one of these names; None if they do not."""
+    cells = (str(facts.get(name) or (facts.get("chosen") or {}).get(name)).replace(",", "") for name in names)
+    return next((int(cell) for cell in cells if cell.isdecimal()), None) or None
 
 
 def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], inputs: Mapping[str, Any]) -> Verdict:
@@ -153,20 +140,20 @@ def or_uncertified(verdict: Verdict, trial: Trial, columns: Mapping[str, Any], i
     return replace(verdict, outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.NO_CERTIFICATE))
 
 
-def _sendable_rows(workload: Recorded) -> tuple[list[FileRow], TraceColumns]:
-    rows = read_rows(workload.path, f"workload.file={workload.file}", part=True)
-    columns = trace_columns(rows)
+def _sendable_rows(workload: Recorded) -> tuple[list[files.FileRow], files.TraceColumns]:
+    rows = files.read_rows(workload.path, f"workload.file={workload.file}", part=True)
+    columns = files.trace_columns(rows)
     if columns is None:
         raise ValueError("no columns with lengths")
-    faults = faults_of(rows, columns)
+    faults = files.faults_of(rows, columns)
     return [row for number, row in enumerate(rows, 1) if number not in faults], columns
 
 
 def recorded_arrivals(workload: Recorded, count: int, load: Trace) -> list[float]:
     """Return when a trace's first `count` turns arrive, in s after the first, by the load's column, unit and speed."""
     rows, columns = _sendable_rows(workload)
-    column, unit = (load.column, time_unit(load.column, "s")) if load.column else (columns.time, columns.unit)
-    times = [seconds_of(row[column], load.unit or unit) for row in rows]
+    column, unit = (load.column, files.time_unit(load.column, "s")) if load.column else (columns.time, columns.unit)
+    times = [files.seconds_of(row[column], load.unit or unit) for row in rows]
     again = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
     rounds = (times[i % len(times)] - times[0] + again * (i // len(times)) for i in range(count))
     return [float(time) / load.speed for time in rounds]
@@ -179,8 +166,8 @@ def recorded_turns(workload: Recorded, count: int, seed: int = 0) -> list[Turn]:
     return (under_way(turns, workload.started, seed).turns if workload.started else turns)[:count]
 
 
-def _turns_of(rows: list[FileRow], columns: TraceColumns, workload: Recorded, repetition: int) -> list[Turn]:
-    turns, chats, first = list[Turn](), dict[Any, int](), repetition * len(rows)
+def _turns_of(rows: list[files.FileRow], columns: files.TraceColumns, workload: Recorded, again: int) -> list[Turn]:
+    turns, chats, first = list[Turn](), dict[Any, int](), again * len(rows)
     for number, row in enumerate(rows):
         parent = chats.get(_chat(row.get("parent_chat_id")), UNKNOWN)
         chats[_chat(row.get("chat_id"))] = number
@@ -190,11 +177,11 @@ def _turns_of(rows: list[FileRow], columns: TraceColumns, workload: Recorded, re
         hashes = json.loads(hashes) if isinstance(hashes, str) else hashes
         hashes = [key if isinstance(key, int) else (key,) for key in hashes]  # as the workload's, which primes caches
         block = workload.block_tokens or (512 if row.keys().isdisjoint(("chat_id", "parent_chat_id", "turn")) else 16)
-        keys = [(repetition, key) for key in hashes] if repetition else hashes
+        keys = [(again, key) for key in hashes] if again else hashes
         pieces = tuple(Piece(key, min(block, inputs - block * i)) for i, key in enumerate(keys))
         gap = 0.0
         if parent != UNKNOWN:
-            time, before = (seconds_of(turn[columns.time], columns.unit) for turn in (row, rows[parent]))
+            time, before = (files.seconds_of(turn[columns.time], columns.unit) for turn in (row, rows[parent]))
             gap = max(0.0, float(time - before) - workload.recorded_tpot * turns[parent].output_tokens)
             gap, parent = gap / workload.speed, parent + first
         turns.append(Turn(outputs, parent, gap, pieces))
@@ -249,10 +236,12 @@ def certificate(
     cut = [short and requests[number].truncated for short, number in zip(recorded.cut, order, strict=True)]
     judged, answered = ~np.asarray(cut, np.bool_), succeeded(records)[rows]
     answered &= judged
+    row_of = {number: int(row) for number, row in zip(order, rows, strict=True)}
+    counted = {number: records.input_tokens[row] for number, row in row_of.items()}
     exact = [
         records.output_tokens[row] == turns[number].output_tokens
         and length == len(ids)
-        and (bool(turns[number].messages) or records.input_tokens[row] in (UNKNOWN, length))
+        and _arrived(number, turns[number], length, requests, counted)
         for row, number, length, ids in zip(rows, order, recorded.lengths, sent, strict=True)
     ]
     recorded_turn = [
@@ -270,9 +259,9 @@ def certificate(
         sent=sum(hits),
         misplaced=sum(abs(a - b) for a, b in zip(hits, recorded.hits, strict=True)),
         later=sum(compress(hits, is_later)) / sum(compress(lengths, is_later)) if any(is_later) else None,
+        fits=cache.has_room(n - hit + turns[i].output_tokens for n, hit, i in zip(lengths, hits, order, strict=True)),
     )
     is_recorded = [*np.asarray(recorded_turn)[judged], *[False] * lost]
-    row_of = {number: int(row) for number, row in zip(order, rows, strict=True)}
     return ReplayProof(
         sessions=sum(turn.parent == UNKNOWN for turn in turns),
         hits=None if live else stream,
@@ -282,6 +271,22 @@ def certificate(
         earliest=_earliest(turns, row_of, records),
         schedule_error=_schedule_error(arrivals, turns, row_of, records),
     )
+
+
+def _arrived(number: int, turn: Turn, length: int, requests: Sequence[Request], counted: Mapping[int, int]) -> bool:
+    """Return whether an engine counted a prompt's tokens; `counted` has its counts by the number of the request.
+
+    Of messages, to which a template adds tokens, it must count at least one for each word since the turn before.
+    """
+    tokens, before = counted[number], UNKNOWN if turn.has_history else turn.parent
+    if not turn.messages:
+        return tokens in (UNKNOWN, length)
+    known, words = (counted[before], _words(requests[before])) if before in counted else (0, 0)
+    return UNKNOWN in (tokens, known) or tokens - known >= _words(requests[number]) - words
+
+
+def _words(request: Request) -> int:
+    return sum(len(part.content.split()) for part in request.prompt if isinstance(part, Message))
 
 
 def _recorded_messages(
@@ -324,7 +329,7 @@ def _recorded_blocks(
 ) -> _Recorded:
     """Return the file's blocks for these turns, as far as they fit."""
     fitting = list(turns) if fit is None else [fit.pieces(turn) for turn in turns]
-    hits = cache.hits(((turn.input_tokens, blocks_of_turn(turn, cache.block)) for turn in fitting), recorded=True)
+    hits = cache.hits(((t.input_tokens, blocks_of_pieces(t.pieces, cache.block)) for t in fitting), recorded=True)
     lengths, cut = [turn.input_tokens for turn in fitting], [turn.truncated for turn in fitting]
     return _Recorded(lengths, hits, _same_pieces(fitting, sent), cut)
 

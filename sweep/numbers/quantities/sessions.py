@@ -22,6 +22,7 @@ class ReplayHits(NamedTuple):
     sent: int
     misplaced: int  # tokens: Σ over turns of |hits as sent − hits as recorded|
     later: float | None = None  # share of the input of later turns, as sent, that is in the cache
+    fits: bool = False  # whether the engine's own cache surely has room for all prompts and answers
 
 
 class ReplayProof(NamedTuple):
@@ -175,10 +176,20 @@ def cache_hit_difference(
     return None if counted is None or sent_prefix_hit_rate is None else counted - sent_prefix_hit_rate
 
 
+@quantity(unit="share", kind="validity", better="lower", label="Missed prefix hits")
+def missed_prefix_hits(certificate: ReplayProof, cache_hit_difference: float | None) -> float | None:
+    """−cache_hit_difference, at least 0; null unless prompts are token ids for one engine whose cache has room for all
+    of them and their answers.
+    """
+    if cache_hit_difference is None or certificate.hits is None or not certificate.hits.fits:
+        return None
+    return max(0.0, -cache_hit_difference)
+
+
 @quantity(unit="share", kind="validity", better="higher", label="Exact lengths")
 def replay_exact_lengths(certificate: ReplayProof) -> float | None:
     """share of the answered turns whose prompt and answer have exactly the recorded tokens; with live answers, whose
-    answer has.
+    answer has. Of messages in a template, the engine must count at least one token for each word that a turn adds.
     """
     return certificate.exact_lengths
 

@@ -5,6 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from tokenizers import Tokenizer
+
 from sweep.base.config import Settings, cache_directory, next_time
 from sweep.base.wording import count, duration_text
 from sweep.plan.capacity.demand import Demand, Lengths, lengths_of, measure
@@ -43,16 +45,18 @@ def plan_points(plan: Plan) -> list[PlanPoint]:
         for trials in deployment.points():
             key = id(trials[0].workload), deployment.model.name, min(trials[0].num_requests, 200)
             if key not in lengths:
-                lengths[key] = lengths_of(trials[0], _tokenizer(deployment, cache), cache)
+                lengths[key] = lengths_of(trials[0], tokenizer_here(deployment, cache), cache)
             points.append(PlanPoint(deployment, trials, measure(trials[0], lengths[key], size, hardware, flags)))
     return points
 
 
-def _tokenizer(deployment: Deployment, cache: Path) -> object:
+def tokenizer_here(deployment: Deployment, cache: Path) -> Tokenizer | None:
+    """Return the model's tokenizer; None if it is unknown, or not on this machine."""
     try:
-        return deployment.model.load_tokenizer(cache)
+        tokenizer: Tokenizer | None = deployment.model.load_tokenizer(cache)
     except (OSError, ValueError):
-        return None  # the model is not on this machine
+        return None
+    return tokenizer
 
 
 def capacity_warnings(plan: Plan, points: list[PlanPoint]) -> list[str]:
