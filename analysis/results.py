@@ -112,9 +112,7 @@ class RunResults:
         """The accelerators with a result, or the processors and their cores: `2 CPU cores (AMD EPYC)`."""
         rows = self.run.ok[["accelerator", "hardware"]].dropna(subset="accelerator").astype(object)
         facts = [(name, json.loads(text) if name == "cpu" else {}) for name, text in rows.fillna("{}").to_numpy()]
-        return sorted(
-            {f"{each['cores']} CPU cores ({each['cpu']})" if "cores" in each else name for name, each in facts}
-        )
+        return sorted({f"{each['cores']} CPU cores ({each['cpu']})" if "cores" in each else gpu for gpu, each in facts})
 
     @cached_property
     def formats(self) -> dict[str, list[str]]:

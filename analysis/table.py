@@ -144,9 +144,7 @@ class Table(Generic[Item]):
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records for files, one per row."""
-        return [
-            {key: value for column in self.columns for key, value in column.record(row).items()} for row in self.rows
-        ]
+        return [{key: value for each in self.columns for key, value in each.record(row).items()} for row in self.rows]
 
     def csv(self) -> str:
         """Return the records as CSV without formulas."""

@@ -105,8 +105,6 @@ def test_the_backend_of_the_examples_is_the_documents() -> None:
 
 
 def test_the_issue_forms_are_forms_and_ask_for_a_capsule() -> None:
-    forms = {
-        path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
-    }
+    forms = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")}
     assert all({"name", "description", "body"} <= form.keys() for form in forms.values())
     assert sum("sweep rerun RUN#TRIAL --capsule" in str(form) for form in forms.values()) >= 2

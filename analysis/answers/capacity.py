@@ -98,9 +98,7 @@ def _answer_of_claims(claims: Sequence[PointClaim]) -> TaskAnswer:
     first = claims[0]
     limits = [_claimed_bound(latency, percentile, limit) for (latency, percentile), limit in first.bounds.items()]
     names = [claim.record["configuration"] for claim in claims]
-    full = [
-        f"{name} ({claim.run})" if names.count(name) > 1 else name for claim, name in zip(claims, names, strict=True)
-    ]
+    full = [f"{name} ({each.run})" if names.count(name) > 1 else name for each, name in zip(claims, names, strict=True)]
     pairs = list(zip(claims, full, strict=True))
     best = pairs[0][0].ends
     ranked = [_ranked(claim, name, best) for claim, name in pairs if claim.record["lower"]]
@@ -117,9 +115,10 @@ def _of_all_launches(claims: Sequence[PointClaim]) -> list[PointClaim]:
         launches.setdefault((claim.run, claim.record["configuration"]), []).append(claim)
     pooled = []
     for each in launches.values():
-        uppers = [claim.record["upper"] for claim in each]
-        ends = {"lower": min(claim.record["lower"] for claim in each), "upper": max(uppers) if all(uppers) else 0.0}
         lowest = min(each, key=lambda claim: float(claim.record["lower"]))
+        highest = max(each, key=lambda claim: float(claim.record["upper"] or math.inf))
+        costs = [claim.record["cost_per_million_tokens"] for claim in (lowest, highest)]
+        ends = {"upper": highest.record["upper"], "cost_per_million_tokens": [costs[0][0], costs[1][-1]]}
         pooled.append(replace(lowest, record={**lowest.record, **ends, "launches": len(each)}))
     return pooled
 
@@ -165,7 +164,7 @@ CLAIM_COLUMNS: tuple[Column[PointClaim], ...] = (
     Column(
         "limit",
         "the bound that is exceeded first, or why the search ended without one",
-        lambda claim: claim.record["limit"] or claim.record["ended"].partition(": ")[0] or NONE,
+        lambda claim: claim.record["limit"] or claim.record["ended"].partition(": ")[0] or None,
         kind="text",
     ),
     Column(

@@ -21,15 +21,11 @@ def lead(answers: Sequence[TaskAnswer]) -> str:
     if len(answers) == 1:
         return sentence(answers[0])
     contested = [answer for answer in answers if len(answer.meeting) > 1]
-    alone = Counter(
-        answer.meeting[0].name for answer in answers if len(answer.meeting) == 1 < len(answer.configurations)
-    )
+    alone = Counter(each.meeting[0].name for each in answers if len(each.meeting) == 1 < len(each.configurations))
     unmet = sum(not answer.meeting for answer in answers if answer.judged)
     unranked = sum(not answer.judged for answer in answers)
     parts = [_contested(contested, len(answers) - alone.total() - unmet - unranked)] if contested else []
-    parts += [
-        f"{name} alone meets the SLO at {times} of {count(len(answers), 'task')}" for name, times in alone.items()
-    ]
+    parts += [f"{name} alone meets the SLO at {n} of {count(len(answers), 'task')}" for name, n in alone.items()]
     if answers and not parts and not unmet and not unranked:
         parts.append(f"At each of {count(len(answers), 'task')} a single configuration can be compared")
     if unmet:
@@ -57,9 +53,7 @@ def _contested(contested: Sequence[TaskAnswer], total: int) -> str:
         elif contested[0].criterion.quantity.column == "capacity":
             verb = "were searched for too short to tell which leads at any of"
         return f"{subject} {verb} {where} in {quantities}{others}"
-    named = [
-        f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)
-    ]
+    named = [f"{name} is the {_adjective(contested, name)} at {n}" for name, n in wins.most_common(MOST_IN_SENTENCE)]
     undecided = len(contested) - wins.total()
     rest = f"; {undecided} {'is a tie' if undecided == 1 else 'are ties'}" if undecided else ""
     more = f" and {count(len(wins) - MOST_IN_SENTENCE, 'other')}" if len(wins) > MOST_IN_SENTENCE else ""
@@ -96,9 +90,7 @@ def caveats(answers: Sequence[TaskAnswer]) -> str:
 
 def measured_text(answers: Sequence[TaskAnswer]) -> str:
     """`Measured 2026-11-25 13:05 to 2026-11-26 01:10 UTC`: the time range of the trials' starts; empty if unknown."""
-    times = [
-        time for answer in answers for each in (*answer.configurations, *answer.barred) for time in each.measured or ()
-    ]
+    times = [time for one in answers for each in (*one.configurations, *one.barred) for time in each.measured or ()]
     first, last = (end(times, default="")[:16].replace("T", " ") for end in (min, max))
     return f"Measured {first}" + (f" to {last}" if last != first else "") + " UTC" if times else ""
 
@@ -163,8 +155,9 @@ def advantage(answer: TaskAnswer, configuration: RankedConfiguration) -> str:
 
 
 def times_text(ratio: float, low: float, high: float) -> str:
-    """Return a ratio with its interval, if any."""
-    return f"{number(ratio)}×" + ("" if math.isnan(low) else f" ({number(low)} to {number(high)})")
+    """Return a ratio with its interval, if any. The upper end may be unknown."""
+    ends = f"{number(low)} to {number(high)}" if math.isfinite(high) else f"at least {number(low)}"
+    return f"{number(ratio)}×" + ("" if math.isnan(low) else f" ({ends})")
 
 
 def remedy_text(remedy: Remedy) -> str:

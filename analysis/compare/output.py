@@ -62,9 +62,7 @@ def reach(comparisons: Sequence[PointComparison]) -> list[str]:
 
     They also give the launches that detect the CHANGES, and the machine's noise if it was measured separately.
     """
-    lines = list(
-        dict.fromkeys(f"noise of {each.quantity.in_sentence}: {each.noise}" for each in comparisons if each.noise)
-    )
+    lines = list(dict.fromkeys(f"noise of {one.quantity.in_sentence}: {one.noise}" for one in comparisons if one.noise))
     for name in dict.fromkeys(each.quantity.in_sentence for each in comparisons):
         alike = [each for each in comparisons if each.quantity.in_sentence == name and math.isfinite(each.smallest)]
         if not alike:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from analysis.answers.capacity import claims_table, claims_within
+from analysis.answers.capacity import claims_table, claims_within, of_capacities
 from analysis.answers.deciding import answers
 from analysis.answers.output import lines, ranking_table
 from analysis.answers.question import asked_points
@@ -28,7 +29,7 @@ from analysis.quantities import compared_column, labelled_column
 from analysis.report.tables import deciding_table
 from analysis.results import RunResults, open_results
 from analysis.statistics.comparison import MARGIN
-from analysis.table import Line, print_parts
+from analysis.table import Line, Table, print_parts
 from sweep.base.config import read_slo
 from sweep.disk.stored_run import run_place
 
@@ -42,14 +43,18 @@ class OpenedRun:
     def __repr__(self) -> str:
         """Return the answer and the deciding values as text."""
         text = io.StringIO()
-        print_parts([*map(Line, self.answers), deciding_table(self.results)], Console(width=100, file=text))
+        print_parts([*map(Line, self.answers), self._table], Console(width=100, file=text))
         return text.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
-        table = deciding_table(self.results)
+        table = self._table
         headings = [f"{column.title} {column.unit}".strip() for column in table.headings]
         frame = pd.DataFrame([[str(cell) for cell in row] for row in table.body], columns=headings)
         return "".join(f"<p>{escape(text)}</p>" for text in self.answers) + frame.to_html(index=False)
+
+    @property
+    def _table(self) -> Table[Any]:
+        return of_capacities(self.results) if len(self.results.claims) > 1 else deciding_table(self.results)
 
     @cached_property
     def answers(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Shows a run in the terminal: one screen with the answer and, on request, all details."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -20,14 +20,7 @@ from analysis.explain.design import Ladder, Unexplained, designs
 from analysis.failures import Loss
 from analysis.point_names import listed
 from analysis.report.models import models_table
-from analysis.report.tables import (
-    MAYBE,
-    OF_STEADY,
-    best_headroom,
-    deciding_table,
-    everything_table,
-    spread_table,
-)
+from analysis.report.tables import MAYBE, OF_STEADY, best_headroom, deciding_table, everything_table, spread_table
 from analysis.results import RunResults
 from analysis.statistics.ratios import is_baseline
 from analysis.summary import planned_trials
@@ -53,13 +46,15 @@ MARK_MEANINGS = {
     MAYBE: f"{MAYBE} may be a tie",
 }
 """Their meanings in short, for one line."""
+UNCONFIRMED = ("interval", "drift", "refused")  # statuses of claims
 ONE_LINE = 80  # columns of a terminal in which a warning that names its points takes one line
 
 
 def screen_of(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> Screen:
     """Return a run on one screen: each task's winner, the values that decide, warnings, and where to read more."""
     answered = answers([results]) if answered is None else answered
-    found, is_grid = results.questions or results.claims, len(results.claims) > 1
+    found, claimed = results.questions or results.claims, [one.criterion.quantity.column for one in answered]
+    is_grid = len(results.claims) > 1 and "capacity" in claimed  # within another SLO the probes are the answer
     points: Table[Any] = of_capacities(results) if is_grid else deciding_table(results)
     log = next((loss.log for loss in _worst_first(results)), None)
     order: list[int] = []
@@ -72,7 +67,7 @@ def screen_of(results: RunResults, answered: Sequence[TaskAnswer] | None = None)
         ranks=order,
         winners=of_texts(winners_table(results, answered)),
         models=of_texts(models_table(results) or Table((), ())),
-        doubts=list(_doubts(results, answered)),
+        doubts=list(_doubts(results, answered, [] if results.questions or not is_grid else [*results.claims.values()])),
         log=Path(log).relative_to(results.run.paths.out).as_posix() if log else "",
         dropped=results.losses.dropped,
         answer=leading_sentence(results, answered),
@@ -160,7 +155,9 @@ def _worst_first(results: RunResults) -> list[Loss]:
     return sorted(results.losses.shown, key=lambda loss: loss.trials, reverse=True)
 
 
-def _doubts(results: RunResults, answered: Sequence[TaskAnswer]) -> Iterator[tuple[str, str, int]]:
+def _doubts(
+    results: RunResults, answered: Sequence[TaskAnswer], claims: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, str, int]]:
     """Yield failures and warnings as text, style and maximum number of lines: severe first, then the answers' own."""
     lost = results.losses
     if lost.trials:
@@ -168,6 +165,8 @@ def _doubts(results: RunResults, answered: Sequence[TaskAnswer]) -> Iterator[tup
         share = f" ({worst.trials} of them)" if worst.trials < lost.trials else ""
         share += "" if worst.outcome in UNMEASURED else f": {worst.reason}"
         yield f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{share}", "red", 2
+    if early := sum(claim["status"] in UNCONFIRMED for claim in claims):
+        yield f"! {early} of {len(claims)} searches ended early: their capacities are not confirmed", "yellow", 1
     codes, order = {code for one in answered for each in one.configurations for code in each.codes}, list(Severity)
     for warning in sorted(grouped(results.warnings), key=lambda w: (order.index(w.kind.severity), w.code not in codes)):
         place, _, names = scope(warning, results.layout).partition(": ")

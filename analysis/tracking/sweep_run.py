@@ -119,11 +119,11 @@ def outcome(results: RunResults) -> dict[str, Any]:
     """Return the answer, the numbers of points and of points with a result, and the first capacities' intervals."""
     points = results.points
     answer = leading_sentence(results, answers([results]))
-    claimed = {
-        f"capacity{end}{f' {number}' if number else ''}": claim.record[end[1:]] if end else claim.record["lines"][0]
-        for number, claim in enumerate(claims_within([results])[:MOST_CAPACITIES])
-        for end in ("", "_lower", "_upper")
-    }
+    claimed: dict[str, Any] = {}
+    for number, claim in enumerate(claims_within([results])[:MOST_CAPACITIES]):
+        found = {"": f"{claim.record['configuration']}: {claim.load} {claim.record['unit']}"}
+        found |= {f"_{end}": claim.record[end] for end in ("lower", "upper")}
+        claimed |= {f"capacity{end}{f' {number}' if number else ''}": value for end, value in found.items()}
     for record in results.questions.values():
         claimed |= {
             "question_best": record["best"],

@@ -243,9 +243,7 @@ def test_a_run_of_other_files_is_no_rival_and_one_of_unknown_files_is(tmp_path, 
 def test_engines_on_other_numbers_of_gpus_in_another_run_are_no_rivals(tmp_path, capsys):
     texts = [json.dumps({**CONFIG, "backend": {"gpus": gpus}}) for gpus in (1, 8)]
     run = engines(tmp_path / "a", {"vllm": 110}, config=texts[0])
-    other, equal = (
-        engines(tmp_path / name, {"tgi": 500}, config=text) for name, text in zip("bc", texts[::-1], strict=True)
-    )
+    other, equal = (engines(tmp_path / f"b{n}", {"tgi": 500}, config=texts[n]) for n in (1, 0))
     assert summary(capsys, run, other).startswith("At each of 4 tasks a single configuration can be compared")
     assert summary(capsys, run, equal).startswith("tgi is the fastest at 2 of 2 tasks")
 
@@ -282,9 +280,8 @@ def test_runs_of_other_percentiles_are_judged_by_one_that_all_have(tmp_path, cap
 
 
 def test_however_many_launches_are_needed_are_stated():
-    model = fit(
-        np.exp([0.0, 2.0, -2.0, 0.0]), Trials(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.full(4, None)), 2
-    )
+    trials = Trials(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.full(4, None))
+    model = fit(np.exp([0.0, 2.0, -2.0, 0.0]), trials, 2)
     equal = contest(model._replace(effects=np.zeros(2), variance=16.0, freedom=10_000), "higher")
     advised = remedy(equal, (0, 1), Spread(0.0, 0), minutes=1.0)
     exact = 2 * 16 * (1.96 + 1.28) ** 2 / np.log1p(0.03) ** 2

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import llm_sweep
+from analysis.answers.capacity import of_capacities
 from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead, sentence
 from analysis.results import open_results
@@ -45,14 +46,18 @@ def test_a_capacity_that_is_unknown_is_not_ranked_and_users_are_whole(searched):
     (answer,) = answers([searched(claim_record(10, 0), refused)])
     met = "qa poisson: vllm m (10.0 requests/s) meets TTFT p90 ≤ 200 ms; not ranked: tgi m (unknown)"
     assert sentence(answer) == met
-    (answer,) = answers([searched(claim_record(10, 11, unit="users"))])
-    assert "(10 users, 10–11)" in sentence(answer)
+    more = claim_record(15, 0, "tgi m", unit="users", status="above")
+    (answer,) = answers([searched(claim_record(10, 11, unit="users"), more)])
+    assert "; 1.50× (at least 1.36) ahead of vllm m (10 users, 10–11)" in sentence(answer)
 
 
 def test_launches_of_a_configuration_are_one_rival_with_a_figure_for_a_fresh_launch(searched):
     fresh = {"fresh_launch": {"lower": 8.5, "launches": 2, "spread": 0.05}}
-    launches = [claim_record(low, low + 2, replicate=n, **fresh) for n, low in enumerate((10, 9))]
-    (answer,) = answers([searched(*launches, claim_record(15, 18, "sglang m"))])
+    costs = [{"cost_per_million_tokens": [20 / low, 20 / (low + 2)]} for low in (10, 9)]
+    launches = [claim_record(low, low + 2, replicate=n, **costs[n], **fresh) for n, low in enumerate((10, 9))]
+    results = searched(*launches, claim_record(15, 18, "sglang m"))
+    assert of_capacities(results).rows[1].record["cost_per_million_tokens"] == [20 / 9, 20 / 12]
+    (answer,) = answers([results])
     assert [each.name for each in answer.configurations] == ["sglang m", "vllm m"]
     figure = answer.configurations[1].figure
     assert (figure.value, figure.high, figure.n, figure.new_low) == (9, 12, 2, 8.5)

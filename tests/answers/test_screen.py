@@ -67,10 +67,9 @@ def test_a_finished_run_is_shown_without_the_libraries_that_compute(report: Call
     heavy = ("pandas", "scipy", "numpy", "pyarrow", "matplotlib")
     asked = f"import sys; from sweep.__main__ import main; main(['summary', {str(tmp_path)!r}])"
     program = f"{asked}; print([name for name in {heavy} if name in sys.modules])"
-    environment = dict(os.environ)  # without the COLUMNS that readline adds to a process
-    shown = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, env=environment
-    )
+    clean = dict(os.environ)  # without the COLUMNS that readline adds to a process
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=clean)
     assert shown.stdout == report() + "[]\n"
     assert f"report: {tmp_path}/report.html" in shown.stdout
 

@@ -286,9 +286,8 @@ def test_the_example_in_the_docs_is_a_plan(capsys, out, monkeypatch, tmp_path):
 
 def test_a_folder_of_weights_is_given_by_its_path(capsys, out, tmp_path):
     line = ["backend=transformers", "workload=qa", "model=path", f"out={out}"]
-    assert f"model.path={tmp_path / 'none'}: no such folder" in refused(
-        capsys, *line, f"model.path={tmp_path / 'none'}"
-    )
+    missing = f"model.path={tmp_path / 'none'}"
+    assert f"{missing}: no such folder" in refused(capsys, *line, missing)
 
 
 def test_a_ray_that_is_not_there_is_said_at_once(capsys, out):
@@ -359,9 +358,8 @@ for command in COMMANDS:
 heavy = ("analysis", "pandas", "matplotlib", "scipy", "hydra", "pyarrow", "sweep.cli.run")
 print([name for name in heavy if name in sys.modules])
 """
-    printed = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert printed.splitlines()[-1] == "[]"
 
 

@@ -182,9 +182,8 @@ def test_percentiles_of_either_side_are_compared_like_the_default_ones(tmp_path,
 def test_two_engines_and_changed_flags_are_compared_and_what_differs_is_named(tmp_path):
     reference = launches(tmp_path / "a", 100, 0.01)
     flags = {**CONFIG, "backend": {"name": "vllm", "flags": {"max-num-seqs": 16}}}
-    (first, _) = comparisons(
-        [side(reference), side(launches(tmp_path / "b", 90, 0.01, config=flags))], ["output_throughput"]
-    )
+    sides = [side(reference), side(launches(tmp_path / "b", 90, 0.01, config=flags))]
+    first, _ = comparisons(sides, ["output_throughput"])
     assert first.differences == ("backend.flags.max-num-seqs 8 → 16",)
     engine = {**CONFIG, "backend": {"name": "tgi"}}
     assert len(verdicts(reference, launches(tmp_path / "c", 90, 0.01, config=engine))) == 2

@@ -58,9 +58,7 @@ def test_a_curve_ends_at_the_share_that_was_answered(results: RunResults) -> Non
         if ax.lines
         for line in ax.lines
     }
-    assert ends == {
-        (label, share) for label in latency_distribution.DRAWN_LATENCIES for share in (100.0, 100 * 62 / 64)
-    }
+    assert ends == {(name, share) for name in latency_distribution.DRAWN_LATENCIES for share in (100.0, 100 * 62 / 64)}
 
 
 def test_ttft_by_turn_is_the_median_of_each_turn(tmp_path: Path) -> None:
@@ -131,9 +129,7 @@ def test_a_map_has_a_cell_for_each_pair_of_settings(tmp_path: Path) -> None:
 
 
 def test_ratios_stand_around_one(tmp_path: Path) -> None:
-    rows = [
-        trial(name, 8, index, speed + index) for name, speed in (("plain", 10.0), ("fast", 20.0)) for index in (0, 1)
-    ]
+    rows = [trial(name, 8, n, speed + n) for name, speed in (("plain", 10.0), ("fast", 20.0)) for n in (0, 1)]
     run = run_of(tmp_path, rows, baseline={"backend": "plain"})
     figure = ratio_forest.draw(run, RunResults(run).layout)
     assert figure is not None

@@ -222,9 +222,7 @@ def test_plan_round_trip(paths: RunPaths) -> None:
 
 
 def test_a_table_in_parts_is_the_whole_table(tmp_path, monkeypatch):
-    rows = [
-        row(trial_id=f"t{number}", **axes) for number, axes in enumerate([{}, {"a": 1}, {"a": 2.5}, {"b": "x"}, {}])
-    ]
+    rows = [row(trial_id=f"t{n}", **axes) for n, axes in enumerate([{}, {"a": 1}, {"a": 2.5}, {"b": "x"}, {}])]
     whole = run_files.trials_table(rows)
     monkeypatch.setattr(run_files, "PART_ROWS", 2)
     paths = RunPaths(tmp_path)

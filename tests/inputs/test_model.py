@@ -237,9 +237,8 @@ def test_the_shipped_tokenizer_loses_nothing() -> None:
 def test_a_vocabulary_and_its_merges_are_a_tokenizer_too(tmp_path: Path) -> None:
     whole = load_tokenizer(SHIPPED_TOKENIZER)
     whole.model.save(str(tmp_path))
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": {"content": "<s>"}, "add_bos_token": True})
-    )
+    settings = {"bos_token": {"content": "<s>"}, "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     text = "The kettle boils; nobody minds."
     assert load_tokenizer(tmp_path).encode(text).ids == whole.encode(text).ids
 

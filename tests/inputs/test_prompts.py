@@ -284,7 +284,7 @@ SHARING = "4 sessions, 4 turns, 4,182 input and 11 output tokens, an infinite pr
         ("mooncake_trace.jsonl", MOONCAKE, SHARING),
     ],
 )
-def test_a_trace_is_replayed_with_the_time_and_the_lengths_of_each_request(
+def test_a_trace_is_replayed_with_time_and_lengths_of_each_request(
     tmp_path: Path, capsys: Any, name: str, text: str, note: str
 ) -> None:
     file = write(tmp_path / name, text)

@@ -39,9 +39,7 @@ def planned(prompts):
             "workload.output_tokens=64",
         ]
         line = [*base, "load.batch_size=1,2", "cluster=inline", "tracking=none", *arguments]
-        here = Surroundings(
-            lambda backend, platform: f"{backend.name} in {environment}", lambda backend, platform: None
-        )
+        here = Surroundings(lambda backend, _: f"{backend.name} in {environment}", lambda backend, _: None)
         return make_plan(compose_run(line, lambda cluster: "cpu"), here)
 
     return plan

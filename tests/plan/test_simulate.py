@@ -33,9 +33,7 @@ def test_a_long_deployment_is_spread_over_the_gpus():
     """Three deployments on four GPUs: as a launch each the longest decides, as three launches each they share them."""
     seconds = {"long": 9.0, "middle": 6.0, "short": 3.0}
     nodes = [Node(name, 1, 8, (), name) for name in "wxyz"]
-    launches = [
-        Need(f"{name}{block}", 1, None, took / 3, block) for name, took in seconds.items() for block in range(3)
-    ]
+    launches = [Need(f"{name}{n}", 1, None, took / 3, n) for name, took in seconds.items() for n in range(3)]
     whole = simulate([need(name, 1, took) for name, took in seconds.items()], nodes)
     spread = simulate(launches, nodes)
     assert (whole.makespan, whole.bound) == (9.0, 9.0)

@@ -15,6 +15,7 @@ from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead
 from analysis.load import Run, open_run
 from analysis.report.html import lead_of_run
+from analysis.report.notebook import OpenedRun
 from analysis.report.page_data import page_data
 from analysis.report.terminal import screen_of
 from analysis.results import RunResults
@@ -81,8 +82,8 @@ def capacities(folder: Path) -> Run:
         for rate in (4.0, 8.0)
     ]
     run = run_of(folder, [row | {"trial_id": str(number)} for number, row in enumerate(rows)])
-    names, fresh = [f"vllm m, max-num-seqs={2**n}" for n in range(11)], {"fresh_launch": {"lower": 9.5}}
-    found = [claim_record(10 + n, 11 + n, name, **fresh) for n, name in enumerate(names)]
+    names, sure = [f"vllm m, max-num-seqs={2**n}" for n in range(11)], {"status": "confirmed"}
+    found = [claim_record(10 + n, 11 + n, name, fresh_launch={"lower": 9.5}, **sure) for n, name in enumerate(names)]
     failed = claim_record(0, 0, "vllm m, max-num-seqs=2048", limit="", ended="oom_load: no memory left")
     again = claim_record(21, 23, names[-1], replicate=1)
     claims_in(folder, *found, again, failed | {"cost_per_million_tokens": [None] * 2})
@@ -167,7 +168,9 @@ def test_several_capacities_are_a_table_with_one_row_for_each_configuration(tmp_
     text = "\n".join(screen(results, 80))
     assert re.search(r"max-num-seqs=1024 +20.0–23.0 +ttft.p90 <= 0.2 s +1.00–2.00 +≥ 9.50", text)
     assert "95%" not in text, "a claim's interval is another"
-    assert re.search(r"max-num-seqs=2048 +unknown +oom_load", "\n".join(screen(results, 200)))
+    assert "\n! 2 of 13 searches ended early: their capacities are not confirmed\n" in text
+    assert re.search(r"qa poisson +20.0–23.0 (.|\n)* qa poisson +unknown +oom_load", repr(OpenedRun(results)))
+    assert "20.0–23.0" not in repr(screen_of(results, answers([results], {"ttft.p99": 0.2})).points), "another SLO's"
 
 
 def test_a_tie_of_long_names_that_end_alike_takes_a_line_for_each_task(tmp_path: Path) -> None:
@@ -181,9 +184,8 @@ def test_a_tie_of_long_names_that_end_alike_takes_a_line_for_each_task(tmp_path:
     ]
     results = RunResults(run_of(tmp_path, rows))
     text = "\n".join(screen(results, 80))
-    assert re.search(
-        r"^qa, batch size 4 +simulated, itl mean=0.0\d, ttft mean=0.\d +tie with 3 others$", text, re.MULTILINE
-    ), text
+    tie = r"^qa, batch size 4 +simulated, itl mean=0.0\d, ttft mean=0.\d +tie with 3 others$"
+    assert re.search(tie, text, re.MULTILINE), text
     assert "  2 CPU cores  " in text
     assert " · 2 CPU cores (EPYC)" in lead_of_run(results)
 

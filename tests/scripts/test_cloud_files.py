@@ -237,9 +237,7 @@ def test_the_commit_of_an_image_is_the_one_it_was_built_with(tmp_path, monkeypat
         (None, "an installed wheel", "", True),
     ],
 )
-def test_a_program_is_known_by_its_commit_or_as_an_installed_version(
-    tmp_path, monkeypatch, commit, place, status, known
-):
+def test_a_program_is_known_by_its_commit_or_as_installed(tmp_path, monkeypatch, commit, place, status, known):
     (tmp_path / place).touch()
     monkeypatch.setattr(code_version, "ROOT", tmp_path)
     monkeypatch.setattr(code_version, "commit", lambda: commit)

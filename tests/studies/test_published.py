@@ -571,10 +571,9 @@ def test_a_premise_that_a_run_lacks_makes_its_finding_not_testable(
 def test_throughput_as_offered_is_not_ranked(tmp_path: Path) -> None:
     """An open loop that asks for little makes all steps equally fast; one that asks for more makes them faster."""
     rows = [
-        trial(
-            "vllm", 1, replicate, 10.0, ladder=step["ladder"], workload="random_tokens", launch=f"{number}-{replicate}"
-        )
-        | {"trial_id": f"{number}-{replicate}", "request_throughput": step["request_throughput"] + 0.001 * replicate}
+        trial("vllm", 1, replicate, 10.0, ladder=step["ladder"], workload="random_tokens")
+        | dict.fromkeys(("launch", "trial_id"), f"{number}-{replicate}")
+        | {"request_throughput": step["request_throughput"] + 0.001 * replicate}
         | {"below_saturation": step["ladder"].startswith("7")}
         for number, step in enumerate(study_for("serving_ladder").tables["serving_ladder"].rows)
         for replicate in range(2)
