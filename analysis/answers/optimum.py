@@ -26,7 +26,8 @@ def _fastest(results: RunResults) -> Iterator[str]:
     points = layout.points
     if quantity is None or layout.x is None or THROUGHPUT not in points:
         return
-    measured = points[points[THROUGHPUT].notna() & points[layout.x].notna()]
+    barred = np.array([bool(results.contests.barred([THROUGHPUT], int(at))) for at in points.index], np.bool_)
+    measured = points[points[THROUGHPUT].notna() & points[layout.x].notna() & ~barred]
     if "as_offered" in measured:  # the setting that varies has no optimum
         measured = measured[~measured["as_offered"].eq(True)]
     for (line, panel), group in measured.groupby(["line", "panel"], sort=False):

@@ -25,6 +25,9 @@ def test_one_engine_over_lengths_has_an_optimum(tmp_path: Path, replaced: bool) 
     sentence = leading_sentence(results, answers([results]))
     assert sentence.startswith("vllm_offline is fastest at input tokens 128: 1,414 tokens/s, 1.56× (")
     assert sentence.endswith(") that at input tokens 512")
+    doubtful = [row | {"agreement": 0.4 if row["workload.input_tokens"] == 128 else 1.0} for row in rows]
+    other = RunResults(run_of(tmp_path / "other", doubtful))
+    assert leading_sentence(other, answers([other])).startswith("vllm_offline is fastest at input tokens 512: ")
     figure = against_load(run, results.layout, "output_throughput")
     assert figure is not None
     assert figure.get_label() == "Throughput is highest at input tokens 128: 1,414 tokens/s"
