@@ -111,9 +111,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
         contest, places = every.contests.shared(quantity, points)
     order = np.argsort(places != contest.best, kind="stable") if contest.won else np.arange(len(points))
     placed = _standings([meeting[index][0][0] for index in order], contest, places[order])
-    return Ranking(
-        criterion, placed, failing, [points[index] for index in order], contest, places[order], shorter, barred
-    )
+    return Ranking(criterion, placed, failing, [points[at] for at in order], contest, places[order], shorter, barred)
 
 
 def best_choices(of_loads: Contest) -> int:

@@ -173,6 +173,7 @@ def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) ->
         labelled = labelled_column("output_throughput" if declared["key"] == PER_GPU else declared["key"], percentiles)
         if labelled is not None and labelled.better is not None and labelled.column in contests.figures:
             declared["tested"] = list(_tested(contests, labelled, declared["value"]))
+            declared["barred"] = [at for at in range(len(declared["value"])) if contests.barred([labelled.column], at)]
     return quantities
 
 

@@ -341,6 +341,16 @@ def test_one_answer_per_configuration_by_the_goal_that_is_chosen(browser: Browse
     assert text(browser, "#verdict") == ""
 
 
+def test_a_severe_warning_takes_the_crown_here_too(browser: Browser, tmp_path: Path) -> None:
+    engines = (("gptq", 200.0, 0.42), ("vllm", 120.0, 1.0))
+    rows = [trial(name, 8, n, speed + n, agreement=agreed) for name, speed, agreed in engines for n in range(2)]
+    browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
+    browser.run(SET, "one", True)
+    assert text(browser, "#verdict").startswith("Best throughput: vllm, qa")
+    assert "Not ranked, because of a severe warning: gptq, qa" in text(browser, "#verdict")
+    assert [name for (name,) in names(browser)] == ["vllm", "gptq"]
+
+
 def test_the_percentile_is_what_a_bound_is_of(browser: Browser, tmp_path: Path) -> None:
     rows = [trial("a", size, 0, 10.0 * size, ttft_p50=0.05 * size, ttft_p99=0.2 * size) for size in (1, 2)]
     browser.open(written(Path(run_of(tmp_path, rows).paths.out)))

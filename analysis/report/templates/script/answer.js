@@ -50,14 +50,20 @@ function configurations(indices) {
   for (const index of indices) {
     if (!points.n[index] || figure(state.goal, index) === null) continue;
     const fit = tightest(index, limits);
-    const entry = { index, ...fit, meets: fit.headroom >= 0, value: figure(state.goal, index) };
+    const entry = { index, ...fit, meets: fit.headroom >= 0, value: figure(state.goal, index), barred: isBarred(index) };
     const other = best.get(points.line[index]);
     if (!other || isAhead(entry, other)) best.set(points.line[index], entry);
   }
   return [...best.values()].sort((one, other) => (isAhead(one, other) ? -1 : 1));
 }
 
+// Whether a severe warning about the goal or a bounded latency keeps a point from being best, as in the answer above.
+function isBarred(index) {
+  return [state.goal, ...bounds().map((bound) => bound.key)].some((key) => quantities.get(key)?.barred?.includes(index));
+}
+
 function isAhead(one, other) {
+  if (one.barred !== other.barred) return other.barred;
   if (one.meets !== other.meets) return one.meets;
   return one.meets ? isBetter(state.goal, one.value, other.value) : one.headroom > other.headroom;
 }
@@ -81,12 +87,18 @@ function hasFront() {
   return Boolean(quantities.get(state.x)?.better && quantities.get(state.y)?.better && state.x !== state.y);
 }
 
-// The sentence above the table, when each configuration has one answer.
+// The sentences above the table, when each configuration has one answer.
 function verdict(entries) {
+  const barred = entries.filter((entry) => entry.barred).map((entry) => points.name[entry.index]);
+  const text = bestOf(entries.filter((entry) => !entry.barred));
+  return barred.length ? `${text} Not ranked, because of a severe warning: ${barred.join("; ")}.` : text;
+}
+
+function bestOf(entries) {
   const goal = labelOf(state.goal, true).toLowerCase().replace("ttft", "TTFT").replace("tpot", "TPOT").replace("gpu", "GPU");
   const within = isBounded() ? ` within ${bounds().map((bound) => bound.text).join(" and ")}` : "";
   const meeting = entries.filter((entry) => entry.meets);
-  if (!entries.length) return "No point in view has that value.";
+  if (!entries.length) return "No point in view can be ranked by that value.";
   if (!meeting.length) {
     const nearest = entries[0];
     const over = Number.isFinite(nearest.headroom) ? `${nearest.bound.text}: ${percent(-nearest.headroom)} over` : "a latency is unknown";

@@ -37,7 +37,7 @@ function trialsTable(index) {
   const rows = points.trials[index].map(([id, replicate, outcome, places]) =>
     element("tr", {}, element("td", { class: "text" }, element("code", {}, id)), element("td", { class: "text" }, replicate === null ? "—" : String(replicate)),
       element("td", { class: "text" }, outcome), element("td", { class: "text" }, ...fileLinks(places))));
-  return element("div", { class: "scroll" }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
+  return element("div", { class: "scroll" }, element("table", { "aria-label": "Trials" }, element("thead", {}, head), element("tbody", {}, ...rows)));
 }
 
 // Files are beside the report; a report that was sent alone has no files.
