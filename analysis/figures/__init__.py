@@ -13,7 +13,7 @@ from types import ModuleType
 from matplotlib.figure import Figure
 
 from analysis.load import Run
-from analysis.plotting.chart_style import style
+from analysis.plotting.chart_style import PHONE, style
 from analysis.point_names import Layout
 from sweep.disk import run_files
 
@@ -24,6 +24,7 @@ class SavedFigure:
     caption: str
     svg: str
     finding: str  # the finding, if established, else the chart's label
+    phone: str = ""  # the SVG with one panel in a row; empty without a finding
 
 
 def draw_all(run: Run, layout: Layout, target: run_files.RunPaths | None = None) -> list[SavedFigure]:
@@ -38,7 +39,9 @@ def draw_all(run: Run, layout: Layout, target: run_files.RunPaths | None = None)
                     (paths.figures / f"{name}.{suffix}").unlink(missing_ok=True)
             else:
                 caption = (module.__doc__ or name).strip().splitlines()[0]
-                saved.append(SavedFigure(name, caption, _save(paths, name, figure), str(figure.get_label())))
+                finding = str(figure.get_label())
+                phone = _for_phones(module, run, layout) if finding else ""
+                saved.append(SavedFigure(name, caption, _save(paths, name, figure), finding, phone))
     return saved
 
 
@@ -48,11 +51,21 @@ def _modules() -> list[tuple[str, ModuleType]]:
     return sorted(modules, key=lambda item: (item[1].POSITION, item[0]))
 
 
+def _for_phones(module: ModuleType, run: Run, layout: Layout) -> str:
+    with style(PHONE):
+        return _svg(module.draw(run, layout))
+
+
 def _save(paths: run_files.RunPaths, name: str, figure: Figure) -> str:
     """Write NAME.svg and NAME.png; return the SVG's text."""
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    svg, png = _svg(figure), io.BytesIO()
     figure.savefig(png, format="png", dpi=200, facecolor="white")
-    run_files.write_whole(paths, paths.figures / f"{name}.svg", svg.getvalue())
+    run_files.write_whole(paths, paths.figures / f"{name}.svg", svg)
     run_files.write_whole(paths, paths.figures / f"{name}.png", png.getvalue())
+    return svg
+
+
+def _svg(figure: Figure) -> str:
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return svg.getvalue()

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from analysis.load import Run
-from analysis.plotting.chart_style import COLOURS, MARKERS, MUTED, PANELS_IN_A_ROW, panels
+from analysis.plotting.chart_style import COLOURS, MARKERS, MUTED, panels
 from analysis.point_names import Layout
 from sweep.disk.run_files import read_claims
 
@@ -36,11 +36,12 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     handles.append(Line2D([], [], color=MUTED, linestyle="--", label="required"))
     heading = claims[0][1]["lines"][0] if len(claims) == 1 else "Share of good requests against the load"
     handles.append(Patch(color=MUTED, alpha=0.18, label="the claim's interval"))
-    figure, axes = panels([textwrap.fill(name, LINE) for name, _ in claims], heading, handles)
+    titles = [textwrap.fill(name, LINE) for name, _ in claims]
+    figure, axes = panels(titles, heading, handles, ylabels=["good requests"])
     figure.set_label(heading if len(claims) == 1 else "")
-    for index, ((_, claim), (ax,)) in enumerate(zip(claims, axes, strict=True)):
+    for (_, claim), (ax,) in zip(claims, axes, strict=True):
         _panel(ax, claim, styles)
-        ax.set(xlabel=f"load ({claim['unit']})", ylabel="" if index % PANELS_IN_A_ROW else "good requests")
+        ax.set_xlabel(f"load ({claim['unit']})")
     return figure
 
 

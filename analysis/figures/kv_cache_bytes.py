@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.load import Run, telemetry
-from analysis.plotting.chart_style import PANELS_IN_A_ROW, legend_entry, line_style, panels
+from analysis.plotting.chart_style import legend_entry, line_style, panels
 from analysis.plotting.drawing import load_axis
 from analysis.plotting.timeline import GIB
 from analysis.point_names import Layout
@@ -26,9 +26,8 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     """Draw each point's largest reading over its replicates, along the load; None if there is no load or no reading."""
     if layout.x is None:
         return None
-    trials = (
-        layout.visible(run.ok).sort_values("replicate", kind="stable").drop_duplicates("point").head(MOST_TELEMETRY)
-    )
+    trials = layout.visible(run.ok).sort_values("replicate", kind="stable").drop_duplicates("point")
+    trials = trials.head(MOST_TELEMETRY)
     trials = trials.assign(peak=_peaks(run, trials)).dropna(subset=["peak", layout.x])
     lines = [line for line in layout.coloured if (trials["line"] == line).any()]
     titles = [title for title in layout.visible_panels if (trials["panel"] == title).any()]
@@ -36,12 +35,11 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         return None
     handles = [legend_entry(layout, line) for line in lines]
     heading = f"Largest KV cache against {layout.x_label.lower()}"
-    figure, axes = panels(titles, heading, handles)
-    for index, (title, (ax,)) in enumerate(zip(titles, axes, strict=True)):
+    figure, axes = panels(titles, heading, handles, ylabels=["KV cache (GiB)"])
+    for title, (ax,) in zip(titles, axes, strict=True):
         for line, group in trials[trials["panel"] == title].sort_values(layout.x).groupby("line", sort=False):
             ax.plot(group[layout.x].to_numpy(np.float64), group["peak"].to_numpy(), **line_style(layout, str(line)))
         load_axis(ax, layout, title)
-        ax.set_ylabel("KV cache (GiB)" if index % PANELS_IN_A_ROW == 0 else "")
         ax.set_ylim(0, (float(trials["peak"].max()) or 1.0) * 1.08)
     return figure
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.load import Run
-from analysis.plotting.chart_style import PANELS_IN_A_ROW, legend_entry, line_style, panels
+from analysis.plotting.chart_style import legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import chosen_records
 from analysis.plotting.drawing import LOGARITHMIC_FROM, logarithmic_ticks
 from analysis.point_names import Layout
@@ -35,8 +35,9 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     curves = {panel: curves[panel] for panel in layout.visible_panels if panel in curves}
     lines = [line for line in layout.coloured if any(line in of_panel for of_panel in curves.values())]
     handles = [legend_entry(layout, line, marker="") for line in lines]
-    figure, axes = panels(list(curves), "Latency of every request, at the largest load completed", handles, rows=2)
-    for index, (of_panel, column) in enumerate(zip(curves.values(), axes, strict=True)):
+    heading, ylabels = "Latency of every request, at the largest load completed", ["% of requests"] * 2
+    figure, axes = panels(list(curves), heading, handles, rows=2, ylabels=ylabels)
+    for of_panel, column in zip(curves.values(), axes, strict=True):
         for row, (ax, label) in enumerate(zip(column, DRAWN_LATENCIES, strict=True)):
             for line, of_trial in of_panel.items():
                 at, share = _curve(of_trial[row] * 1e3)
@@ -45,7 +46,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
             if finite.min() > 0 and finite.max() / finite.min() > LOGARITHMIC_FROM:
                 ax.set_xscale("log")
                 logarithmic_ticks(ax.xaxis)
-            ax.set(xlabel=label, ylim=(0, 102), ylabel="% of requests" if index % PANELS_IN_A_ROW == 0 else "")
+            ax.set(xlabel=label, ylim=(0, 102))
     return figure
 
 

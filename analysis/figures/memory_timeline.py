@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.load import Run, telemetry
-from analysis.plotting.chart_style import PANELS_IN_A_ROW, legend_entry, line_style, panels
+from analysis.plotting.chart_style import legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import largest_load_trials
 from analysis.plotting.timeline import GIB, STROKE, plot_series
 from analysis.point_names import Layout
@@ -35,7 +35,10 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         return None  # an attached endpoint reports no memory
     titles = [panel for panel in layout.panels if panel in set(trials["panel"])]
     handles = [legend_entry(layout, line, **STROKE) for line in layout.lines if line in set(trials["line"])]
-    figure, axes = panels(titles, "Memory over a trial, at the largest completed load", handles, rows=1 + len(rows))
+    labels = {_NAMES.get(label, _NAMES["process"]) for label in trials["memory_label"]}
+    ylabels = [title for *_, title in rows] + [f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)"]
+    heading = "Memory over a trial, at the largest completed load"
+    figure, axes = panels(titles, heading, handles, rows=1 + len(rows), ylabels=ylabels)
     for title, column in zip(titles, axes, strict=True):
         in_panel = trials[trials["panel"] == title]
         for _, trial in in_panel.iterrows():
@@ -48,13 +51,8 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         loads = " / ".join(dict.fromkeys(layout.load(trial) for _, trial in in_panel.iterrows()))
         column[0].set_title(", ".join(filter(None, [title, loads])))
     _same_scales(axes)
-    for index, column in enumerate(axes):
+    for column in axes:
         column[-1].set_xlabel("Time from the trial's start (s)")
-        if index % PANELS_IN_A_ROW == 0:
-            for ax, (_, _, title) in zip(column, rows, strict=False):
-                ax.set_ylabel(title)
-            labels = {_NAMES.get(label, _NAMES["process"]) for label in trials["memory_label"]}
-            column[-1].set_ylabel(f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)")
     figure.align_ylabels()
     return figure
 

@@ -9,14 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.load import Run
-from analysis.plotting.chart_style import (
-    MUTED,
-    PANELS_IN_A_ROW,
-    entries_without_interval,
-    legend_entry,
-    line_style,
-    panels,
-)
+from analysis.plotting.chart_style import MUTED, entries_without_interval, legend_entry, line_style, panels
 from analysis.plotting.drawing import value_axis
 from analysis.point_names import Layout
 from analysis.statistics.intervals import FloatArray
@@ -41,13 +34,13 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     handles = [legend_entry(layout, line) for line in lines]
     handles.append(Line2D([], [], color=MUTED, linewidth=4, alpha=0.4, label="not dominated"))
     handles += entries_without_interval(points, THROUGHPUT, TPOT)
-    unit = "tokens/s per GPU" if with_gpus else "tokens/s"
-    figure, axes = panels(titles, f"{'Throughput per GPU' if with_gpus else 'Throughput'} against speed", handles)
-    for index, (title, (ax,)) in enumerate(zip(titles, axes, strict=True)):
+    per_gpu = " per GPU" if with_gpus else ""
+    figure, axes = panels(titles, f"Throughput{per_gpu} against speed", handles, ylabels=[f"tokens/s{per_gpu}"])
+    for title, (ax,) in zip(titles, axes, strict=True):
         _panel(ax, layout, points[points["panel"] == title])
         value_axis(ax, "x", points["x"].to_numpy(np.float64))
         value_axis(ax, "y", points["y"].to_numpy(np.float64))
-        ax.set(xlabel="tokens/s per user (1 / TPOT p50)", ylabel=unit if index % PANELS_IN_A_ROW == 0 else "")
+        ax.set_xlabel("tokens/s per user (1 / TPOT p50)")
     return figure
 
 

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.load import Run, telemetry
-from analysis.plotting.chart_style import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
+from analysis.plotting.chart_style import MUTED, legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import largest_load_trials
 from analysis.plotting.timeline import STROKE, plot_series
 from analysis.point_names import Layout
@@ -27,14 +27,15 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     handles = [legend_entry(layout, line, **STROKE) for line in layout.lines if line in set(trials["line"])]
     if (samples["series"] == "requests_waiting").any():
         handles.append(Line2D([], [], color=MUTED, linestyle="--", label="waiting (else running)"))
-    figure, axes = panels(titles, "Requests in the engine over a trial, at the largest completed load", handles)
-    for index, (title, (ax,)) in enumerate(zip(titles, axes, strict=True)):
+    heading = "Requests in the engine over a trial, at the largest completed load"
+    figure, axes = panels(titles, heading, handles, ylabels=["requests"])
+    for title, (ax,) in zip(titles, axes, strict=True):
         for _, trial in trials[trials["panel"] == title].iterrows():
             of_trial = samples[samples["trial_id"] == trial["trial_id"]]
             for series, dash in _SERIES.items():
                 style = {**line_style(layout, str(trial["line"])), **STROKE, "linestyle": dash}
                 plot_series(ax, of_trial, series, style)
-        ax.set(xlabel="Time from the trial's start (s)", ylabel="" if index % PANELS_IN_A_ROW else "requests")
+        ax.set_xlabel("Time from the trial's start (s)")
         ax.set_xlim(left=0)
     top = max(1.0, *(ax.dataLim.ymax for (ax,) in axes))
     for (ax,) in axes:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.load import Run
-from analysis.plotting.chart_style import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
+from analysis.plotting.chart_style import MUTED, legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import chosen_records
 from analysis.point_names import Layout
 from sweep.numbers.chunks import Floats, as_floats, tokens_per_bin
@@ -44,9 +44,10 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     handles = [legend_entry(layout, line, marker="") for line in lines]
     if any(pd.notna(trial["steady_begin"]) for each in courses.values() for trial, *_ in each):
         handles.append(Line2D([], [], color=MUTED, linewidth=2.4, label="steady state"))
-    figure, axes = panels(list(courses), "Output over one trial, at the largest completed load", handles)
+    heading = "Output over one trial, at the largest completed load"
+    figure, axes = panels(list(courses), heading, handles, ylabels=["tokens/s"])
     top = max(float(tokens.max()) for each in courses.values() for _, _, tokens in each)
-    for index, (of_panel, (ax,)) in enumerate(zip(courses.values(), axes, strict=True)):
+    for of_panel, (ax,) in zip(courses.values(), axes, strict=True):
         for trial, times, tokens in of_panel:
             stroke = {**line_style(layout, str(trial["line"])), "marker": ""}
             ax.plot(times, tokens, **{**stroke, "linewidth": 0.9, "alpha": 0.6})
@@ -55,5 +56,4 @@ def draw(run: Run, layout: Layout) -> Figure | None:
                 ax.plot(times[inside], tokens[inside], **{**stroke, "linewidth": 2.4})
         ax.set(ylim=(0, top * 1.08), xlabel="Time from the trial's start (s)")
         ax.set_xlim(left=0)
-        ax.set_ylabel("tokens/s" if index % PANELS_IN_A_ROW == 0 else "")
     return figure

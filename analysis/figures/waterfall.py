@@ -1,5 +1,6 @@
 """What caused the gain in throughput, TTFT and cost: the factor of each setting or step, from first to last."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,13 +12,14 @@ from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
 from analysis.explain.output import END, factor, share_text
 from analysis.load import Run
-from analysis.plotting.chart_style import COLOURS, INK, MUTED, PANEL, panels
-from analysis.point_names import MOST_PANELS, Layout
+from analysis.plotting.chart_style import COLOURS, GAPS, INK, MUTED, PANEL, panels
+from analysis.point_names import Layout
 from sweep.base.wording import number
 
-POSITION = 12
+POSITION = 9
 GAIN, LOSS = COLOURS[2], COLOURS[1]
 WIDTH, BAR_HEIGHT = PANEL[0] * 1.3, 0.3
+SCREENFUL = 9.8  # inches: the 13 steps of serving_ladder on three tasks
 REACH = 1.5  # at either end, intervals may lengthen the axis by this factor
 
 
@@ -29,12 +31,16 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     if not any(len(each.parts) + len(each.branches) > 1 for each in explained):  # one setting is the whole gain
         return None
     quantities = list(dict.fromkeys(each.quantity.column for each in explained))
-    columns = _by_design(explained)[: MOST_PANELS // len(quantities)]
-    names = _row_names(explained)
-    titles = [next(iter(column.values())).task for column in columns]
+    designs, names = _by_design(explained), _row_names(explained)
     size = (WIDTH, 0.35 + BAR_HEIGHT * len(names))
+    rows = max(1, int((SCREENFUL + GAPS[1]) // (size[1] + GAPS[1])))  # of panels, two in a row
+    quantities = quantities[: max(1, rows // math.ceil(len(designs) / 2))]
+    columns = designs[: 2 * (rows // len(quantities))]
+    titles = [next(iter(column.values())).task for column in columns]
     established = _finding(explained[0])
-    figure, axes = panels(titles, established or "What bought the gain", [], rows=len(quantities), size=size)
+    heading = established or "What bought the gain"
+    heading += f" (the first {len(columns)} of {len(designs)} tasks)" if len(columns) < len(designs) else ""
+    figure, axes = panels(titles, heading, [], rows=len(quantities), size=size)
     figure.set_label(established)
     for column, of_design in zip(columns, axes, strict=True):
         for quantity, ax in zip(quantities, of_design, strict=True):

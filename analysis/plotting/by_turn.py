@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.load import Run
-from analysis.plotting.chart_style import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
+from analysis.plotting.chart_style import MUTED, legend_entry, line_style, panels
 from analysis.plotting.chosen_trials import chosen_records
 from analysis.point_names import Layout
 from sweep.base.records import Records
@@ -43,19 +43,17 @@ def by_turn(run: Run, layout: Layout, title: str, axis: str, curves: Curves, lev
     lines = [line for line in layout.coloured if any(line in of_panel for of_panel in drawn.values())]
     handles = [legend_entry(layout, line) for line in lines]
     if level:
-        handles += [
-            Line2D([], [], color=MUTED, label=name, **look) for name, look in zip(curves, DASHINGS, strict=True)
-        ]
+        handles += [Line2D([], [], color=MUTED, label=key, **look) for key, look in zip(curves, DASHINGS, strict=True)]
         handles.append(Line2D([], [], color=MUTED, label="the engine's counter, all turns", **DOTTED))
-    figure, axes = panels(list(drawn), f"{title}, at the largest load completed", handles)
-    for index, ([ax], of_panel) in enumerate(zip(axes, drawn.values(), strict=True)):
+    figure, axes = panels(list(drawn), f"{title}, at the largest load completed", handles, ylabels=[axis])
+    for [ax], of_panel in zip(axes, drawn.values(), strict=True):
         for line, (numbers, values, height) in of_panel.items():
             style = line_style(layout, line)
             for heights, look in zip(values, DASHINGS, strict=False):
                 ax.plot([number + 1 for number in numbers], heights, **{**style, **look})
             if np.isfinite(height):
                 ax.axhline(height, color=style["color"], **DOTTED)
-        ax.set(xlabel="turn of the session", ylabel=axis if index % PANELS_IN_A_ROW == 0 else "")
+        ax.set_xlabel("turn of the session")
         ax.set_ylim(bottom=0)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

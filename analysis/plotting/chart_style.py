@@ -24,7 +24,7 @@ DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # a dash for each pass through the
 PANEL = (2.45, 2.0)  # inches, without labels
 NARROWEST = 4.5  # minimum total width of all axes, in inches
 GAPS = (0.32, 0.6)  # inches between axes
-PANELS_IN_A_ROW = 2  # two charts fit next to each other on a screen, and a phone shrinks one only slightly
+SCREEN, PHONE = (6.4, 4.8), (2.9, 4.8)  # inches: room for a row of axes, two on a screen and one on a phone
 LETTER, HEADING_LETTER = 0.085, 0.1  # average width in inches
 
 _STYLE = {
@@ -52,9 +52,9 @@ _STYLE = {
 }
 
 
-def style() -> AbstractContextManager[None]:
+def style(room: tuple[float, float] = SCREEN) -> AbstractContextManager[None]:
     """Return the style of all charts, independent of the user's matplotlibrc."""
-    return mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": "agg"})
+    return mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "figure.figsize": room, "backend": "agg"})
 
 
 # Small multiples -----------------------------------------------------------------------------------------------------
@@ -67,15 +67,17 @@ def panels(
     rows: int = 1,
     size: tuple[float, float] = PANEL,
     own_rows: bool = False,
+    ylabels: Sequence[str] = (),
 ) -> tuple[Figure, list[list[Axes]]]:
     """Make a figure with a heading, a legend and `rows` empty axes of `size` per title; the axes are by title and row.
 
-    Axes side by side share one vertical axis, unless each has its own rows. They fill the figure, and labels around
-    them enlarge it when it is saved, since matplotlib's layouts would shrink the axes for long labels.
+    Axes side by side share one vertical axis, which has its row's label, unless each has its own rows. They fill the
+    figure, and labels enlarge it when it is saved, since matplotlib's layouts would shrink the axes for long labels.
     """
-    across = min(len(titles), PANELS_IN_A_ROW)
+    room = float(mpl.rcParams["figure.figsize"][0])  # as `style` says
+    across = min(len(titles), 1 if room <= PHONE[0] else 2)
     down = math.ceil(len(titles) / across) * rows
-    width = max(across * (size[0] + GAPS[0]) - GAPS[0], NARROWEST)
+    width = max(across * (size[0] + GAPS[0]) - GAPS[0], min(NARROWEST, room))
     height = down * (size[1] + GAPS[1]) - GAPS[1]
     figure = Figure(figsize=(width, height))
     entry_width = max([0.6 + LETTER * len(str(entry.get_label())) for entry in handles], default=1.0)
@@ -93,8 +95,10 @@ def panels(
     figure.subplots_adjust(0, 0, 1, 1, GAPS[0] / size[0], GAPS[1] / size[1])
     grid = figure.subplots(down, across, squeeze=False, sharey=False if own_rows else "row" if rows > 1 else "all")
     axes = [list(column) for band in range(0, down, rows) for column in grid[band : band + rows].T]
-    for title, column in zip(titles, axes, strict=False):
+    for index, (title, column) in enumerate(zip(titles, axes, strict=False)):
         column[0].set_title(title)
+        for ax, label in zip(column, ylabels if index % across == 0 else (), strict=False):
+            ax.set_ylabel(label)
     for ax in (ax for column in axes[len(titles) :] for ax in column):
         ax.set_visible(False)
     return figure, axes[: len(titles)]

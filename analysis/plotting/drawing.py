@@ -18,15 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from analysis.load import Run
-from analysis.plotting.chart_style import (
-    MUTED,
-    PANEL,
-    PANELS_IN_A_ROW,
-    entries_without_interval,
-    legend_entry,
-    line_style,
-    panels,
-)
+from analysis.plotting.chart_style import MUTED, PANEL, entries_without_interval, legend_entry, line_style, panels
 from analysis.plotting.finding import established
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column
@@ -69,11 +61,12 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
     if len(published):
         handles.append(Line2D([], [], label="published by the study", **PUBLISHED))
     heading = established(layout, shown)
-    figure, axes = panels(layout.visible_panels, heading or _heading(layout, shown), handles, size=size)
+    ylabels, title = [shown.axis] if layout.x else [], heading or _heading(layout, shown)
+    figure, axes = panels(layout.visible_panels, title, handles, size=size, ylabels=ylabels)
     figure.set_label(heading)
     means = [_scaled(layout.points[layout.points["line"].isin(lines)], name, shown) for name in (column, also) if name]
     values = np.concatenate([*means, _scaled(replicates, column, shown)])  # everything except whiskers
-    for index, (title, (ax,)) in enumerate(zip(layout.visible_panels, axes, strict=True)):
+    for title, (ax,) in zip(layout.visible_panels, axes, strict=True):
         points, dots = (_in_panel(layout, frame, title, lines) for frame in (layout.points, replicates))
         for line in lines:
             _line(ax, layout, points[points["line"] == line], dots[dots["line"] == line], shown, also)
@@ -83,7 +76,6 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
         _mark_cut_whiskers(ax, layout, points, shown)
         if layout.x:
             load_axis(ax, layout, title)
-            ax.set_ylabel(shown.axis if index % PANELS_IN_A_ROW == 0 else "")
         else:
             ax.set_yticks(range(len(lines)), lines)
             ax.set(ylim=(len(lines) - 0.5, -0.5), xlabel=shown.axis)

@@ -26,9 +26,7 @@ def established(layout: Layout, shown: LabelledColumn) -> str:
 
 
 def _leaders(rivals: pd.DataFrame, standing: str, shown: LabelledColumn) -> str:
-    standings = [
-        group.set_index("line")[standing] for _, group in rivals.groupby(question_columns(rivals), dropna=False)
-    ]
+    standings = [each.set_index("line")[standing] for _, each in rivals.groupby(question_columns(rivals), dropna=False)]
     decided = [group for group in standings if (group == Standing.BEST).any() and not (group == Standing.TIED).any()]
     wins = Counter(str(group.index[group == Standing.BEST][0]) for group in decided if len(group) > 1)
     extreme, total = "highest" if shown.better == "higher" else "lowest", count(len(standings), "task")

@@ -163,16 +163,22 @@ def _open_figures(figures: Iterable[SavedFigure]) -> Iterator[SavedFigure]:
 
 
 def _inline(figure: SavedFigure) -> Markup:
-    """Return a chart's SVG for the page, with the page's colours and with ids that are unique on the page."""
-    svg = figure.svg[figure.svg.index("<svg") :]
+    """Return a chart's SVG for the page and, if there is one, its SVG for phones, with the page's colours."""
+    found = SVG_SIZE.search(figure.phone)  # read at three quarters of its size; with longer names it scrolls
+    phone = f' class="phone" style="min-width: {0.75 * float(found[1]):.0f}pt"' if found else ""
+    return _on_page(figure, figure.svg) + (_on_page(figure, figure.phone, phone) if phone else Markup())
+
+
+def _on_page(figure: SavedFigure, svg: str, attributes: str = "") -> Markup:
+    """Return an SVG with ids that are unique on the page."""
+    svg, name = svg[svg.index("<svg") :], f"{figure.name}{'-phone' * bool(attributes)}"
     named = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: f"line-{n}" for n, colour in enumerate(COLOURS)}}
-    for colour, name in named.items():
-        svg = svg.replace(colour.lower(), f"var(--{name})")
-    svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{figure.name}-', svg)
-    svg = svg.replace("url(#", f"url(#{figure.name}-")
+    for colour, variable in named.items():
+        svg = svg.replace(colour.lower(), f"var(--{variable})")
+    for place in (' id="', 'href="#', "url(#"):
+        svg = svg.replace(place, f"{place}{name}-")
     spoken = escape(f"{figure.finding}. {figure.caption}" if figure.finding else figure.caption)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{spoken}"', 1))
+    return Markup(svg.replace("<svg", f'<svg{attributes} role="img" aria-label="{spoken}"', 1))
 
 
 # What was run --------------------------------------------------------------------------------------------------------

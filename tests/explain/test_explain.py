@@ -38,12 +38,8 @@ def factorial(folder, even_only=False, noise=0.01, cubic=0.0, omit=(), launches=
             trial("vllm", 8, launch, math.exp(log + noises.normal(0, noise)), launch=f"{bits}-{launch}", **settings)
             for launch in range(launches)
         ]
-    rows += [
-        trial(
-            "transformers", 8, launch, math.exp(math.log(100) - ENGINE + noises.normal(0, noise)), launch=f"t-{launch}"
-        )
-        for launch in range(launches)
-    ]
+    speeds = [math.exp(math.log(100) - ENGINE + noises.normal(0, noise)) for _ in range(launches)]
+    rows += [trial("transformers", 8, launch, speed, launch=f"t-{launch}") for launch, speed in enumerate(speeds)]
     for index, row in enumerate(rows):
         row["trial_id"] = f"trial-{index}"
     return RunResults(run_of(folder, rows, baseline={"backend": "transformers"}))
@@ -226,10 +222,8 @@ def test_a_ladder_gives_ordered_shares_and_says_so(tmp_path):
         "wide": pytest.approx(math.log(1.5) / math.log(3), abs=0.03),
         "fp8": pytest.approx(math.log(2) / math.log(3), abs=0.03),
     }
-    sentence = gain_sentence(explanation)
-    assert sentence.startswith(
-        "qa: throughput from 100.0 to 303 tokens/s, 3.03× that of plain. Shares of the change: fp8"
-    )
+    said = "qa: throughput from 100.0 to 303 tokens/s, 3.03× that of plain. Shares of the change: fp8"
+    assert gain_sentence(explanation).startswith(said)
     assert any("hold for this ladder's order" in note for note in explanation.notes)
     ((branch, below, gain, _, *_),) = explanation.branches
     assert (branch, below, gain.value) == ("aside", "wide", pytest.approx(10 / 150, rel=0.05))
