@@ -42,6 +42,10 @@ def _contested(contested: Sequence[TaskAnswer], total: int) -> str:
     where = count(len(contested), "task")
     others = f" ({total - len(contested)} more with nothing to compare)" if len(contested) < total else ""
     quantities = listed(list(dict.fromkeys(answer.criterion.quantity.in_sentence for answer in contested)))
+    if not wins and len(contested) == 1:
+        tied = [contested[0].meeting[0].name, *(each.name for each in contested[0].tied)]
+        subject = " and ".join(tied) if len(tied) <= MOST_IN_SENTENCE else f"{len(tied)} configurations"
+        return f"{subject} tie at {contested[0].criterion.title} in {quantities}{others}"
     if not wins:
         few = len(names) <= 2
         subject = " and ".join(names) if few else f"The {len(names)} configurations"

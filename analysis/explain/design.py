@@ -119,9 +119,7 @@ def _ladder(task: str, group: pd.DataFrame) -> Ladder:
         notes.append(f"{task}: {step} has no result, so the ladder is explained from {path[-1]} on")
     path.reverse()
     beside = [(name, str(parent)) for name, parent in parents.items() if name not in path]
-    branches = tuple(
-        Branch(name, parent, position[name], position[parent]) for name, parent in beside if parent in position
-    )
+    branches = tuple(Branch(name, base, position[name], position[base]) for name, base in beside if base in position)
     return Ladder(task, tuple(path), tuple(position[name] for name in path), branches, tuple(notes))
 
 

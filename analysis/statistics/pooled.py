@@ -292,9 +292,7 @@ def _figures(
         if statistics[0].quantity.per == "gap":
             yield from _figures_of_gaps(points, figure, statistics)
             continue
-        samples: list[Replicates] = [
-            [(sample,) for sample in _replicates(point, statistics[0], steady)] for point in points
-        ]
+        samples: list[Replicates] = [[(one,) for one in _replicates(point, statistics[0], steady)] for point in points]
         for chosen, (sample,), launch in _batches(points, samples):
             for statistic, interval in _of_requests(sample, launch, statistics):  # or batches, treated as requests
                 yield statistic.column, interval, chosen
