@@ -166,6 +166,7 @@ def test_a_report_with_its_figures_is_small_and_fetches_nothing(browser: Browser
     browser.open(page)
     figures = browser.run("return [...document.querySelectorAll('figure')].map(figure => figure.id)")
     assert not browser.run("return document.querySelector('#more #figure-waterfall')"), "it is open"
+    assert browser.run("return [...document.querySelectorAll('table')].every(one => one.caption || one.ariaLabel)")
     assert {f"figure-{name}" for name in FIGURES[kind]} <= set(figures)
     for scheme in ("light", "dark"):
         browser.media(scheme=scheme)
