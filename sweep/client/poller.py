@@ -20,7 +20,7 @@ SLOW = 0.016  # s
 WORTH_IT = 1_500  # reads per second above which a round contains several
 ALERT = 1.0  # s of immediate reads after a read with several events; doubled each time
 LONGEST_ALERT = 3600.0  # s
-AT_ONCE = 16  # urgent sockets that are read before the others get a turn: each may start a request
+MOST_URGENT = 16  # urgent sockets that are read before the others get a turn: each may start a request
 # Edge-triggered: otherwise each token would cause a second, useless check after it was read.
 PATIENT_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -95,7 +95,7 @@ class Poller:
             self._loop.add_reader(self._patient.fileno(), self._read, self._patient)
 
     def _read(self, watched: "select.epoll") -> None:
-        for fd, events in watched.poll(0, AT_ONCE if watched is self._urgent else max(1, len(self._callbacks))):
+        for fd, events in watched.poll(0, MOST_URGENT if watched is self._urgent else max(1, len(self._callbacks))):
             while (callback := self._callbacks.get(fd)) is not None:  # an earlier read may have closed it
                 callback()
                 if not events & ENDS:  # an end is reported once, with the bytes before it: read everything

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from sweep.client import poller
-from sweep.client.poller import ALERT, AT_ONCE, SLOW, WORTH_IT, Poller
+from sweep.client.poller import ALERT, MOST_URGENT, SLOW, WORTH_IT, Poller
 
 FAST = WORTH_IT * 2  # reads in a second
 
@@ -84,7 +84,7 @@ def test_many_urgent_reads_let_others_take_turns() -> None:
     async def story(poller: Poller) -> None:
         order: list[str] = []
         first = Socket(poller)  # the first token of a request, which arrives while many answers end
-        ends = [Socket(poller, patient=False) for _ in range(4 * AT_ONCE)]
+        ends = [Socket(poller, patient=False) for _ in range(4 * MOST_URGENT)]
 
         def ended(end: Socket) -> None:
             if not order:
@@ -98,7 +98,7 @@ def test_many_urgent_reads_let_others_take_turns() -> None:
             end.far.send(b"x")
         while len(order) <= len(ends):
             await asyncio.sleep(0)
-        assert order.index("first") <= 2 * AT_ONCE
+        assert order.index("first") <= 2 * MOST_URGENT
 
     run(story)
 
