@@ -26,7 +26,6 @@ from backends.launch.gpus import find_gpu
 
 HOLDS, WAITS = "sweep-lease", "sweep-lease-waits"
 SOCKETS, LISTENS = Path("/proc/net/unix"), "00010000"  # and the flags of a socket that listens
-UNACCEPTED = 4096  # connections from other processes, which are never accepted
 CPU = "CPU"
 POLL = 0.5  # s between two checks of a lease that another process holds
 GIVE_WAY = 4 * POLL  # s for which a free device is reserved for a waiting process, which may be suspended
@@ -103,7 +102,7 @@ def _bind(leases: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) 
         lease = sockets.enter_context(socket.socket(socket.AF_UNIX))
         try:
             lease.bind(b"\0" + mine.name(prefix))
-            lease.listen(UNACCEPTED)
+            lease.listen(4096)  # connections from other processes wait here and are never accepted
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
