@@ -110,11 +110,9 @@ def _bind(leases: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) 
 
 def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
     """Return other processes that measure on, or wait for, one of these devices; empty if the system hides them."""
-    try:
+    lines, found = list[str](), set()
+    with contextlib.suppress(OSError):
         lines = SOCKETS.read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-    found = set()
     for line in lines:
         if f" {LISTENS} " in line and (name := line.partition(f" @{prefix}/")[2]).count("/") >= 3:
             device, sharing, pid, sweep = name.split("/", 3)
