@@ -17,14 +17,14 @@ from sweep.base.wording import count
 from sweep.search.twin import UNLIMITED, Costs, Floats, Integers, Limits, Replay, Requests, Twin
 
 NEAR = 0.12  # maximum |log(rate / estimate)| of the probes that the estimate is computed from
-LOOKS = 2.2  # standard errors between the estimate and the claim: 95% one-sided, with repeated looks
+LOOKS = 2.0  # standard errors between the estimate and the claim: 95% one-sided, with repeated looks
 FLOOR = 0.02  # of the log capacity: what the twin itself does not know
-SAFETY = 0.006  # of the log capacity: by so much simulated claims were too high too often
-SAFETY_OF_ENDPOINT = 0.01  # the same, where the twin does not know the limits
-NARROW = 0.013  # of the log capacity: the standard error at which a search ends
+SAFETY = 0.008  # of the log capacity: by so much simulated claims were too high too often
+SAFETY_OF_ENDPOINT = 0.014  # the same, where the twin does not know the limits
+NARROW = 0.0175  # of the log capacity: the standard error at which a search ends
 MOST_LENGTHS = 30.0  # of probes in all, after which the interval is the answer
-LEAST = 8.0  # full probes' lengths near the estimate before it does
-CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
+LEAST = 5.0  # full probes' lengths near the estimate before it does
+CONFIRMING = 2.0  # probes' lengths of a fresh run at the claim
 CONFIRMATIONS = 6
 STEP = 0.012  # minimum step down of the log claim after a run that fails to confirm it; 1.5 times larger each time
 LIGHT = 0.45  # share of the saturated throughput: a rate that every deployment sustains
