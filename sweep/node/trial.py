@@ -40,6 +40,8 @@ from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
 from sweep.plan.plan import Trial
 
+FIRST_FEW = 8  # failed requests, without a success, after which a trial may end early
+
 
 def run_trial(
     work: Work,
@@ -334,7 +336,7 @@ class _Crowd:
         if self.is_hopeless(progress):
             in_flight = f"{progress.in_flight:,} requests in flight after {duration_text(progress.seconds)}"
             self.problem = f"{OVERLOADED}: {in_flight}; {unsent}"
-        elif progress.done == progress.failed > self.max_failed * progress.total:
+        elif progress.done == progress.failed > max(FIRST_FEW, self.max_failed * progress.total):
             self.problem = f"{ALL_FAILED}; {unsent}"
         self.report(progress)
 

@@ -171,7 +171,7 @@ def test_both_ends_are_apart_by_what_the_twin_does_not_know():
     proposer.below = proposer.above = 0.0
     proposer.floor, proposer.unlike, proposer.saturated, proposer.failing = 0.03, False, False, np.inf
     ends = proposer.claim().lower, proposer.claim().upper
-    assert ends == pytest.approx((proposer.estimate * np.exp(-0.04), proposer.estimate * np.exp(0.03)))
+    assert ends == pytest.approx((proposer.estimate * np.exp(-0.044), proposer.estimate * np.exp(0.03)))
 
 
 def test_so_many_requests_in_flight_show_that_a_rate_is_too_high():
