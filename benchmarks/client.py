@@ -64,6 +64,8 @@ SGLANG_BENCH = (
     "import _bench; _bench.run_argv(['sglang-bench', *sys.argv[1:]])"
 )
 RIVALS = {"vllm": "vLLM", "sglang": "SGLang"}
+PrintedLine = tuple[float, str]  # its time in s, and its text
+CpuReading = tuple[float, float]  # its time in s, and the CPU seconds until then
 
 
 @dataclass(frozen=True)
@@ -256,51 +258,13 @@ def ours(row: Row, url: str, folder: Path, cores: tuple[int, int]) -> Result:
 
 def theirs(row: Row, url: str, folder: Path, core: int, rival: str, python: str) -> Result:
     """Run a rival's client on the same row; its CPU time is read from outside while it runs."""
-    arguments = {
-        "base-url": url,
-        "model": "simulated",
-        "tokenizer": str(TOKENIZER),
-        "random-input-len": PROMPT_TOKENS,
-        "random-output-len": row.tokens,
-        "num-prompts": row.requests,
-        "max-concurrency": row.concurrency,
-        "request-rate": row.rate or "inf",
-        "ready-check-timeout-sec": 0,
-    }
-    if rival == "vllm":
-        code, flags = VLLM_BENCH, ["--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm"]
-        arguments |= {"backend": "openai", "endpoint": "/v1/completions", "dataset-name": "random"}
-        arguments |= {"request-id-prefix": "vllm-", "result-dir": str(folder), "result-filename": "result.json"}
-    else:
-        code, flags = SGLANG_BENCH, ["--output-details", "--disable-retokenize", "--disable-tqdm"]
-        arguments |= {"backend": "vllm-chat", "dataset-name": "random-ids", "random-range-ratio": 1}
-        arguments |= {"worker-threads": 1, "warmup-requests": 0, "output-file": str(folder / "result.json")}
-    command = [python, "-c", code, *flags, *(f"--{name}={value}" for name, value in arguments.items())]
     folder.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    said: list[tuple[float, str]] = []  # lines of output: (time, text)
-    cpu: list[tuple[float, float]] = []  # readings: (time, CPU seconds so far)
-    memory = 0
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=environment, **streams) as process:
-        watched = psutil.Process(process.pid)
-        _alone_on(process.pid, core)
-        output = process.stdout or ()
-        reader = threading.Thread(target=lambda: said.extend((time.monotonic(), text) for text in output))
-        reader.start()
-        while process.poll() is None:
-            with contextlib.suppress(psutil.Error, OSError):
-                cpu.append((time.monotonic(), time.clock_gettime(~process.pid << 3 | 2)))  # of all threads, in ns
-                memory = max(memory, watched.memory_info().rss)
-            time.sleep(0.05)
-        reader.join()
-    if process.returncode:
-        raise RuntimeError(f"{RIVALS[rival]}'s client failed: {''.join(text for _, text in said)[-2000:]}")
+    printed, cpu, memory = _watched(_command_of(row, url, folder, rival, python), core, RIVALS[rival])
     content = json.loads((folder / "result.json").read_text())
     if rival == "vllm":
         begin, names = min(content["start_times"]), [f"vllm-{i}" for i in range(row.requests)]
     else:  # it says when it begins, and each answer's words are the name that the server gave the request
-        begin = next(when for when, text in said if text.startswith("Running "))
+        begin = next(when for when, text in printed if text.startswith("Running "))
         names = [text.strip().partition(" ")[0] for text in content["generated_texts"]]
         names = list(map(str, range(row.requests))) if row.plain else names
     columns = zip(names, content["ttfts"], content["itls"], content["errors"], strict=True)
@@ -323,7 +287,55 @@ def theirs(row: Row, url: str, folder: Path, core: int, rival: str, python: str)
     )
 
 
-def _at(readings: list[tuple[float, float]], when: float) -> float:
+def _command_of(row: Row, url: str, folder: Path, rival: str, python: str) -> list[str]:
+    """Return a rival's command for a row, which writes result.json into the folder."""
+    arguments = {
+        "base-url": url,
+        "model": "simulated",
+        "tokenizer": str(TOKENIZER),
+        "random-input-len": PROMPT_TOKENS,
+        "random-output-len": row.tokens,
+        "num-prompts": row.requests,
+        "max-concurrency": row.concurrency,
+        "request-rate": row.rate or "inf",
+        "ready-check-timeout-sec": 0,
+    }
+    if rival == "vllm":
+        code, flags = VLLM_BENCH, ["--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm"]
+        arguments |= {"backend": "openai", "endpoint": "/v1/completions", "dataset-name": "random"}
+        arguments |= {"request-id-prefix": "vllm-", "result-dir": str(folder), "result-filename": "result.json"}
+    else:
+        code, flags = SGLANG_BENCH, ["--output-details", "--disable-retokenize", "--disable-tqdm"]
+        arguments |= {"backend": "vllm-chat", "dataset-name": "random-ids", "random-range-ratio": 1}
+        arguments |= {"worker-threads": 1, "warmup-requests": 0, "output-file": str(folder / "result.json")}
+    return [python, "-c", code, *flags, *(f"--{name}={value}" for name, value in arguments.items())]
+
+
+def _watched(command: list[str], core: int, title: str) -> tuple[list[PrintedLine], list[CpuReading], int]:
+    """Run a client on one core; return what it printed, its readings of CPU time and its peak memory in bytes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    printed: list[PrintedLine] = []
+    cpu: list[CpuReading] = []
+    memory = 0
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **streams) as process:
+        watched = psutil.Process(process.pid)
+        _alone_on(process.pid, core)
+        output = process.stdout or ()
+        reader = threading.Thread(target=lambda: printed.extend((time.monotonic(), text) for text in output))
+        reader.start()
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error, OSError):
+                cpu.append((time.monotonic(), time.clock_gettime(~process.pid << 3 | 2)))  # of all threads, in ns
+                memory = max(memory, watched.memory_info().rss)
+            time.sleep(0.05)
+        reader.join()
+    if process.returncode:
+        raise RuntimeError(f"{title}'s client failed: {''.join(text for _, text in printed)[-2000:]}")
+    return printed, cpu, memory
+
+
+def _at(readings: list[CpuReading], when: float) -> float:
     """Interpolate readings linearly at a time."""
     for (t0, v0), (t1, v1) in pairwise(readings):
         if t0 <= when <= t1:

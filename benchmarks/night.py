@@ -286,17 +286,17 @@ class Night:
         """Return the processes of sweeps that remain in this network."""
         network = os.readlink("/proc/self/ns/net")
         servers = {self.around.endpoint.pid, self.around.store.pid, os.getpid()}
-        until, left = time.monotonic() + LEFT_WITHIN, [""]
-        while left and time.monotonic() < until:
-            left = []
+        until, command_lines = time.monotonic() + LEFT_WITHIN, [""]
+        while command_lines and time.monotonic() < until:
+            command_lines = []
             for process in psutil.process_iter(["pid", "cmdline"]):
                 with contextlib.suppress(OSError, psutil.Error):
                     line = " ".join(process.info["cmdline"] or [])
                     ours = any(word in line for word in ("sweep", "simulated_server", "supervisor.py"))
                     if ours and process.pid not in servers and os.readlink(f"/proc/{process.pid}/ns/net") == network:
-                        left += [line[:80]] if str(ROOT) in line or "-m sweep" in line else []
+                        command_lines += [line[:80]] if str(ROOT) in line or "-m sweep" in line else []
             time.sleep(0.5)
-        return left
+        return command_lines
 
     # -- faults
 

@@ -120,11 +120,11 @@ def _references(work: Work, launch: Any, runs: int, first: int) -> Iterator[agre
         jobs = [_job_of(work, run) for run in range(begin, min(begin + AT_ONCE, runs))]
         prompts, texts = (list(chain(*parts)) for parts in zip(*jobs, strict=True))
         with patch.multiple(agreement, prompts=Mock(return_value=prompts), texts=Mock(return_value=texts)):
-            whole = _known(agreement.reference(work, launch, lambda message: None))
-        tokens, log_probabilities = iter(whole.tokens), iter(whole.log_probabilities)
-        for asked, passages in jobs:
-            own_tokens, own_values = list(islice(tokens, len(asked))), list(islice(log_probabilities, len(passages)))
-            yield replace(whole, prompts=asked, texts=passages, tokens=own_tokens, log_probabilities=own_values)
+            reference = _known(agreement.reference(work, launch, lambda message: None))
+        tokens, log_probabilities = iter(reference.tokens), iter(reference.log_probabilities)
+        for prompts, passages in jobs:
+            own_tokens, own_values = list(islice(tokens, len(prompts))), list(islice(log_probabilities, len(passages)))
+            yield replace(reference, prompts=prompts, texts=passages, tokens=own_tokens, log_probabilities=own_values)
 
 
 def _job_of(work: Work, run: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -192,16 +192,17 @@ def main(runs: int, names: list[str]) -> None:
 def measured(case: Case, runs: int) -> Iterator[dict[str, Any]]:
     """Yield the runs of a case: first the runs stored by a series, then the rest as they are measured."""
     stem = re.sub("[^a-z0-9]+", "_", case.name.lower())
-    kept = SERIES / str(code_version.commit()) / f"{stem}.jsonl"
-    done = [json.loads(record) for record in kept.read_text().splitlines()][:runs] if runs > 1 and kept.exists() else []
+    series = SERIES / str(code_version.commit()) / f"{stem}.jsonl"
+    records = series.read_text().splitlines()[:runs] if runs > 1 and series.exists() else []
+    done = [json.loads(record) for record in records]
     yield from done
     if len(done) == runs:
         return
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         for columns in compared(case, runs, Path(folder), len(done)):
             if runs > 1:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                with kept.open("a") as file:
+                series.parent.mkdir(parents=True, exist_ok=True)
+                with series.open("a") as file:
                     file.write(json.dumps(columns) + "\n")
             yield columns
 

@@ -180,19 +180,19 @@ class Types:
             return self._parts(self.constants[node.id])
         return [node]
 
-    def of_argument(self, words: Mapping[str, ast.expr]) -> Flag:
-        """Return the kind of `add_argument(**words)`."""
-        action = ast.unparse(words["action"]).strip("'\"").rpartition(".")[2] if "action" in words else ""
+    def of_argument(self, keywords: Mapping[str, ast.expr]) -> Flag:
+        """Return the kind of `add_argument(**keywords)`."""
+        action = ast.unparse(keywords["action"]).strip("'\"").rpartition(".")[2] if "action" in keywords else ""
         if action.startswith("store_") or "StoreTrue" in action or action == "BooleanOptionalAction":
             return "bool"
-        if "choices" in words:
-            return self.choices(words["choices"]) or "any"
-        if "action" in words and action != "append":
+        if "choices" in keywords:
+            return self.choices(keywords["choices"]) or "any"
+        if "action" in keywords and action != "append":
             return "any"
-        type_name = ast.unparse(words["type"]).rpartition(".")[2] if "type" in words else "str"
+        type_name = ast.unparse(keywords["type"]).rpartition(".")[2] if "type" in keywords else "str"
         flag = "json" if type_name == "loads" else "size" if type_name in SIZES else CALLED.get(type_name, "any")
-        nargs = _text(words["nargs"]) if "nargs" in words else None
-        return f"{flag}+" if nargs in ("+", "*") else "any" if "nargs" in words else flag
+        nargs = _text(keywords["nargs"]) if "nargs" in keywords else None
+        return f"{flag}+" if nargs in ("+", "*") else "any" if "nargs" in keywords else flag
 
     def choices(self, node: ast.expr) -> list[str] | None:
         """Return the allowed values; None if they are known only when the engine runs."""
@@ -233,14 +233,14 @@ def _names(call: ast.Call) -> list[str]:
     return [word for argument in call.args if (word := _text(argument)) and word.startswith("-")]
 
 
-def _words(call: ast.Call) -> dict[str, ast.expr]:
-    return {word.arg: word.value for word in call.keywords if word.arg}
+def _keywords(call: ast.Call) -> dict[str, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
 
 
 def _add_call(reading: Reading, call: ast.Call, types: Types) -> None:
-    words = _words(call)
-    no = "action" in words and ast.unparse(words["action"]).endswith("BooleanOptionalAction")
-    reading.add(_names(call), types.of_argument(words), no=no)
+    keywords = _keywords(call)
+    no = "action" in keywords and ast.unparse(keywords["action"]).endswith("BooleanOptionalAction")
+    reading.add(_names(call), types.of_argument(keywords), no=no)
 
 
 def _fields(tree: ast.AST, name: str) -> dict[str, ast.expr]:
@@ -264,7 +264,7 @@ def vllm(folder: Path) -> tuple[Reading, PythonSource]:
     configs = dict(re.findall(r"^\s*(\w+) = get_kwargs\((\w+)\)", ast.unparse(tree), re.MULTILINE))
     sizes = _size_fields(tree)
     for call in _calls(tree, "add_argument"):
-        spread = " ".join(ast.unparse(word.value) for word in call.keywords if word.arg is None)
+        spread = " ".join(ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg is None)
         match = re.search(r"(\w+)\['(\w+)'\]", spread)
         if not match:
             _add_call(reading, call, types)
@@ -328,15 +328,17 @@ def _add_sglang_field(reading: Reading, name: str, annotation: ast.expr, types: 
         return
     assert isinstance(annotation.slice, ast.Tuple)
     flag, marks = types.of_annotation(annotation), annotation.slice.elts[1:]
-    words = next((_words(mark) for mark in marks if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "Arg"), {})
-    if "no_cli" in words or not any(words or _text(mark) for mark in marks):
+    keywords = next(
+        (_keywords(mark) for mark in marks if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "Arg"), {}
+    )
+    if "no_cli" in keywords or not any(keywords or _text(mark) for mark in marks):
         return
-    names = [_text(words["cli_name"]) if "cli_name" in words else f"--{name.replace('_', '-')}"]
-    names += [_text(alias) for alias in getattr(words.get("aliases"), "elts", [])]
-    if "choices" in words:
-        flag = types.choices(words["choices"]) or "any"
-    elif "type_parser" in words or "action" in words or "nargs" in words or flag == "json":
-        flag = "any" if "List" not in ast.unparse(annotation) or "type_parser" in words else flag
+    names = [_text(keywords["cli_name"]) if "cli_name" in keywords else f"--{name.replace('_', '-')}"]
+    names += [_text(alias) for alias in getattr(keywords.get("aliases"), "elts", [])]
+    if "choices" in keywords:
+        flag = types.choices(keywords["choices"]) or "any"
+    elif "type_parser" in keywords or "action" in keywords or "nargs" in keywords or flag == "json":
+        flag = "any" if "List" not in ast.unparse(annotation) or "type_parser" in keywords else flag
     reading.add([name for name in names if name], flag)
 
 

@@ -53,13 +53,14 @@ ONE_LINE = 80  # columns of a terminal in which a warning that names its points 
 def screen_of(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> Screen:
     """Return a run on one screen: each task's winner, the values that decide, warnings, and where to read more."""
     answered = answers([results]) if answered is None else answered
-    found, claimed = results.questions or results.claims, [one.criterion.quantity.column for one in answered]
-    is_grid = len(results.claims) > 1 and "capacity" in claimed  # within another SLO the probes are the answer
+    searches = results.questions or results.claims
+    asks_capacity = "capacity" in [answer.criterion.quantity.column for answer in answered]
+    is_grid = len(results.claims) > 1 and asks_capacity  # within another SLO the probes are the answer
     points: Table[Any] = of_capacities(results) if is_grid else deciding_table(results)
     log = next((loss.log for loss in _worst_first(results)), None)
     order: list[int] = []
     if not is_grid and "ladder_parent" not in results.points:
-        ranks = {each.point: rank for one in answered for rank, each in enumerate(one.configurations)}
+        ranks = {row.point: rank for answer in answered for rank, row in enumerate(answer.configurations)}
         order = sorted(range(len(points.rows)), key=lambda row: ranks.get(points.rows[row].name, len(ranks)))
     return Screen(
         heading=run_heading(results),
@@ -73,7 +74,7 @@ def screen_of(results: RunResults, answered: Sequence[TaskAnswer] | None = None)
         answer=leading_sentence(results, answered),
         with_slo="ttft_p50" not in results.points or any(answer.criterion.bounds for answer in answered),
         is_explained=_is_explained(results),
-        claims=all_claim_lines(found) if len(found) == 1 else (),  # as the run ended
+        claims=all_claim_lines(searches) if len(searches) == 1 else (),  # as the run ended
         others=results.run.others,
         advice=tie_advice(answered),
         marks=MARK_MEANINGS | ({"–": "a–b: interval of these launches"} if is_grid else {}),
@@ -138,17 +139,17 @@ def _winner(answer: TaskAnswer) -> Cell:
 
 def _lead(answer: TaskAnswer) -> Cell:
     if answer.tied:
-        others = answer.tied[0].full_name if len(answer.tied) == 1 else f"{len(answer.tied)} others"
-        return Cell("tie", f"with {others}", style="yellow")
+        rivals = answer.tied[0].full_name if len(answer.tied) == 1 else f"{len(answer.tied)} others"
+        return Cell("tie", f"with {rivals}", style="yellow")
     return Cell(advantage(answer, answer.meeting[1]).replace(" to ", "–") if answer.decided else NONE)
 
 
 def _is_explained(results: RunResults) -> bool:
     try:
-        made = list(designs(results.layout, results.run.baseline))
+        every = designs(results.layout, results.run.baseline)
+        return any(isinstance(design, Ladder) or len(design.knobs) > 1 for design in every)
     except Unexplained:
         return False
-    return any(isinstance(each, Ladder) or len(each.knobs) > 1 for each in made)
 
 
 def _worst_first(results: RunResults) -> list[Loss]:
@@ -167,8 +168,9 @@ def _doubts(
         yield f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{share}", "red", 2
     if early := sum(claim["status"] in UNCONFIRMED for claim in claims):
         yield f"! {early} of {len(claims)} searches ended early: their capacities are not confirmed", "yellow", 1
-    codes, order = {code for one in answered for each in one.configurations for code in each.codes}, list(Severity)
-    for warning in sorted(grouped(results.warnings), key=lambda w: (order.index(w.kind.severity), w.code not in codes)):
+    codes = {code for answer in answered for row in answer.configurations for code in row.codes}
+    rank = [*Severity].index
+    for warning in sorted(grouped(results.warnings), key=lambda w: (rank(w.kind.severity), w.code not in codes)):
         place, _, names = scope(warning, results.layout).partition(": ")
         points, some, _ = place.partition(";")[0].partition(" points")
         text = f"! {warning.message.partition(': ')[0]}"

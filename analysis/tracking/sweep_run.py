@@ -36,8 +36,8 @@ def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> 
             run.log(point)
         table = points_table(results)
         logged: dict[str, Any] = {"points": wandb.Table(columns=list(table), data=table.to_numpy(object).tolist())}
-        capacities, asked = claims_table(claims_within([results])), asked_points(results.questions)
-        for name, records in (("capacities", capacities.records()), ("question", asked.records())):
+        capacities, questions = claims_table(claims_within([results])), asked_points(results.questions)
+        for name, records in (("capacities", capacities.records()), ("question", questions.records())):
             if records:
                 logged[name] = wandb.Table(columns=list(records[0]), data=[[*each.values()] for each in records])
         images = sorted(paths.figures.glob("*.png"))
@@ -121,13 +121,10 @@ def outcome(results: RunResults) -> dict[str, Any]:
     answer = leading_sentence(results, answers([results]))
     claimed: dict[str, Any] = {}
     for number, claim in enumerate(claims_within([results])[:MOST_CAPACITIES]):
-        found = {"": f"{claim.record['configuration']}: {claim.load} {claim.record['unit']}"}
-        found |= {f"_{end}": claim.record[end] for end in ("lower", "upper")}
-        claimed |= {f"capacity{end}{f' {number}' if number else ''}": value for end, value in found.items()}
+        ends = {"": f"{claim.record['configuration']}: {claim.load} {claim.record['unit']}"}
+        ends |= {f"_{end}": claim.record[end] for end in ("lower", "upper")}
+        claimed |= {f"capacity{end}{f' {number}' if number else ''}": value for end, value in ends.items()}
     for record in results.questions.values():
-        claimed |= {
-            "question_best": record["best"],
-            "question_sure": record["sure"],
-            "question_answer": record["lines"],
-        }
+        claimed |= {f"question_{name}": record[name] for name in ("best", "sure")}
+        claimed["question_answer"] = record["lines"]
     return {"answer": answer, "points": len(points), "points_with_result": int((points["n"] > 0).sum()), **claimed}
